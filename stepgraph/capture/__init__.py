@@ -1,0 +1,23 @@
+"""Capture: from a call of the user's step to one flat ATen graph with guards."""
+
+from stepgraph.capture.capture import Captured, capture
+from stepgraph.capture.preflight import entry_reason, has_hooks
+from stepgraph.capture.refusal import Refusal, refusal_of
+from stepgraph.capture.scope import scalars_in, scope_reader
+from stepgraph.capture.self_test import self_test
+from stepgraph.capture.subjects import OptimizerSubject, Subject, Subjects
+
+__all__ = [
+    "Captured",
+    "OptimizerSubject",
+    "Refusal",
+    "Subject",
+    "Subjects",
+    "capture",
+    "entry_reason",
+    "has_hooks",
+    "refusal_of",
+    "scalars_in",
+    "scope_reader",
+    "self_test",
+]

@@ -1,0 +1,277 @@
+"""From a call of the user's step to one flat graph, its guards, and nothing changed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from stepgraph import torch_private
+from stepgraph.capture import traced
+from stepgraph.capture.flatten import flatten
+from stepgraph.capture.holders import holder_of
+from stepgraph.capture.names import slots
+from stepgraph.capture.preflight import tensor_reason
+from stepgraph.capture.refusal import Refusal, refusal_of, refuse
+from stepgraph.capture.scope import scope_reader
+from stepgraph.capture.subjects import (
+    ListSubject,
+    Subject,
+    Subjects,
+    is_growing,
+    subject_class,
+    zero_step_codes,
+)
+from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.torch_private import Traced, TraceHooks, TraceStop
+
+_MAX_RESTARTS = 64
+_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one trace of a step gave.
+
+    Attributes:
+        flat: The flat ATen graph, in program order.
+        traced: Dynamo's part: bytecode around the graph.
+        guards: Dynamo's guard manager, without the guards that went through stand-ins.
+        subjects: The subjects that the graph's markers name, by number.
+    """
+
+    flat: GraphModule
+    traced: Traced
+    guards: Any
+    subjects: dict[int, Subject]
+
+
+class _Met(TraceStop):
+    """A trace met a subject for the first time."""
+
+
+def capture(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    subjects: Subjects,
+    dynamic: Sequence[str] = (),
+) -> Captured:
+    """Trace `function(*args, **kwargs)` without running it.
+
+    Args:
+        function: The user's step, undecorated.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        subjects: What earlier traces met; extended.
+        dynamic: Dynamo's names of int and float inputs that vary between calls.
+
+    Raises:
+        Refusal: The step cannot be captured; nothing has changed.
+    """
+    subjects.refresh()
+    with _LOCK, _nothing_changes(function):
+        for _ in range(_MAX_RESTARTS):
+            try:
+                return _capture_once(function, args, kwargs, subjects, dynamic)
+            except _Met:
+                continue
+            except Refusal:
+                raise
+            except Exception as error:  # the capture boundary: any failure means eager
+                raise refusal_of(error) from error
+    raise Refusal("met new optimizers or lists in every trace")
+
+
+def _capture_once(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    subjects: Subjects,
+    dynamic: Sequence[str],
+) -> Captured:
+    hooks = _Hooks(subjects, function)
+    local_names = scope_reader(function)(args, kwargs)
+    if local_names is None:
+        refuse("the arguments do not fit the signature, or a closure variable is unset")
+    try:
+        with torch_private.tracing(hooks.trace_hooks, dynamic), subjects.standing_in():
+            found = torch_private.trace(function, args, kwargs, hooks.trace_hooks)
+            hooks.raise_stopped()
+            _check_trace(found)
+            flat = flatten(found.graph_module, refuse)
+            _label(flat, found, subjects, local_names)
+            guards = found.build_guards(_guard_filter(subjects))
+    except Exception:
+        hooks.raise_stopped()
+        raise
+    if not guards.check(local_names):
+        refuse(f"guards do not hold outside of the trace: {_failing(guards, local_names)}")
+    used = {
+        node.args[i]
+        for node in flat.graph.nodes
+        if MARKERS.get(node.target)
+        for i in _subject_arguments(node.target)
+    }
+    used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
+    return Captured(flat, found, guards, {s.number: s for s in subjects.all if s.number in used})
+
+
+class _Hooks:
+    """The hooks of one trace; remembers why it was stopped, whatever Dynamo makes of that."""
+
+    def __init__(self, subjects: Subjects, function: Callable[..., Any]) -> None:
+        self.subjects, self.function = subjects, function
+        self.stopped: TraceStop | None = None
+        self.trace_hooks = TraceHooks(
+            meet=self.meet,
+            grow=self.grow,
+            is_subject=lambda value: subjects.find(value) is not None,
+            backward=traced.backward,
+            set_grad=OPS.set_grad.default,
+            toggle=OPS.toggle.default,
+            refuse=self.refuse,
+            quiet=zero_step_codes(),
+        )
+
+    def meet(self, value: Any) -> None:
+        if isinstance(value, traced.Opaque):
+            self.refuse(value.reason)
+        kind = subject_class(value)
+        if kind is not None and self.subjects.find(value) is None:
+            self.subjects.add(kind(value))
+            self.stop(_Met())
+
+    def grow(self, source: Any, value: Any, resolve: Callable[[Any], Any]) -> None:
+        """A list that existed before the step is about to change."""
+        if is_growing(value) and self.subjects.find(value) is None:
+            name, holder = holder_of(source, resolve, self.function)
+            if holder is not None:
+                self.subjects.add(ListSubject(value, name, holder))
+                self.stop(_Met())
+
+    def refuse(self, reason: str) -> None:
+        self.stop(Refusal(reason))
+
+    def stop(self, error: TraceStop) -> None:
+        self.stopped = error
+        raise error
+
+    def raise_stopped(self) -> None:
+        if self.stopped is not None:
+            raise self.stopped
+
+
+def _check_trace(found: Traced) -> None:
+    """Refuse graphs that would not mean what the step means."""
+    graph_module = found.graph_module
+    reason = tensor_reason(found.values)
+    if reason is not None:
+        refuse(reason)
+    for node in graph_module.graph.nodes:
+        target = str(node.target)
+        if node.op == "get_attr" and isinstance(getattr(graph_module, target, None), Tensor):
+            refuse("the graph holds a tensor that is no input of the step")
+        if "register_hook" in target or "register_post_accumulate" in target:
+            refuse("registers hooks inside the step")
+        if "manual_seed" in target or "set_rng_state" in target:
+            refuse("host randomness: seeds inside the step")
+    replaced = any(node.target is OPS.set_grad.default for node in graph_module.graph.nodes)
+    if replaced and found.loads_after_call() & {"grad", "_grad"}:
+        refuse("keeps a gradient that the step replaces")
+
+
+def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]]], list[bool]]:
+    """Return a filter that drops guards on what stands in for something during the trace."""
+    replaced = subjects.replaced
+
+    def keep(entries: Sequence[tuple[str, str, Any]]) -> list[bool]:
+        prefixes = {
+            f"{name}.{attribute}"
+            for name, _, value in entries
+            for attribute in replaced.get(id(value), ())
+        }
+        recorders = {name for name, _, value in entries if isinstance(value, traced.Recorder)}
+        prefixes |= recorders
+        return [
+            not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)
+            and not (kind == "NOT_PRESENT_IN_GENERIC_DICT" and id(value) in replaced)
+            for name, kind, value in entries
+        ]
+
+    return keep
+
+
+def _label(
+    flat: GraphModule, found: Traced, subjects: Subjects, local_names: dict[str, Any]
+) -> None:
+    """Say in the metadata of the flat graph what its inputs and subjects are called."""
+    placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
+    for node, slot in zip(placeholders, slots(found.sources, found.values, local_names), strict=True):
+        node.meta["stepgraph.slot"] = slot
+    _name_subjects(subjects, local_names)
+    for node in flat.graph.nodes:
+        numbers = [node.args[i] for i in _subject_arguments(node.target)]
+        if numbers:
+            node.meta["stepgraph.label"] = subjects[numbers[0]].label
+            owners = [getattr(subjects[n].value, "optimizer", None) for n in numbers]
+            node.meta["stepgraph.hyper"] = [
+                (subjects.find(owner) or subjects[n]).label
+                for owner, n in zip(owners, numbers, strict=True)
+            ]
+
+
+def _name_subjects(subjects: Subjects, local_names: dict[str, Any]) -> None:
+    """Call every subject what its author calls it."""
+    names: dict[int, str] = {}
+    for name, value in local_names.items():
+        names.setdefault(id(value), name)
+        for key, held in getattr(value, "__dict__", {}).items():
+            names.setdefault(id(held), key)
+            for i, item in enumerate(held if isinstance(held, list | tuple) else ()):
+                names.setdefault(id(item), f"{key}[{i}]")
+    for subject in subjects.all:
+        subject.name = subject.name or names.get(id(subject.value), "")
+
+
+def _subject_arguments(target: Any) -> tuple[int, ...]:
+    """Return which arguments of a marker are numbers of subjects."""
+    if target not in MARKERS:
+        return ()
+    arguments = target._schema.arguments
+    return tuple(i for i, a in enumerate(arguments) if a.name in ("subject", "optimizer"))
+
+
+def _failing(guards: Any, scope: dict[str, Any]) -> str:
+    parts = getattr(guards.check_verbose(scope), "verbose_code_parts", None) or ["unknown"]
+    return str(parts[0]).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _nothing_changes(function: Callable[..., Any]) -> Iterator[None]:
+    """Restore random state and, when a capture fails, the names Dynamo put into globals."""
+    raw = getattr(function, "__func__", function)
+    before = set(raw.__globals__)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    except BaseException:
+        for name in set(raw.__globals__) - before:
+            del raw.__globals__[name]
+        raise
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,188 @@
+"""From Dynamo's graph, which still calls autograd, to one flat ATen graph of the whole step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.utils._pytree import tree_leaves
+
+from stepgraph.capture import traced
+from stepgraph.ir import Kind
+from stepgraph.ir.markers import MARKERS, OPS
+
+_CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
+_NORM_FUNCTIONS = {"_get_total_norm", "get_total_norm"}
+_SHAPE_ONLY = (torch.nn.Parameter, Tensor)
+
+
+@dataclass
+class Flattener(Interpreter):
+    """Runs Dynamo's graph on its fake tensors inside `make_fx`, and names what each node is.
+
+    Attributes:
+        refuse: Called with a reason when the graph cannot be kept.
+    """
+
+    refuse: Callable[[str], None]
+    consumed: set[Any] = field(default_factory=set)
+    logged: list[Tensor] = field(default_factory=list)
+    phase: int = 0
+
+    def __init__(self, graph_module: GraphModule, refuse: Callable[[str], None]) -> None:
+        super().__init__(graph_module)
+        self.refuse = refuse
+        self.consumed, self.logged, self.phase = set(), [], 0
+
+    def run_node(self, n: Node) -> Any:
+        graph = get_proxy_mode().tracer.graph
+        before = graph._root.prev
+        result = super().run_node(n)
+        kind, phase = self._kind(n), self.phase
+        at = _user_line(n)
+        node = graph._root.prev
+        while node is not before and node.op != "root":
+            node.meta.setdefault("stepgraph.kind", kind)
+            node.meta.setdefault("stepgraph.phase", phase)
+            if at is not None:
+                node.meta.setdefault("stepgraph.at", at)
+            node = node.prev
+        if n.target is torch.autograd.grad and kind is Kind.BACKWARD:
+            self.phase += 1
+        return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        name = MARKERS.get(target) or MARKERS.get(getattr(target, "default", None))
+        if target is torch.autograd.grad:
+            self._check_grad(args, kwargs)
+        elif name == "log":
+            self.logged.append(args[0])
+            args = (args[0].detach(), *args[1:])
+        elif name == "toggle":
+            result = OPS.toggle.default(args[0].detach(), args[1])
+            args[0].requires_grad_(args[1])
+            return result
+        elif name in ("set_grad", "first_grad"):
+            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+        return super().call_function(target, args, kwargs)
+
+    def finish(self) -> None:
+        """Check what can be checked only at the end of the step."""
+        for value in self.logged:
+            if value.requires_grad and not _nodes_of(value) & self.consumed:
+                self.refuse("returns or stores a tensor with a live graph")
+
+    def _check_grad(self, args: Any, kwargs: Any) -> None:
+        """Remember what a backward consumes; refuse one that would miss a leaf."""
+        outputs, inputs = args[0], args[1]
+        outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+        nodes = set().union(*(_nodes_of(output) for output in outputs))
+        if not (kwargs.get("retain_graph") or kwargs.get("create_graph")):
+            self.consumed |= {node for node in nodes if not hasattr(node, "variable")}
+        if kwargs.get("allow_unused"):
+            leaves = {id(leaf) for leaf in tree_leaves(inputs)}
+            reached = [node.variable for node in nodes if hasattr(node, "variable")]
+            if any(id(leaf) not in leaves for leaf in reached if leaf.requires_grad):
+                self.refuse("backward() reaches a tensor that is no input of the step")
+
+    def _kind(self, node: Node) -> Kind:
+        stack = node.meta.get("stack_trace") or ""
+        if frame := _CLIP_FRAME.findall(stack):
+            return Kind.GRAD_NORM if _NORM_FUNCTIONS & set(frame) else Kind.CLIP
+        if f'"{traced.__file__}"' in stack:
+            last = stack.rpartition(f'"{traced.__file__}"')[2]
+            if "in backward" in last:
+                return Kind.BACKWARD
+            if "in zero_grad" in last:
+                return Kind.ZERO_GRAD
+        return Kind.FORWARD
+
+
+def flatten(graph_module: GraphModule, refuse: Callable[[str], None]) -> GraphModule:
+    """Return the flat ATen graph of a captured step, in program order.
+
+    Args:
+        graph_module: Dynamo's graph; its placeholders carry the fake tensors to trace with.
+        refuse: Called with a reason; raises.
+
+    Returns:
+        A graph whose nodes carry `stepgraph.kind`, `stepgraph.phase` and `stepgraph.at`.
+    """
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    fakes = [node.meta["example_value"] for node in placeholders]
+    symbolic = any(_is_symbolic(value) for value in fakes)
+    flattener = Flattener(graph_module, refuse)
+
+    def step(*inputs: Any) -> Any:
+        with _autocast_cache():
+            outputs = flattener.run(*inputs)
+        flattener.finish()
+        return outputs
+
+    with torch.enable_grad():
+        flat = make_fx(step, tracing_mode="symbolic" if symbolic else "fake")(*fakes)
+    _check(flat, refuse)
+    return flat
+
+
+@contextmanager
+def _autocast_cache() -> Iterator[None]:
+    """Cast a weight once per autocast region, as eager does; `make_fx` switches that off."""
+    was = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was)
+        torch.clear_autocast_cache()
+
+
+def _check(flat: GraphModule, refuse: Callable[[str], None]) -> None:
+    for node in flat.graph.nodes:
+        if node.op == "get_attr" and isinstance(_attribute(flat, node.target), Tensor):
+            value = _attribute(flat, node.target)
+            if value.requires_grad or value.numel() > 1:
+                refuse("the graph holds a tensor that is no input of the step")
+        for value in tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor) and value.layout is not torch.strided:
+                refuse("sparse gradients or tensors")
+
+
+def _attribute(module: Any, target: str) -> Any:
+    for name in target.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _is_symbolic(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return any(isinstance(size, torch.SymInt) for size in value.shape)
+    return isinstance(value, torch.SymInt | torch.SymFloat)
+
+
+def _nodes_of(tensor: Tensor) -> set[Any]:
+    """Return the autograd nodes reachable from `tensor`."""
+    seen: set[Any] = set()
+    todo = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo.extend(following for following, _ in node.next_functions)
+    return seen
+
+
+def _user_line(node: Node) -> str | None:
+    """Return `file:line` of the innermost user frame that led to `node`."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    for file, line in reversed(frames):
+        if "/torch/" not in file and file != traced.__file__:
+            return f"{file}:{line}"
+    return None

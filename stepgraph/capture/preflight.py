@@ -1,0 +1,57 @@
+"""Facts about the moment of a call that a captured step could not honour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+_GLOBAL_HOOKS = tuple(
+    getattr(nn_module, name)
+    for name in (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+)
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+
+
+def entry_reason() -> str | None:
+    """Return why no step may be replayed or captured right now, or None."""
+    if not torch.is_grad_enabled():
+        return "called under no_grad or inference_mode"
+    if torch._C._len_torch_dispatch_stack():
+        return "called under a dispatch mode"
+    if torch.is_anomaly_enabled():
+        return "called under detect_anomaly"
+    if any(_GLOBAL_HOOKS):
+        return "global module hooks are registered"
+    return None
+
+
+def tensor_reason(tensors: Iterable[Any]) -> str | None:
+    """Return why the real inputs of a trace cannot be inputs of a program, or None."""
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        if type(tensor) not in _PLAIN:
+            return f"a tensor subclass among the inputs: {type(tensor).__name__}"
+        if tensor.layout is not torch.strided:
+            return "sparse gradients or tensors"
+        if tensor.requires_grad and has_hooks(tensor):
+            return "hooks on a tensor or parameter"
+        if tensor.grad_fn is not None:
+            return "an input with a graph of its own (grad_fn)"
+    return None
+
+
+def has_hooks(tensor: Tensor) -> bool:
+    """Return whether autograd would call Python of the user's for `tensor`."""
+    return bool(tensor._backward_hooks) or bool(
+        getattr(tensor, "_post_accumulate_grad_hooks", None)
+    )

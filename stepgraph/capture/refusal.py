@@ -1,0 +1,76 @@
+"""Why a step is not captured, in words that its author can act on."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+from stepgraph import torch_private
+from stepgraph.torch_private import TraceStop
+
+
+class Refusal(TraceStop):
+    """A named reason to run a step eagerly.
+
+    Attributes:
+        reason: What the step does, in a few words.
+        at: The user's `file:line`, when it is known.
+        hint: What would let the step be captured.
+    """
+
+    def __init__(self, reason: str, at: str | None = None, hint: str | None = None) -> None:
+        super().__init__(reason, at, hint)
+        self.reason, self.at, self.hint = reason, at, hint
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Refusal) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.at})" if self.at else self.reason
+
+
+def refuse(reason: str) -> NoReturn:
+    """Refuse the step."""
+    raise Refusal(reason)
+
+
+_NAMED: tuple[tuple[str, str, str | None], ...] = (
+    # what Dynamo's message contains, the reason, what to try
+    (
+        r"Data-dependent|data-dependent|GuardOnDataDependent|Could not guard|Could not extract",
+        "data-dependent branch: Python decides by the value of a tensor",
+        "torch.where, or decide outside the step",
+    ),
+    (r"builtin.*print|print\(|reorderable_logging", "calls print inside the step", "return it"),
+    (r"register_hook|_hooks|backward hook", "hooks that a trace would lose", None),
+    (r"Generator", "host randomness: uses a torch.Generator inside the step", None),
+    (r"manual_seed|set_rng_state", "host randomness: seeds inside the step", "seed outside"),
+    (r"numpy|np\.", "calls NumPy inside the step", "compute with torch"),
+    (r"sparse|Sparse", "sparse gradients or tensors", None),
+    (r"closure", "passes a closure that is not captured", None),
+    (r"modified by an inplace operation", "backward through a tensor that was changed", None),
+)
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Translate any exception of a failed capture."""
+    if isinstance(error, Refusal):
+        return error
+    message = str(error)
+    at = _user_line(error)
+    for pattern, reason, hint in _NAMED:
+        if re.search(pattern, message):
+            return Refusal(reason, at, hint)
+    first = next((line.strip() for line in message.splitlines() if line.strip()), "")
+    kind = "cannot be traced" if torch_private.is_unsupported(error) else type(error).__name__
+    return Refusal(f"{kind}: {first}" if first else kind, at)
+
+
+def _user_line(error: BaseException) -> str | None:
+    for frame in reversed(list(torch_private.user_stack(error) or ())):
+        if "/torch/" not in frame.filename and "stepgraph/capture" not in frame.filename:
+            return f"{frame.filename}:{frame.lineno}"
+    return None

@@ -1,0 +1,70 @@
+"""The local names of a call, as guards see them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+Scope = dict[str, Any]
+
+
+def scope_reader(
+    function: Callable[..., Any],
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Scope | None]:
+    """Return a fast reader of arguments and closure variables by name.
+
+    The reader returns None for a call that does not fit the signature or meets an empty cell:
+    such a call is left to the function itself.
+    """
+    raw = getattr(function, "__func__", function)
+    signature = inspect.signature(raw, follow_wrapped=False)
+    bound_self = (function.__self__,) if inspect.ismethod(function) else ()
+    cells = tuple(zip(raw.__code__.co_freevars, raw.__closure__ or (), strict=True))
+    names = tuple(signature.parameters)
+    simple = all(
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in signature.parameters.values()
+    )
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
+        args = bound_self + args
+        if simple and not kwargs and len(args) == len(names):
+            scope = dict(zip(names, args, strict=True))
+        else:
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:
+                return None
+            bound.apply_defaults()
+            scope = dict(bound.arguments)
+        try:
+            for name, cell in cells:
+                scope[name] = cell.cell_contents
+        except ValueError:
+            return None
+        return scope
+
+    return read
+
+
+def scalars_in(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the ints and floats among the arguments, by Dynamo's name of their source."""
+    scope = scope_reader(function)(args, kwargs) or {}
+    found: dict[str, Any] = {}
+    for name in inspect.signature(getattr(function, "__func__", function)).parameters:
+        _collect(f"L['{name}']", scope.get(name), found, depth=3)
+    return found
+
+
+def _collect(name: str, value: Any, found: dict[str, Any], depth: int) -> None:
+    if type(value) in (int, float):
+        found[name] = value
+    elif depth and type(value) is dict:
+        for key, item in value.items():
+            _collect(f"{name}[{key!r}]", item, found, depth - 1)
+    elif depth and type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            _collect(f"{name}[{i}]", item, found, depth - 1)

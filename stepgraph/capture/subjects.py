@@ -1,0 +1,253 @@
+"""The subjects of a step: optimizers, schedulers, scalers, averaged models and growing lists.
+
+A trace does not look into them. While it runs, their methods are replaced on the instance by
+stand-ins that leave markers; at replay the marker runs the real method of the real object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from stepgraph.capture import traced
+from stepgraph.capture.traced import TABLE, Opaque
+
+_numbers = itertools.count()
+
+
+class Subject:
+    """An object of the user's that a step acts on.
+
+    Attributes:
+        value: The object.
+        number: Its place in the table that traced code reads.
+        name: What its author calls it, or empty.
+    """
+
+    def __init__(self, value: Any, name: str = "") -> None:
+        self.value = value
+        self.number = next(_numbers)
+        self.name = name
+        setattr(TABLE, f"subject_{self.number}", self)
+
+    @property
+    def label(self) -> str:
+        """What people call it, for example `"Adam(d_opt)"`."""
+        kind = type(self.value).__name__
+        return f"{kind}({self.name})" if self.name else kind
+
+    def forget(self) -> None:
+        """Take the subject out of the table; traced programs that use it must be gone."""
+        vars(TABLE).pop(f"subject_{self.number}", None)
+
+    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+        """Return the instance attributes that a trace sees."""
+        raise NotImplementedError
+
+    def unchanged(self) -> bool:
+        """Return whether what the trace took as a fact about the subject still holds."""
+        return True
+
+    def read(self, group: int, key: str) -> float:
+        """Return a number of the subject, now."""
+        raise NotImplementedError
+
+
+class OptimizerSubject(Subject):
+    """A `torch.optim.Optimizer`, the user's own subclasses included."""
+
+    def __init__(self, value: Optimizer, name: str = "") -> None:
+        super().__init__(value, name)
+        self.groups = [list(group["params"]) for group in value.param_groups]
+        self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
+
+    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+        own = type(self.value)
+        replaced = traced.optimizer_stand_ins(
+            self.number,
+            closure_allowed=own.__module__.startswith("torch.optim.") and own is not LBFGS,
+        )
+        if own.zero_grad is not Optimizer.zero_grad:
+            replaced.pop("zero_grad")
+        groups = [
+            traced.Group(self.number, i, tuple(k for k, v in group.items() if type(v) is float))
+            for i, group in enumerate(self.value.param_groups)
+        ]
+        state = Opaque("reads the state of an optimizer inside the step")
+        return {**replaced, "param_groups": groups, "state": state}
+
+    def unchanged(self) -> bool:
+        groups = self.value.param_groups
+        return len(groups) == len(self.groups) and all(
+            len(now["params"]) == len(then) and all(map(operator.is_, now["params"], then))
+            for now, then in zip(groups, self.groups, strict=True)
+        )
+
+    def read(self, group: int, key: str) -> float:
+        return float(self.value.param_groups[group][key])
+
+
+class SchedulerSubject(Subject):
+    """A learning rate scheduler."""
+
+    _HIDDEN = ("last_epoch", "_last_lr", "_step_count", "base_lrs", "num_bad_epochs", "best")
+
+    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+        n_groups = len(getattr(self.value.optimizer, "param_groups", ()))
+        hidden = Opaque("reads an attribute of a scheduler inside the step")
+        return {
+            **{name: hidden for name in self._HIDDEN if name in vars(self.value)},
+            **traced.scheduler_stand_ins(self.number, n_groups=n_groups),
+        }
+
+    def read(self, group: int, key: str) -> float:
+        return float(self.value.get_last_lr()[group])
+
+
+class ScalerSubject(Subject):
+    """A `GradScaler`."""
+
+    def __init__(self, value: GradScaler, name: str = "") -> None:
+        super().__init__(value, name)
+        self.enabled = value.is_enabled()
+        self.scale = getattr(value, "_scale", None)
+
+    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+        if not self.enabled:
+            return traced.disabled_scaler_stand_ins()
+        optimizers = {
+            id(s.value): s.number for s in subjects.all if isinstance(s, OptimizerSubject)
+        }
+        return traced.scaler_stand_ins(self.number, optimizers)
+
+    def unchanged(self) -> bool:
+        now = self.value
+        return now.is_enabled() == self.enabled and getattr(now, "_scale", None) is self.scale
+
+    def read(self, group: int, key: str) -> float:
+        return float(self.value.get_scale())
+
+
+class AveragedModelSubject(Subject):
+    """A `torch.optim.swa_utils.AveragedModel`."""
+
+    def __init__(self, value: AveragedModel, name: str = "") -> None:
+        super().__init__(value, name)
+        self.averages: list[Tensor] = [*value.parameters(), *value.buffers()]
+
+    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+        return traced.averaged_model_stand_ins(self.number)
+
+    def unchanged(self) -> bool:
+        now = itertools.chain(self.value.parameters(), self.value.buffers())
+        return all(map(operator.is_, now, self.averages))
+
+
+class ListSubject(Subject):
+    """A list or deque that the step appends to.
+
+    Attributes:
+        holder: Reads and writes the place that holds the list, so that a trace can put a
+            recorder there.
+    """
+
+    def __init__(
+        self, value: Any, name: str, holder: tuple[Callable[[], Any], Callable[[Any], None]]
+    ) -> None:
+        super().__init__(value, name)
+        self.get, self.put = holder
+
+    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+        return {}
+
+    def unchanged(self) -> bool:
+        return self.get() is self.value
+
+
+class Subjects:
+    """The subjects of one compiled step, in the order they were met."""
+
+    def __init__(self) -> None:
+        self.all: list[Subject] = []
+        self.replaced: dict[int, tuple[str, ...]] = {}
+        self._by_id: dict[int, Subject] = {}
+
+    def __getitem__(self, number: int) -> Subject:
+        return next(subject for subject in self.all if subject.number == number)
+
+    def find(self, value: Any) -> Subject | None:
+        """Return the subject that stands for `value`."""
+        return self._by_id.get(id(value))
+
+    def add(self, subject: Subject) -> None:
+        """Add a subject; one that stands for the same object is replaced."""
+        self.all = [known for known in self.all if known.value is not subject.value]
+        self.all.append(subject)
+        self._by_id[id(subject.value)] = subject
+
+    def refresh(self) -> None:
+        """Look again at every subject that has changed since it was met."""
+        for subject in list(self.all):
+            if not subject.unchanged() and not isinstance(subject, ListSubject):
+                self.add(type(subject)(subject.value, subject.name))
+
+    @contextlib.contextmanager
+    def standing_in(self) -> Iterator[None]:
+        """Scope in which the instances show stand-ins; every attribute is restored.
+
+        `replaced` says, by id of the object, which attributes.
+        """
+        with contextlib.ExitStack() as stack:
+            for subject in self.all:
+                if isinstance(subject, ListSubject):
+                    stack.callback(subject.put, subject.value)
+                    subject.put(traced.Recorder(subject.number))
+                    continue
+                attributes = subject.value.__dict__
+                before = dict(attributes)
+                replaced = subject.stand_ins(self)
+                self.replaced[id(subject.value)] = tuple(replaced)
+                stack.callback(_restore, attributes, before)
+                attributes.update(replaced)
+            yield
+
+
+def subject_class(value: Any) -> type[Subject] | None:
+    """Return the kind of subject that `value` would be, or None."""
+    if isinstance(value, Optimizer):
+        return OptimizerSubject
+    if isinstance(value, LRScheduler):
+        return SchedulerSubject
+    if isinstance(value, GradScaler):
+        return ScalerSubject
+    if isinstance(value, AveragedModel):
+        standard = type(value).update_parameters is AveragedModel.update_parameters
+        return AveragedModelSubject if standard else None
+    return None
+
+
+def is_growing(value: Any) -> bool:
+    """Return whether `value` is a container that a recorder can stand in for."""
+    return type(value) in (list, deque)
+
+
+def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in list(attributes):
+        if name not in before:
+            del attributes[name]
+    attributes.update(before)
+
+
+def zero_step_codes() -> set[Any]:
+    """Return the code of stand-ins whose stores to `.grad` are covered by a marker."""
+    return {traced.optimizer_stand_ins(-1, closure_allowed=False)["zero_grad"].__code__}

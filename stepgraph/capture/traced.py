@@ -1,0 +1,245 @@
+"""Python that exists to be traced: what Dynamo inlines in the place of torch's own methods.
+
+Nothing here runs outside a trace. Every stand-in reads its subject through `TABLE`, a global that
+outlives the trace, so that the names of tensors and the guards on them stay valid at replay when
+the stand-ins are gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepgraph.ir.markers import OPS
+
+_add_grad_ = OPS.add_grad_
+_ema = OPS.ema
+_first_grad = OPS.first_grad
+_hyper = OPS.hyper
+_log = OPS.log
+_lr_step = OPS.lr_step
+_scale_update = OPS.scale_update
+_scaled_step = OPS.scaled_step
+_set_hyper = OPS.set_hyper
+_step = OPS.step
+_unscale = OPS.unscale
+_zero_grad = OPS.zero_grad
+
+
+class Table:
+    """Namespace of subjects, `subject_0`, `subject_1` and so on."""
+
+
+TABLE = Table()
+
+
+class Opaque:
+    """Something a trace must not look into; meeting one refuses the step for `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+REFUSE_APPEND = Opaque("appends something that is neither a tensor nor a number to a list")
+REFUSE_HYPER = Opaque("reads or writes a hyper-parameter that is not a float inside the step")
+REFUSE_LIST = Opaque("reads a list that the step appends to")
+REFUSE_CLOSURE = Opaque("passes a closure to an optimizer that is not torch's own")
+REFUSE_SCALER = Opaque("uses GradScaler in a way that is not captured")
+REFUSE_EPOCH = Opaque("passes an epoch to scheduler.step()")
+
+
+def backward(
+    loss: Tensor,
+    leaves: list[Tensor],
+    gradient: Tensor | None,
+    retain_graph: bool | None,
+    allow_unused: bool,
+) -> None:
+    """Trace `loss.backward()`: gradients first, then into `.grad` as `AccumulateGrad` does."""
+    values = torch.autograd.grad(
+        loss, leaves, gradient, retain_graph=retain_graph, allow_unused=allow_unused
+    )
+    with torch.no_grad():
+        for leaf, value in zip(leaves, values):  # noqa: B905  (traced)
+            if value is not None:
+                if leaf.grad is None:
+                    leaf.grad = _first_grad(leaf, value)
+                else:
+                    _add_grad_(leaf.grad, value)
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+class Group:
+    """Stands in for one of `optimizer.param_groups`."""
+
+    def __init__(self, number: int, index: int, floats: tuple[str, ...]) -> None:
+        self.number, self.index, self.floats = number, index, floats
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "params":
+            return getattr(TABLE, f"subject_{self.number}").groups[self.index]
+        if key not in self.floats:
+            return REFUSE_HYPER.reason
+        return _hyper(self.number, self.index, key).item()
+
+    def __setitem__(self, key: str, value: float) -> None:
+        if key not in self.floats:
+            REFUSE_HYPER.reason  # noqa: B018
+        _set_hyper(torch.scalar_tensor(value, dtype=torch.float64), self.number, self.index, key)
+
+
+def optimizer_stand_ins(number: int, *, closure_allowed: bool) -> dict[str, Any]:
+    """Return what replaces `step` and `zero_grad` on an optimizer."""
+    name = f"subject_{number}"
+
+    def step(closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            if not closure_allowed:
+                REFUSE_CLOSURE.reason  # noqa: B018
+            with torch.enable_grad():
+                loss = closure()
+        parameters = getattr(TABLE, name).parameters
+        with torch.no_grad():
+            _step([p.detach() for p in parameters], _gradients(parameters), number)
+        return loss
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        parameters = getattr(TABLE, name).parameters
+        with torch.no_grad():
+            if set_to_none:
+                _zero_grad([p.detach() for p in parameters], number)
+                for p in parameters:
+                    p.grad = None
+            else:
+                for p in parameters:
+                    if p.grad is not None:
+                        p.grad.zero_()
+
+    return {"step": step, "zero_grad": zero_grad}
+
+
+def scheduler_stand_ins(number: int, *, n_groups: int) -> dict[str, Any]:
+    """Return what replaces the methods of a learning rate scheduler."""
+
+    def step(metrics: Any = None, epoch: Any = None) -> None:
+        if epoch is not None or isinstance(metrics, int):
+            REFUSE_EPOCH.reason  # noqa: B018
+        if isinstance(metrics, float):
+            metrics = torch.scalar_tensor(metrics, dtype=torch.float64)
+        _lr_step(None if metrics is None else metrics.detach(), number)
+
+    def get_last_lr() -> list[Any]:
+        return [_hyper(number, i, "last_lr").item() for i in range(n_groups)]
+
+    return {"step": step, "get_last_lr": get_last_lr}
+
+
+def disabled_scaler_stand_ins() -> dict[str, Any]:
+    """Return what replaces the methods of a `GradScaler(enabled=False)`."""
+
+    def scale(outputs: Any) -> Any:
+        return outputs
+
+    def unscale_(optimizer: Any) -> None:
+        pass
+
+    def step(optimizer: Any) -> Any:
+        return optimizer.step()
+
+    def update(new_scale: Any = None) -> None:
+        pass
+
+    return {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
+
+
+def scaler_stand_ins(number: int, optimizers: dict[int, int]) -> dict[str, Any]:
+    """Return what replaces the methods of an enabled `GradScaler`.
+
+    Args:
+        number: The scaler's place in the table.
+        optimizers: Place in the table of each optimizer, by its id.
+    """
+    name = f"subject_{number}"
+
+    def scale(outputs: Any) -> Any:
+        if not isinstance(outputs, torch.Tensor):
+            REFUSE_SCALER.reason  # noqa: B018
+        return outputs * getattr(TABLE, name).scale.to(device=outputs.device, non_blocking=True)
+
+    def unscale_(optimizer: Any) -> None:
+        place = optimizers[id(optimizer)]
+        with torch.no_grad():
+            _unscale(_gradients(getattr(TABLE, f"subject_{place}").parameters), number, place)
+
+    def step(optimizer: Any) -> None:
+        place = optimizers[id(optimizer)]
+        parameters = getattr(TABLE, f"subject_{place}").parameters
+        with torch.no_grad():
+            detached = [p.detach() for p in parameters]
+            _scaled_step(detached, _gradients(parameters), number, place)
+
+    def update(new_scale: Any = None) -> None:
+        if new_scale is not None:
+            REFUSE_SCALER.reason  # noqa: B018
+        _scale_update(getattr(TABLE, name).scale, number)
+
+    def get_scale() -> Any:
+        return _hyper(number, 0, "scale").item()
+
+    return {
+        "scale": scale,
+        "unscale_": unscale_,
+        "step": step,
+        "update": update,
+        "get_scale": get_scale,
+    }
+
+
+def averaged_model_stand_ins(number: int) -> dict[str, Any]:
+    """Return what replaces `update_parameters` of an `AveragedModel`."""
+    name = f"subject_{number}"
+
+    def update_parameters(model: Any) -> None:
+        with torch.no_grad():
+            averages = [t.detach() for t in getattr(TABLE, name).averages]
+            parameters = [t.detach() for t in model.parameters()]
+            _ema(averages, parameters, list(model.buffers()), number)
+
+    return {"update_parameters": update_parameters}
+
+
+class Recorder:
+    """Stands in for a list of the user's that grows in the step."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def append(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            _log(value, self.number, False)
+        elif isinstance(value, float):
+            _log(torch.scalar_tensor(value, dtype=torch.float64), self.number, True)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            _log(torch.scalar_tensor(value, dtype=torch.int64), self.number, True)
+        else:
+            REFUSE_APPEND.reason  # noqa: B018
+
+    def extend(self, values: Any) -> None:
+        for value in values:
+            self.append(value)
+
+    def __len__(self) -> int:
+        REFUSE_LIST.reason  # noqa: B018
+        return 0
+
+    def __getitem__(self, index: Any) -> Any:
+        return REFUSE_LIST.reason
+
+    def __iter__(self) -> Any:
+        return REFUSE_LIST.reason

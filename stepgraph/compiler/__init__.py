@@ -1,0 +1,7 @@
+"""The compiler: capture, lower, replay; a variant for every path through a step."""
+
+from stepgraph.compiler.compile import compile
+from stepgraph.compiler.compiled_step import CompiledStep
+from stepgraph.compiler.explanation import Explanation
+
+__all__ = ["CompiledStep", "Explanation", "compile"]

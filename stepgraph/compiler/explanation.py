@@ -1,0 +1,170 @@
+"""What was captured, said in the words of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stepgraph.capture import Refusal
+from stepgraph.compiler.variant import Variant
+
+
+@dataclass(frozen=True)
+class OptimizerReport:
+    """An optimizer of a variant: how many tensors and elements, and how it is run."""
+
+    label: str
+    tensors: int
+    elements: int
+    fused: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """A variant: nodes by kind, optimizers, and times in milliseconds."""
+
+    nodes: dict[str, int]
+    operators: int
+    optimizers: tuple[OptimizerReport, ...]
+    capture_ms: float
+    replay_ms: float | None
+    replays: int
+
+
+@dataclass(frozen=True)
+class FallbackReport:
+    """A reason to run eagerly, where, how often, and what to try."""
+
+    reason: str
+    at: str | None
+    count: int
+    hint: str | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `CompiledStep.explain()` returns; prints itself.
+
+    Attributes:
+        name: The step's name.
+        captured: Whether at least one variant has replayed.
+        captures: Number of variants made.
+        calls: Number of calls so far.
+        replays: Number of calls that replayed a variant.
+        fallback_reason: The latest reason to run eagerly, or None.
+        fallbacks: All reasons, with counts.
+        variants: One report for each variant.
+        first_call_ms: Time of the first, eager call; includes lazy set-up, not comparable.
+    """
+
+    name: str
+    captured: bool
+    captures: int
+    calls: int
+    replays: int
+    fallback_reason: str | None
+    fallbacks: tuple[FallbackReport, ...]
+    variants: tuple[VariantReport, ...]
+    first_call_ms: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the explanation as plain dicts and lists."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self._verdict()}"]
+        lines.append(f"  calls        {self.calls}, of which replayed {self.replays}")
+        for i, variant in enumerate(self.variants):
+            lines += _variant_lines(i, variant)
+        for fallback in self.fallbacks:
+            lines.append(f"  eager        {fallback.count} x {fallback.reason}")
+            if fallback.at:
+                lines.append(f"                 at  {fallback.at}")
+            if fallback.hint:
+                lines.append(f"                 try {fallback.hint}")
+        if self.first_call_ms is not None:
+            lines.append(
+                f"  first call   {self.first_call_ms:.2f} ms, eager, with lazy set-up: "
+                "not comparable"
+            )
+        return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        if self.captured:
+            plural = "" if self.captures == 1 else "s"
+            return f"captured whole, {self.captures} variant{plural}"
+        if self.fallback_reason is not None:
+            return f"runs eagerly: {self.fallback_reason}"
+        if self.variants:
+            return "captured, not replayed yet"
+        return "not captured yet: the first call is eager, the second is captured"
+
+
+def _variant_lines(index: int, variant: VariantReport) -> list[str]:
+    nodes = ", ".join(f"{count} {kind}" for kind, count in variant.nodes.items())
+    lines = [f"  variant {index}    {nodes}; {variant.operators} operators"]
+    for optimizer in variant.optimizers:
+        how = "fused" if optimizer.fused else f"not fused: {optimizer.why}"
+        lines.append(
+            f"               {optimizer.label}: {optimizer.tensors} tensors, "
+            f"{optimizer.elements:,} elements, {how}"
+        )
+    replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
+    lines.append(
+        f"               capture {variant.capture_ms:.0f} ms, replay {replay}, "
+        f"replayed {variant.replays} times"
+    )
+    return lines
+
+
+def explain(
+    *,
+    name: str,
+    variants: Sequence[Variant],
+    captures: int,
+    replays: int,
+    calls: int,
+    fallbacks: Counter[Refusal],
+    last_fallback: Refusal | None,
+    first_call_ms: float | None,
+) -> Explanation:
+    """Describe the state of a compiled step."""
+    return Explanation(
+        name=name,
+        captured=replays > 0,
+        captures=captures,
+        calls=calls,
+        replays=replays,
+        fallback_reason=str(last_fallback) if last_fallback else None,
+        fallbacks=tuple(
+            FallbackReport(refusal.reason, refusal.at, count, refusal.hint)
+            for refusal, count in fallbacks.items()
+        ),
+        variants=tuple(map(_report, variants)),
+        first_call_ms=first_call_ms,
+    )
+
+
+def _report(variant: Variant) -> VariantReport:
+    graph = variant.captured.flat.graph
+    return VariantReport(
+        nodes=variant.count(),
+        operators=sum(node.op == "call_function" for node in graph.nodes),
+        optimizers=tuple(
+            OptimizerReport(
+                label=subject.label,
+                tensors=len(subject.parameters),
+                elements=sum(p.numel() for p in subject.parameters),
+                fused=False,
+                why="the eager backend runs the optimizer's own step()",
+            )
+            for subject in variant.optimizers()
+        ),
+        capture_ms=variant.capture_ms,
+        replay_ms=variant.replay_ms,
+        replays=variant.program.calls,
+    )

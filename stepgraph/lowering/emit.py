@@ -1,0 +1,238 @@
+"""From a flat step graph to Python that runs it: no autograd, effects in program order."""
+
+from __future__ import annotations
+
+import linecache
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from stepgraph.ir.effects import storages_of
+from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.runtime import effects
+
+_UPDATES = ("step", "lr_step", "unscale", "scaled_step", "scale_update", "ema", "set_hyper")
+_sources = 0
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """Python source of a program and the function made from it."""
+
+    function: Callable[..., Any]
+    source: str
+
+
+def emit(
+    flat: GraphModule, subjects: Mapping[int, Any], *, rehearsal: bool = False
+) -> Emitted:
+    """Return a function of the graph's inputs that performs the step and returns its outputs.
+
+    Args:
+        flat: The flat step graph.
+        subjects: The real objects behind the graph's markers, by number.
+        rehearsal: Stop before the first update and withhold what the user would see.
+    """
+    return _Emitter(flat.graph, dict(subjects), rehearsal).emit()
+
+
+def first_update(graph: Graph) -> Node | None:
+    """Return the first node that runs code of an optimizer, scheduler, scaler or average."""
+    return next((node for node in graph.nodes if MARKERS.get(node.target) in _UPDATES), None)
+
+
+@dataclass
+class _Emitter:
+    graph: Graph
+    subjects: dict[int, Any]
+    rehearsal: bool
+    constants: dict[str, Any] = field(default_factory=dict)
+    names: dict[Node, str] = field(default_factory=dict)
+    by_value: dict[int, str] = field(default_factory=dict)
+    body: list[str] = field(default_factory=list)
+
+    def emit(self) -> Emitted:
+        self.last_use = _last_uses(self.graph)
+        self.stolen = _stealable(self.graph)
+        stop = first_update(self.graph) if self.rehearsal else None
+        inputs = []
+        for node in self.graph.nodes:
+            if node is stop:
+                self.body.append("return None")
+                break
+            if node.op == "placeholder":
+                inputs.append(self.name(node))
+            elif node.op == "output":
+                outputs = [self.argument(a) for a in node.args[0]]
+                self.body.append(f"return ({', '.join(outputs)}{',' if outputs else ''})")
+            else:
+                self.statement(node)
+        return self._compile(inputs)
+
+    def statement(self, node: Node) -> None:
+        marker = MARKERS.get(node.target)
+        if node.op == "get_attr":
+            value = operator.attrgetter(node.target)(self.graph.owning_module)
+            self.names[node] = self.constant(node.target, value)
+        elif marker is not None:
+            self.marker(marker, node)
+        else:
+            function = self.function(node.target)
+            call = f"{function}({self.arguments(node)})"
+            self.body.append(f"{self.name(node)} = {call}" if node.users else call)
+        dead = [self.names[n] for n in self.last_use.get(node, ()) if n in self.names]
+        if dead:
+            self.body.append(f"del {', '.join(dict.fromkeys(dead))}")
+
+    def marker(self, marker: str, node: Node) -> None:
+        write = self.body.append
+        args = node.args
+        if marker == "first_grad":
+            param, value = self.argument(args[0]), self.argument(args[1])
+            call = self.constant("first_grad", effects.first_grad)
+            stolen = node in self.stolen
+            write(f"{self.name(node)} = {value if stolen else f'{call}({param}, {value})'}")
+        elif marker == "add_grad_":
+            write(f"{self.argument(args[0])}.add_({self.argument(args[1])})")
+        elif marker == "set_grad":
+            write(f"{self.slot(args[0])}.grad = {self.argument(args[1])}")
+        elif marker == "toggle":
+            write(f"{self.slot(args[0])}.requires_grad_({args[1]})")
+        elif marker == "zero_grad":
+            for param in args[0]:
+                write(f"{self.slot(param)}.grad = None")
+        elif marker == "log":
+            if not self.rehearsal:
+                kind = effects.append_number if args[2] else effects.append
+                call = self.constant(kind.__name__, kind)
+                values = self.constant(f"subject_{args[1]}", self.subjects[args[1]].value)
+                write(f"{call}({values}, {self.argument(args[0])})")
+        else:
+            self.update(marker, node)
+
+    def update(self, marker: str, node: Node) -> None:
+        call = self.constant(f"run_{marker}", getattr(effects, f"run_{marker}"))
+        arguments = []
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=True):
+            if argument.name in ("subject", "optimizer"):
+                reads = marker == "hyper"
+                subject = self.subjects[value] if reads else self.subjects[value].value
+                arguments.append(self.constant(f"subject_{value}", subject))
+            elif argument.name in effects.PASSED.get(marker, ()):
+                arguments.append(self.argument(value))
+        target = f"{self.name(node)} = " if node.users else ""
+        self.body.append(f"{target}{call}({', '.join(arguments)})")
+
+    def slot(self, node: Any) -> str:
+        """Return the name of the input behind `node`, through detach."""
+        while node.target is torch.ops.aten.detach.default:
+            node = node.args[0]
+        return self.name(node)
+
+    def name(self, node: Node) -> str:
+        return self.names.setdefault(node, f"t{len(self.names)}")
+
+    def function(self, target: Any) -> str:
+        if isinstance(target, torch._ops.OpOverload):
+            return self.constant(str(target).replace("::", ".").replace(".", "_"), target._op)
+        return self.constant(getattr(target, "__name__", "f"), target)
+
+    def constant(self, name: str, value: Any) -> str:
+        known = self.by_value.get(id(value))
+        if known is None:
+            known = name if name not in self.constants else f"{name}_{len(self.constants)}"
+            known = "".join(c if c.isalnum() else "_" for c in known)
+            self.constants[known] = value
+            self.by_value[id(value)] = known
+        return known
+
+    def arguments(self, node: Node) -> str:
+        positional = [self.argument(a) for a in node.args]
+        named = [f"{key}={self.argument(value)}" for key, value in node.kwargs.items()]
+        return ", ".join(positional + named)
+
+    def argument(self, value: Any) -> str:
+        if isinstance(value, Node):
+            return self.names[value]
+        if isinstance(value, list | tuple):
+            items = ", ".join(self.argument(v) for v in value)
+            return f"[{items}]"
+        if value is None or isinstance(value, bool | int | str):
+            return repr(value)
+        if isinstance(value, float) and value == value and abs(value) != float("inf"):
+            return repr(value)
+        if isinstance(value, slice):
+            parts = (value.start, value.stop, value.step)
+            return f"slice({', '.join(self.argument(p) for p in parts)})"
+        return self.constant(type(value).__name__, value)
+
+    def _compile(self, inputs: list[str]) -> Emitted:
+        global _sources
+        _sources += 1
+        lines = [f"def program({', '.join(inputs)}):", *(f"    {line}" for line in self.body)]
+        source = "\n".join(lines) + "\n"
+        file = f"<stepgraph program {_sources}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+        namespace = dict(self.constants)
+        exec(compile(source, file, "exec"), namespace)
+        return Emitted(namespace["program"], source)
+
+
+def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
+    """Return, for every node, the values that nobody reads after it."""
+    seen: set[Node] = set()
+    dying: dict[Node, list[Node]] = {}
+    for node in reversed(graph.nodes):
+        for used in (*node.all_input_nodes, node):
+            if used not in seen:
+                seen.add(used)
+                if node.op != "output" and used.op != "placeholder" and used is not node:
+                    dying.setdefault(node, []).append(used)
+    return dying
+
+
+def _stealable(graph: Graph) -> set[Node]:
+    """Return the `first_grad` nodes whose value may itself become the gradient.
+
+    As in autograd: nobody else may hold the memory, and it must be laid out like the parameter.
+    """
+    readers: dict[Node, list[Node]] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            for storage in storages_of(used):
+                readers.setdefault(storage, []).append(node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    stealable = set()
+    for node in graph.nodes:
+        if node.target is not OPS.first_grad.default:
+            continue
+        param, value = node.args[0].meta["val"], node.args[1].meta["val"]
+        roots = storages_of(node.args[1])
+        own = all(root.op == "call_function" and _fills(root, value) for root in roots)
+        later = any(order[r] > order[node] for root in roots for r in readers[root] if r is not node)
+        if own and not later and _same_layout(param, value):
+            stealable.add(node)
+    return stealable
+
+
+def _fills(root: Node, value: Tensor) -> bool:
+    """Return whether `value` is the whole of the memory that `root` allocated."""
+    allocated = root.meta.get("val")
+    if isinstance(allocated, Tensor):
+        return allocated.numel() == value.numel()
+    return False
+
+
+def _same_layout(param: Tensor, value: Tensor) -> bool:
+    dense = torch.ops.aten.is_non_overlapping_and_dense(param)
+    return bool(
+        dense
+        and param.dtype == value.dtype
+        and param.shape == value.shape
+        and param.stride() == value.stride()
+    )

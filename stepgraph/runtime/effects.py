@@ -1,0 +1,94 @@
+"""What markers do at replay: the real methods of the user's objects, in program order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PASSED: Mapping[str, tuple[str, ...]] = {
+    "lr_step": ("metric",),
+    "ema": ("params", "buffers"),
+    "hyper": ("group", "key"),
+    "set_hyper": ("value", "group", "key"),
+}
+"""Arguments, besides the subjects, that the function of each marker takes."""
+
+
+def first_grad(param: Tensor, value: Tensor) -> Tensor:
+    """Return a copy of `value` laid out like `param`."""
+    return torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+def append(values: Any, value: Tensor) -> None:
+    """Append a tensor to a list of the user's."""
+    values.append(value)
+
+
+def append_number(values: Any, value: Tensor) -> None:
+    """Append a number to a list of the user's."""
+    values.append(value.item())
+
+
+def run_step(optimizer: Any) -> None:
+    """Run the optimizer's own `step()`, hooks and scheduler bookkeeping included."""
+    with torch.enable_grad():
+        optimizer.step()
+
+
+def run_lr_step(metric: Tensor | None, scheduler: Any) -> None:
+    """Run `scheduler.step()`."""
+    with torch.enable_grad():
+        if metric is None:
+            scheduler.step()
+        else:
+            scheduler.step(metric)
+
+
+def run_unscale(scaler: Any, optimizer: Any) -> None:
+    """Run `scaler.unscale_(optimizer)`."""
+    with torch.enable_grad():
+        scaler.unscale_(optimizer)
+
+
+def run_scaled_step(scaler: Any, optimizer: Any) -> None:
+    """Run `scaler.step(optimizer)`."""
+    with torch.enable_grad():
+        scaler.step(optimizer)
+
+
+def run_scale_update(scaler: Any) -> None:
+    """Run `scaler.update()`."""
+    with torch.enable_grad():
+        scaler.update()
+
+
+class _Model:
+    """What `AveragedModel.update_parameters` asks of a model."""
+
+    def __init__(self, params: list[Tensor], buffers: list[Tensor]) -> None:
+        self._params, self._buffers = params, buffers
+
+    def parameters(self) -> Iterator[Tensor]:
+        return iter(self._params)
+
+    def buffers(self) -> Iterator[Tensor]:
+        return iter(self._buffers)
+
+
+def run_ema(params: list[Tensor], buffers: list[Tensor], averaged: Any) -> None:
+    """Run `averaged.update_parameters(model)`."""
+    with torch.enable_grad():
+        averaged.update_parameters(_Model(params, buffers))
+
+
+def run_hyper(subject: Any, group: int, key: str) -> Tensor:
+    """Return a hyper-parameter, a last learning rate or a loss scale: `[]` float64."""
+    return torch.tensor(subject.read(group, key), dtype=torch.float64)
+
+
+def run_set_hyper(value: Tensor, subject: Any, group: int, key: str) -> None:
+    """Store a hyper-parameter."""
+    subject.value.param_groups[group][key] = value.item()

@@ -1,0 +1,53 @@
+"""A program: what a captured step becomes, called with the step's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Program:
+    """A callable that performs one variant of a step.
+
+    Autograd is off while it runs, and so is autocast, whose casts are part of the program. Both
+    are as found afterwards, also when an operator raises: then parameters, gradients, buffers,
+    optimizer state and logs are as program order has them at that operator.
+
+    Args:
+        function: The program's statements, as a function of its inputs.
+        autocast_devices: Device types for which autocast was on when the step was captured.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], *, autocast_devices: tuple[str, ...] = ()
+    ) -> None:
+        self.function = function
+        self.autocast_devices = autocast_devices
+        self.calls = 0
+
+    def __call__(self, *inputs: Any) -> Any:
+        grad_mode = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        entered = [device for device in self.autocast_devices if _switch_off(device)]
+        try:
+            outputs = self.function(*inputs)
+        finally:
+            for device in entered:
+                torch.set_autocast_enabled(device, True)
+            torch._C._set_grad_enabled(grad_mode)
+        self.calls += 1
+        return outputs
+
+
+def autocast_devices() -> tuple[str, ...]:
+    """Return the device types for which autocast is on."""
+    known = ("cpu", "cuda")
+    return tuple(device for device in known if torch.is_autocast_enabled(device))
+
+
+def _switch_off(device: str) -> bool:
+    was = torch.is_autocast_enabled(device)
+    torch.set_autocast_enabled(device, False)
+    return was
