@@ -164,7 +164,7 @@ def trace(
     return Traced(
         graph_module=graph_module,
         sources=tuple(_name(node._dynamo_source) for node in placeholders),
-        values=tuple(backend_input.example_inputs),
+        values=tuple(map(_concrete, backend_input.example_inputs)),
         code=code.__code__,
         bytecode=output.bytecode,
         kwdefaults=output.kwdefaults,
@@ -176,13 +176,17 @@ def trace(
 
 
 @contextlib.contextmanager
-def tracing(hooks: TraceHooks, dynamic: Sequence[str]) -> Iterator[None]:
+def tracing(
+    hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False
+) -> Iterator[None]:
     """Scope in which `trace` may be called; everything is as before when it is left.
 
     Args:
         hooks: The capture floor's hooks.
         dynamic: Names of int and float inputs, as Dynamo spells them, that are known to vary.
+        static: Take every size as a constant, also one that has varied.
     """
+    options = {**TRACE_CONFIG, "automatic_dynamic_shapes": not static}
     replacements = (
         (TensorVariable, "method_backward", _traced_backward(hooks)),
         (TensorVariable, "method_requires_grad_", _traced_requires_grad_(hooks)),
@@ -193,7 +197,7 @@ def tracing(hooks: TraceHooks, dynamic: Sequence[str]) -> Iterator[None]:
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
     )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dynamo_config.patch(**_known(TRACE_CONFIG)))
+        stack.enter_context(dynamo_config.patch(**_known(options)))
         stack.enter_context(torch.compiler.config.patch(dynamic_sources=",".join(dynamic)))
         stack.enter_context(shield_constants())
         stack.enter_context(warnings.catch_warnings())
@@ -410,3 +414,8 @@ def user_stack(error: BaseException) -> Any:
 def _name(source: Any) -> str:
     """Return Dynamo's spelling of a source: a method until torch 2.11, a property since."""
     return source.name() if callable(source.name) else source.name
+
+
+def _concrete(value: Any) -> Any:
+    """Return the number that a symbolic input had in the traced call; other inputs as they are."""
+    return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat) else value

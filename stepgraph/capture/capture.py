@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from stepgraph import torch_private
 from stepgraph.capture import traced
-from stepgraph.capture.flatten import flatten
+from stepgraph.capture.flatten import flatten, has_symbolic_sizes
 from stepgraph.capture.holders import holder_of
 from stepgraph.capture.names import slots
 from stepgraph.capture.preflight import tensor_reason
@@ -79,16 +79,20 @@ def capture(
         Refusal: The step cannot be captured; nothing has changed.
     """
     subjects.refresh()
+    hooks = _Hooks(subjects, function)
     with _LOCK, _nothing_changes(function):
         for _ in range(_MAX_RESTARTS):
             try:
-                return _capture_once(function, args, kwargs, subjects, dynamic)
+                return _capture_once(function, args, kwargs, hooks, dynamic)
             except _Met:
                 continue
             except Refusal:
                 raise
             except Exception as error:  # the capture boundary: any failure means eager
-                raise refusal_of(error) from error
+                symbolic = hooks.symbolic or "SymInt" in str(error)
+                if not symbolic or hooks.static_sizes:
+                    raise refusal_of(error) from error
+                hooks.static_sizes = True  # an operator that cannot take symbolic sizes
     raise Refusal("met new optimizers or lists in every trace")
 
 
@@ -96,17 +100,20 @@ def _capture_once(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    subjects: Subjects,
+    hooks: _Hooks,
     dynamic: Sequence[str],
 ) -> Captured:
-    hooks = _Hooks(subjects, function)
+    subjects = hooks.subjects
+    hooks.stopped = None
     local_names = scope_reader(function)(args, kwargs)
     if local_names is None:
         refuse("the arguments do not fit the signature, or a closure variable is unset")
     try:
-        with torch_private.tracing(hooks.trace_hooks, dynamic), subjects.standing_in():
+        scope = torch_private.tracing(hooks.trace_hooks, dynamic, static=hooks.static_sizes)
+        with scope, subjects.standing_in():
             found = torch_private.trace(function, args, kwargs, hooks.trace_hooks)
             hooks.raise_stopped()
+            hooks.symbolic = has_symbolic_sizes(found.graph_module)
             _check_trace(found)
             flat = flatten(found.graph_module, refuse)
             _label(flat, found, subjects, local_names)
@@ -132,6 +139,7 @@ class _Hooks:
     def __init__(self, subjects: Subjects, function: Callable[..., Any]) -> None:
         self.subjects, self.function = subjects, function
         self.stopped: TraceStop | None = None
+        self.symbolic = self.static_sizes = False
         self.trace_hooks = TraceHooks(
             meet=self.meet,
             grow=self.grow,

@@ -20,7 +20,6 @@ from stepgraph.ir.markers import MARKERS, OPS
 
 _CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
 _NORM_FUNCTIONS = {"_get_total_norm", "get_total_norm"}
-_SHAPE_ONLY = (torch.nn.Parameter, Tensor)
 
 
 @dataclass
@@ -129,7 +128,25 @@ def flatten(graph_module: GraphModule, refuse: Callable[[str], None]) -> GraphMo
     with torch.enable_grad():
         flat = make_fx(step, tracing_mode="symbolic" if symbolic else "fake")(*fakes)
     _check(flat, refuse)
+    _drop_detach(flat)
     return flat
+
+
+def _drop_detach(flat: GraphModule) -> None:
+    """Drop `detach`: replay has no autograd. Kept where the user gets the tensor.
+
+    A returned or logged tensor stays an object of its own.
+    """
+    detach = torch.ops.aten.detach.default
+    for node in list(flat.graph.nodes):
+        if node.target is detach:
+            node.replace_all_uses_with(
+                node.args[0],
+                delete_user_cb=lambda user: user.op != "output" and user.target is not OPS.log.default,
+            )
+            if not node.users:
+                flat.graph.erase_node(node)
+    flat.recompile()
 
 
 @contextmanager
@@ -159,6 +176,15 @@ def _attribute(module: Any, target: str) -> Any:
     for name in target.split("."):
         module = getattr(module, name)
     return module
+
+
+def has_symbolic_sizes(graph_module: GraphModule) -> bool:
+    """Return whether an input tensor of Dynamo's graph has a symbolic size."""
+    return any(
+        isinstance(node.meta.get("example_value"), Tensor) and _is_symbolic(node.meta["example_value"])
+        for node in graph_module.graph.nodes
+        if node.op == "placeholder"
+    )
 
 
 def _is_symbolic(value: Any) -> bool:
