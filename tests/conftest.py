@@ -1,0 +1,20 @@
+"""What every test runs under."""
+
+import os
+
+import torch
+from hypothesis import settings
+
+# before any test imports triton: without a device, kernels run in the interpreter
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# One thread: the tests' tensors are too small to share out, two pytest workers already fill a
+# small machine, and bit-exact comparisons must not depend on how many cores it has.
+torch.set_num_threads(1)
+
+# `ci` draws the same examples every time, so that a red run is the change's own doing;
+# HYPOTHESIS_PROFILE=nightly searches for new ones. No deadline: a capture takes seconds.
+settings.register_profile("ci", max_examples=60, derandomize=True, deadline=None)
+settings.register_profile("nightly", max_examples=3000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
