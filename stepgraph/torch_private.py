@@ -187,7 +187,7 @@ def tracing(
         static: Take every size as a constant, also one that has varied.
     """
     options = {**TRACE_CONFIG, "automatic_dynamic_shapes": not static}
-    replacements = (
+    replacements: tuple[tuple[Any, str, Any], ...] = (
         (TensorVariable, "method_backward", _traced_backward(hooks)),
         (TensorVariable, "method_requires_grad_", _traced_requires_grad_(hooks)),
         (SideEffects, "store_attr", _store_attr(hooks)),
@@ -196,6 +196,10 @@ def tracing(
         (VariableBuilder, "_wrap", _wrap(hooks)),
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
     )
+    if hasattr(OutputGraph, "_check_requires_grad_intermediate_outputs"):
+        # guards against a defect of AOTAutograd, which is not used; `_check_outputs` is ours
+        ignored = (OutputGraph, "_check_requires_grad_intermediate_outputs", lambda *_: None)
+        replacements += (ignored,)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dynamo_config.patch(**_known(options)))
         stack.enter_context(torch.compiler.config.patch(dynamic_sources=",".join(dynamic)))

@@ -89,6 +89,6 @@ def run_hyper(subject: Any, group: int, key: str) -> Tensor:
     return torch.tensor(subject.read(group, key), dtype=torch.float64)
 
 
-def run_set_hyper(value: Tensor, subject: Any, group: int, key: str) -> None:
+def run_set_hyper(value: Tensor, optimizer: Any, group: int, key: str) -> None:
     """Store a hyper-parameter."""
-    subject.value.param_groups[group][key] = value.item()
+    optimizer.param_groups[group][key] = value.item()

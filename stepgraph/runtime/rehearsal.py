@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,11 @@ def rehearse(
 
 @contextlib.contextmanager
 def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> Iterator[None]:
-    """Scope in which `at_entry` is called when `owner.method` is entered."""
+    """Scope in which `at_entry` is called when `owner.method` is entered.
+
+    A closure given to the method belongs to what comes before: then it is called when the
+    closure returns.
+    """
     if owner is None or method is None:
         yield
         return
@@ -79,8 +84,17 @@ def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> It
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        at_entry()
-        return original(*args, **kwargs)
+        closures = [a for a in (*args, *kwargs.values()) if inspect.isfunction(a)]
+        if not closures:
+            at_entry()
+            return original(*args, **kwargs)
+
+        def closure() -> Any:
+            loss = closures[0]()
+            at_entry()
+            return loss
+
+        return original(closure)
 
     attributes[method] = watched
     try:
