@@ -96,6 +96,11 @@ def set_hyper(value: Tensor, subject: int, group: int, key: str) -> None:
     """Store the number in `value` in `param_groups[group][key]`."""
 
 
+@torch.library.custom_op("stepgraph::check", mutates_args=())
+def check(valid: Tensor) -> None:
+    """Raise ValueError unless all of `valid`: a distribution was given a value it cannot take."""
+
+
 @torch.library.custom_op("stepgraph::log", mutates_args=())
 def log(value: Tensor, subject: int, as_number: bool) -> None:
     """Append `value`, or the number in it, to a list of the user's."""
@@ -106,6 +111,7 @@ for _marker in (add_grad_, set_grad, toggle, zero_grad, step, lr_step, unscale) 
     scale_update,
     ema,
     set_hyper,
+    check,
     log,
 ):
     _marker.register_fake(lambda *args, **kwargs: None)
@@ -129,6 +135,7 @@ MARKERS = {
         "ema",
         "hyper",
         "set_hyper",
+        "check",
         "log",
     )
 }

@@ -1,0 +1,72 @@
+"""What the nodes of a step graph are for."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from torch.fx import Node
+
+from stepgraph.ir.markers import MARKERS
+
+
+class Kind(Enum):
+    """The part a node plays in a training step."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    ACCUMULATE = "accumulate"
+    ZERO_GRAD = "zero_grad"
+    UNSCALE = "unscale"
+    GRAD_NORM = "grad_norm"
+    CLIP = "clip"
+    STEP = "step"
+    SCALE_UPDATE = "scale_update"
+    LR_STEP = "lr_step"
+    CAST = "cast"
+    EMA = "ema"
+    SYNC = "sync"
+    LOG = "log"
+    TOGGLE = "toggle"
+
+
+_KINDS = {
+    "first_grad": Kind.ACCUMULATE,
+    "add_grad_": Kind.ACCUMULATE,
+    "set_grad": Kind.ACCUMULATE,
+    "zero_grad": Kind.ZERO_GRAD,
+    "step": Kind.STEP,
+    "scaled_step": Kind.STEP,
+    "lr_step": Kind.LR_STEP,
+    "set_hyper": Kind.LR_STEP,
+    "unscale": Kind.UNSCALE,
+    "scale_update": Kind.SCALE_UPDATE,
+    "ema": Kind.EMA,
+    "hyper": Kind.LOG,
+    "log": Kind.LOG,
+    "toggle": Kind.TOGGLE,
+}
+
+
+def marker_name(node: Node) -> str | None:
+    """Return the name of the marker `node` calls, or None for any other node."""
+    return MARKERS.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload,no-any-return]
+
+
+def marker_kind(node: Node) -> Kind | None:
+    """Return the kind of a marker; storing None in a `.grad` clears it."""
+    name = marker_name(node)
+    if name is None:
+        return None
+    if name == "set_grad" and argument(node, "grad") is None:
+        return Kind.ZERO_GRAD
+    return _KINDS[name]
+
+
+def argument(node: Node, name: str) -> Any:
+    """Return the argument called `name` of a call of an operator, or its default."""
+    for i, spec in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if spec.name == name:
+            given = node.args[i] if i < len(node.args) else spec.default_value
+            return node.kwargs.get(name, given)
+    return None

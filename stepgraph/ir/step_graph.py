@@ -1,0 +1,119 @@
+"""StepGraph, the one structure every other part of the library reads or returns."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import networkx as nx
+from torch.fx import GraphModule, Node
+
+from stepgraph.ir.dependencies import dependency_graph
+from stepgraph.ir.dot import to_dot
+from stepgraph.ir.kind import Kind
+from stepgraph.ir.signature import Slot
+from stepgraph.ir.text import describe
+from stepgraph.ir.verify import verify
+
+OPAQUE = "opaque"
+"""The resource of a barrier: every typed node reads it, an opaque step writes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepGraph:
+    """One training step: typed nodes in program order, and what they read and write.
+
+    Top-level nodes are placeholders (the slots), regions of ATen nodes (`call_module`), effects
+    (the markers), one output, and glue between them: `getitem` and views, which have no kind.
+
+    Attributes:
+        graph_module: The FX graph. The only source of truth; passes edit it.
+    """
+
+    graph_module: GraphModule
+    _views: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The top-level nodes in execution order."""
+        return tuple(self.graph_module.graph.nodes)
+
+    def kind(self, node: Node) -> Kind | None:
+        """Return what `node` does in the step; None for placeholders, glue and the output."""
+        kind = node.meta.get("stepgraph.kind")
+        return None if kind is None else Kind(kind)
+
+    def reads(self, node: Node) -> frozenset[str]:
+        """Return the resources `node` reads, the barrier of opaque steps included."""
+        reads = frozenset(node.meta.get("stepgraph.reads", ()))
+        return reads if self.kind(node) is None else reads | {OPAQUE}
+
+    def writes(self, node: Node) -> frozenset[str]:
+        """Return the resources `node` writes."""
+        return frozenset(node.meta.get("stepgraph.writes", ()))
+
+    def slot(self, placeholder: Node) -> Slot:
+        """Return what the input `placeholder` is."""
+        slot = placeholder.meta["stepgraph.slot"]
+        assert isinstance(slot, Slot)
+        return slot
+
+    def region(self, node: Node) -> GraphModule | None:
+        """Return the ATen nodes that `node` stands for, or None if it is no region."""
+        if node.op != "call_module":
+            return None
+        module = self.graph_module.get_submodule(str(node.target))
+        return module if isinstance(module, GraphModule) else None
+
+    def dependencies(self) -> nx.DiGraph[Node]:
+        """Return the dependency graph of the present order: a frozen view, see `dependencies.py`.
+
+        It is built once and again after any edit of the FX graph.
+        """
+        version = tuple(
+            (node, tuple(node.all_input_nodes), self.reads(node), self.writes(node))
+            for node in self.graph_module.graph.nodes
+        )
+        if self._views.get("version") != version:
+            self._views.update(version=version, dependencies=dependency_graph(self))
+        view: nx.DiGraph[Node] = self._views["dependencies"]
+        return view
+
+    def count(self) -> dict[Kind, int]:
+        """Return the number of nodes of each kind that occurs, in the order of `Kind`."""
+        counted = Counter(self.kind(node) for node in self.nodes)
+        return {kind: counted[kind] for kind in Kind if counted[kind]}
+
+    def copy(self) -> StepGraph:
+        """Return a step graph of its own; edits of one do not show in the other."""
+        return StepGraph(copy.deepcopy(self.graph_module))
+
+    def reordered(self, order: Iterable[Node]) -> StepGraph:
+        """Return this step with its nodes in `order`, a permutation of `nodes`.
+
+        Placeholders keep their places in front, because their order is the signature.
+        """
+        inputs = [node for node in self.nodes if node.op == "placeholder"]
+        rest = [node for node in order if node.op != "placeholder"]
+        for node, following in pairwise([*inputs, *rest]):
+            node.append(following)
+        return self
+
+    def verify(self, against: StepGraph | None = None) -> None:
+        """Check that the graph is well formed and, given one, means what `against` means.
+
+        Raises:
+            VerifyError: It is not, with the first thing found.
+        """
+        verify(self, against=against)
+
+    def to_dot(self) -> str:
+        """Return the typed nodes and their dependencies as Graphviz text."""
+        return to_dot(self)
+
+    def __str__(self) -> str:
+        return describe(self)
