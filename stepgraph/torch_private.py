@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import logging
 import types
 import warnings
 from collections import deque
@@ -70,6 +71,7 @@ class TraceHooks:
             `(loss, leaves, gradient, retain_graph, allow_unused)`.
         set_grad: Operator left in the graph wherever Python stores to `.grad` of an input.
         toggle: Operator left in the graph wherever Python changes `requires_grad`.
+        functions: Functions of torch that a trace replaces: `(module, name, replacement)`.
         quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
         refuse: Called with a reason to refuse the step; raises `TraceStop`.
     """
@@ -81,6 +83,7 @@ class TraceHooks:
     refuse: Callable[[str], None]
     grow: Callable[[Any, Any, Callable[[Any], Any]], None]
     is_subject: Callable[[Any], bool]
+    functions: Sequence[tuple[Any, str, Any]] = ()
     quiet: set[types.CodeType] = field(default_factory=set)
 
 
@@ -195,6 +198,7 @@ def tracing(
         (SideEffects, "mutation", _mutation(hooks)),
         (VariableBuilder, "_wrap", _wrap(hooks)),
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
+        *hooks.functions,
     )
     if hasattr(OutputGraph, "_check_requires_grad_intermediate_outputs"):
         # guards against a defect of AOTAutograd, which is not used; `_check_outputs` is ours
@@ -204,6 +208,8 @@ def tracing(
         stack.enter_context(dynamo_config.patch(**_known(options)))
         stack.enter_context(torch.compiler.config.patch(dynamic_sources=",".join(dynamic)))
         stack.enter_context(shield_constants())
+        for name in ("torch._guards", "torch._dynamo"):  # a refusal is no error of the user's
+            stack.enter_context(mock.patch.object(logging.getLogger(name), "disabled", True))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the user's warnings belong to the eager call
         for owner, name, replacement in replacements:

@@ -35,6 +35,11 @@ from stepgraph.torch_private import Traced, TraceHooks, TraceStop
 
 _MAX_RESTARTS = 64
 _LOCK = threading.RLock()
+_FUNCTIONS = (
+    (torch, "_is_all_true", traced.is_all_true),
+    (torch.distributions.constraints, "is_dependent", traced.is_dependent),
+)
+_REPLACED_FUNCTIONS = [replacement for _, _, replacement in _FUNCTIONS]
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class _Hooks:
             set_grad=OPS.set_grad.default,
             toggle=OPS.toggle.default,
             refuse=self.refuse,
+            functions=_FUNCTIONS,
             quiet=zero_step_codes(),
         )
 
@@ -208,8 +214,11 @@ def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]
             for name, _, value in entries
             for attribute in replaced.get(id(value), ())
         }
-        recorders = {name for name, _, value in entries if isinstance(value, traced.Recorder)}
-        prefixes |= recorders
+        prefixes |= {
+            name
+            for name, _, value in entries
+            if isinstance(value, traced.Recorder) or any(value is f for f in _REPLACED_FUNCTIONS)
+        }
         return [
             not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)
             and not (kind == "NOT_PRESENT_IN_GENERIC_DICT" and id(value) in replaced)

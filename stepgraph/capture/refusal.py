@@ -6,6 +6,7 @@ import re
 from typing import NoReturn
 
 from stepgraph import torch_private
+from stepgraph.capture.traced import REFUSE_LOOP
 from stepgraph.torch_private import TraceStop
 
 
@@ -21,6 +22,11 @@ class Refusal(TraceStop):
     def __init__(self, reason: str, at: str | None = None, hint: str | None = None) -> None:
         super().__init__(reason, at, hint)
         self.reason, self.at, self.hint = reason, at, hint
+
+    @property
+    def keeps_own_loop(self) -> bool:
+        """Whether an optimizer such as LBFGS calls a closure that can itself be captured."""
+        return self.reason == REFUSE_LOOP.reason
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Refusal) and self.args == other.args

@@ -75,7 +75,8 @@ class OptimizerSubject(Subject):
         own = type(self.value)
         replaced = traced.optimizer_stand_ins(
             self.number,
-            closure_allowed=own.__module__.startswith("torch.optim.") and own is not LBFGS,
+            closure_allowed=own.__module__.startswith("torch.optim."),
+            own_loop=isinstance(self.value, LBFGS),
         )
         if own.zero_grad is not Optimizer.zero_grad:
             replaced.pop("zero_grad")
@@ -194,6 +195,10 @@ class Subjects:
         self.all = [known for known in self.all if known.value is not subject.value]
         self.all.append(subject)
         self._by_id[id(subject.value)] = subject
+
+    def with_own_loop(self) -> list[Any]:
+        """Return the optimizers that call a closure as often as they like."""
+        return [subject.value for subject in self.all if isinstance(subject.value, LBFGS)]
 
     def refresh(self) -> None:
         """Look again at every subject that has changed since it was met."""

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from stepgraph.ir.markers import OPS
 
 _add_grad_ = OPS.add_grad_
+_check = OPS.check
 _ema = OPS.ema
 _first_grad = OPS.first_grad
 _hyper = OPS.hyper
@@ -46,6 +48,7 @@ REFUSE_APPEND = Opaque("appends something that is neither a tensor nor a number 
 REFUSE_HYPER = Opaque("reads or writes a hyper-parameter that is not a float inside the step")
 REFUSE_LIST = Opaque("reads a list that the step appends to")
 REFUSE_CLOSURE = Opaque("passes a closure to an optimizer that is not torch's own")
+REFUSE_LOOP = Opaque("an optimizer that keeps its own loop around a closure")
 REFUSE_SCALER = Opaque("uses GradScaler in a way that is not captured")
 REFUSE_EPOCH = Opaque("passes an epoch to scheduler.step()")
 
@@ -93,12 +96,22 @@ class Group:
         _set_hyper(torch.scalar_tensor(value, dtype=torch.float64), self.number, self.index, key)
 
 
-def optimizer_stand_ins(number: int, *, closure_allowed: bool) -> dict[str, Any]:
-    """Return what replaces `step` and `zero_grad` on an optimizer."""
+def optimizer_stand_ins(
+    number: int, *, closure_allowed: bool, own_loop: bool = False
+) -> dict[str, Any]:
+    """Return what replaces `step` and `zero_grad` on an optimizer.
+
+    Args:
+        number: The optimizer's place in the table.
+        closure_allowed: Whether its `step` is known to call a closure once and first.
+        own_loop: Whether its `step` calls the closure as often as it likes.
+    """
     name = f"subject_{number}"
 
     def step(closure: Any = None) -> Any:
         loss = None
+        if own_loop:
+            REFUSE_LOOP.reason  # noqa: B018
         if closure is not None:
             if not closure_allowed:
                 REFUSE_CLOSURE.reason  # noqa: B018
@@ -212,6 +225,17 @@ def averaged_model_stand_ins(number: int) -> dict[str, Any]:
             _ema(averages, parameters, list(model.buffers()), number)
 
     return {"update_parameters": update_parameters}
+
+
+def is_all_true(valid: Tensor) -> bool:
+    """Trace the argument checks of `torch.distributions`: they raise when the step is replayed."""
+    _check(valid)
+    return True
+
+
+def is_dependent(constraint: Any) -> bool:
+    """Trace `torch.distributions.constraints.is_dependent`, which Dynamo skips."""
+    return isinstance(constraint, constraints._Dependent)
 
 
 class Recorder:

@@ -23,6 +23,7 @@ from stepgraph.capture import (
     scope_reader,
     self_test,
 )
+from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.variant import Variant, build, rehearse_variant
@@ -63,6 +64,15 @@ class CompiledStep:
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
         self._scope = scope_reader(self._function)
+        self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
+        self._loops: list[Any] = []
+
+    def rebind(self, function: Callable[..., Any]) -> None:
+        """Take another function of the same code, with closure variables of its own."""
+        self._function = function
+        self._scope = scope_reader(function)
+        for variant in self._variants:
+            variant.rebind(function)
 
     def __get__(self, instance: Any, owner: type | None = None) -> CompiledStep:
         if instance is None:
@@ -103,6 +113,7 @@ class CompiledStep:
             fallbacks=self._fallbacks,
             last_fallback=self._last_fallback,
             first_call_ms=self._first_call_ms,
+            closures=[closure.explain() for closure in self._closures.all],
         )
 
     @property
@@ -135,12 +146,22 @@ class CompiledStep:
             return self._fall_back(Refusal(refused), args, kwargs)
         if self._calls == 1:
             return self._first_call(args, kwargs)
+        if self._loops:
+            return self._call_with_closures(args, kwargs)
         try:
             self._admit()
             variant = self._capture(args, kwargs)
         except Refusal as refusal:
+            if refusal.keeps_own_loop:
+                self._loops = self._subjects.with_own_loop()
+                return self._call_with_closures(args, kwargs)
             return self._fall_back(refusal, args, kwargs)
         return self._rehearse(variant, args, kwargs)
+
+    def _call_with_closures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run eagerly, with the closures of LBFGS and its like compiled."""
+        with self._closures.in_place(self._loops):
+            return self._function(*args, **kwargs)
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start = time.perf_counter()

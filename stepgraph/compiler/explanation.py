@@ -58,6 +58,7 @@ class Explanation:
         fallback_reason: The latest reason to run eagerly, or None.
         fallbacks: All reasons, with counts.
         variants: One report for each variant.
+        closures: Explanations of the closures of optimizers that keep their own loop (LBFGS).
         first_call_ms: Time of the first, eager call; includes lazy set-up, not comparable.
     """
 
@@ -70,6 +71,7 @@ class Explanation:
     fallbacks: tuple[FallbackReport, ...]
     variants: tuple[VariantReport, ...]
     first_call_ms: float | None
+    closures: tuple[Explanation, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as plain dicts and lists."""
@@ -80,6 +82,8 @@ class Explanation:
         lines.append(f"  calls        {self.calls}, of which replayed {self.replays}")
         for i, variant in enumerate(self.variants):
             lines += _variant_lines(i, variant)
+        for closure in self.closures:
+            lines += [f"  {line}" for line in str(closure).splitlines()]
         for fallback in self.fallbacks:
             lines.append(f"  eager        {fallback.count} x {fallback.reason}")
             if fallback.at:
@@ -94,6 +98,8 @@ class Explanation:
         return "\n".join(lines)
 
     def _verdict(self) -> str:
+        if self.closures:
+            return "an optimizer keeps its own loop; its closure is captured"
         if self.captured:
             plural = "" if self.captures == 1 else "s"
             return f"captured whole, {self.captures} variant{plural}"
@@ -131,12 +137,13 @@ def explain(
     fallbacks: Counter[Refusal],
     last_fallback: Refusal | None,
     first_call_ms: float | None,
+    closures: Sequence[Explanation] = (),
 ) -> Explanation:
     """Describe the state of a compiled step."""
     return Explanation(
         name=name,
-        captured=replays > 0,
-        captures=captures,
+        captured=replays > 0 or any(closure.captured for closure in closures),
+        captures=captures + sum(closure.captures for closure in closures),
         calls=calls,
         replays=replays,
         fallback_reason=str(last_fallback) if last_fallback else None,
@@ -146,6 +153,7 @@ def explain(
         ),
         variants=tuple(map(_report, variants)),
         first_call_ms=first_call_ms,
+        closures=tuple(closures),
     )
 
 

@@ -73,6 +73,10 @@ class Variant:
         self.replay_ms = (time.perf_counter() - start) * 1e3
         return result
 
+    def rebind(self, function: Any) -> None:
+        """Use the closure variables of `function`, which has the code that was traced."""
+        self.call = _around(self.captured, self.program, function)
+
     def count(self) -> dict[str, int]:
         """Return the number of nodes of each kind."""
         counted = self.graph.count()
@@ -94,24 +98,27 @@ def build(captured: Captured, function: Any, started: float) -> Variant:
     graph = partition(captured.flat)
     emitted = emit(captured.flat, captured.subjects)
     program = Program(emitted.function, autocast_devices=autocast_devices())
-    raw = getattr(function, "__func__", function)
     leaves = {
         id(value): value
         for value in captured.traced.values
         if isinstance(value, Tensor) and value.requires_grad and value.is_leaf
     }
-    call = captured.traced.function(program, raw.__closure__)
-    if inspect.ismethod(function):
-        call = types.MethodType(call, function.__self__)
     return Variant(
         captured=captured,
         graph=graph,
         program=program,
-        call=call,
+        call=_around(captured, program, function),
         leaves=tuple(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
     )
+
+
+def _around(captured: Captured, program: Program, function: Any) -> Callable[..., Any]:
+    """Return the step as Python around its program."""
+    raw = getattr(function, "__func__", function)
+    call = captured.traced.function(program, raw.__closure__)
+    return types.MethodType(call, function.__self__) if inspect.ismethod(function) else call
 
 
 def rehearse_variant(variant: Variant) -> tuple[Rehearsal, Any, str | None]:

@@ -17,6 +17,7 @@ from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.runtime import effects
 
 _UPDATES = ("step", "lr_step", "unscale", "scaled_step", "scale_update", "ema", "set_hyper")
+_LOOK_AT_GRAD_MODE = {torch.ops.aten.mkldnn_rnn_layer.default}
 _sources = 0
 
 
@@ -106,6 +107,8 @@ class _Emitter:
         elif marker == "zero_grad":
             for param in args[0]:
                 write(f"{self.slot(param)}.grad = None")
+        elif marker == "check":
+            write(f"{self.constant('check', effects.check)}({self.argument(args[0])})")
         elif marker == "log":
             if not self.rehearsal:
                 kind = effects.append_number if args[2] else effects.append
@@ -138,6 +141,8 @@ class _Emitter:
         return self.names.setdefault(node, f"t{len(self.names)}")
 
     def function(self, target: Any) -> str:
+        if target in _LOOK_AT_GRAD_MODE:
+            return self.constant(target.__name__, effects.below_autograd(target._op))
         if isinstance(target, torch._ops.OpOverload):
             return self.constant(str(target).replace("::", ".").replace(".", "_"), target._op)
         return self.constant(getattr(target, "__name__", "f"), target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,22 @@ PASSED: Mapping[str, tuple[str, ...]] = {
 def first_grad(param: Tensor, value: Tensor) -> Tensor:
     """Return a copy of `value` laid out like `param`."""
     return torch.empty_like(param, dtype=value.dtype).copy_(value)
+
+
+def below_autograd(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `operator` as autograd would run it: some kernels look at the grad mode."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
+            return operator(*args, **kwargs)
+
+    return call
+
+
+def check(valid: Tensor) -> None:
+    """Raise like `torch.distributions` when a value is outside of its constraint."""
+    if not torch._is_all_true(valid):
+        raise ValueError("a parameter or sample of a distribution violates its constraint")
 
 
 def append(values: Any, value: Tensor) -> None:
