@@ -1,0 +1,7 @@
+"""`python -m stepgraph.cli`."""
+
+import sys
+
+from stepgraph.cli import main
+
+sys.exit(main())

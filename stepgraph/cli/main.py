@@ -1,0 +1,55 @@
+"""Parse the command line, run one subcommand, turn mistakes into messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from stepgraph import __version__
+from stepgraph.cli import demo
+from stepgraph.errors import StepgraphError
+
+_EXIT_CODES = """\
+exit codes:
+  0  done
+  1  it ran, and what it checks did not hold
+  2  it could not run: wrong arguments, or something is missing
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a `stepgraph` command.
+
+    Args:
+        argv: The arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code; see `stepgraph --help`.
+
+    Raises:
+        SystemExit: After `--help` and `--version`, and with code 2 for arguments that do not parse.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except StepgraphError as error:
+        complain = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        complain.print(f"stepgraph {arguments.command}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stepgraph",
+        description="Compile a whole PyTorch training step.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"stepgraph {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    demo.add_command(commands)
+    return parser

@@ -1,0 +1,41 @@
+"""The picture that `stepgraph demo` leaves: real digits above generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stepgraph.cli.optional import optional_module
+
+ROWS, COLUMNS = 3, 14
+SIZE = (1120, 800)  # pixels, width first
+_DPI = 100
+
+
+def save_picture(path: Path, sections: Mapping[str, Tensor]) -> None:
+    """Write a PNG of `SIZE` with a titled grid of images for each section, in order.
+
+    Args:
+        path: Where to; replaced if it exists.
+        sections: From a title to `[ROWS * COLUMNS, 8, 8]` images in [-1, 1].
+    """
+    figure_module = optional_module("matplotlib.figure")
+    width, height = SIZE
+    figure = figure_module.Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.95, hspace=0.16)
+    panels = figure.subplots(len(sections), 1, squeeze=False)
+    for axes, (title, images) in zip(panels.flat, sections.items(), strict=True):
+        axes.imshow(grid(images), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+        axes.set_title(title, loc="left", fontsize=13)
+        axes.set_axis_off()
+    figure.savefig(path, format="png")
+
+
+def grid(images: Tensor) -> Tensor:
+    """Lay `[ROWS * COLUMNS, 8, 8]` images side by side, two white pixels apart."""
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
+    tiles = padded.view(ROWS, COLUMNS, *padded.shape[1:]).permute(0, 2, 1, 3)
+    return tiles.reshape(ROWS * padded.shape[1], COLUMNS * padded.shape[2])
