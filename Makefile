@@ -1,0 +1,62 @@
+# `make demo` and `make test` work in a fresh clone: they create .venv and install what they need.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV ?= .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-torch-$(TORCH)
+
+.PHONY: help venv demo test check format bench gpu docs clean
+
+help:
+	@echo "make venv    create $(VENV) with everything (TORCH=$(TORCH), PYTHON=$(PYTHON))"
+	@echo "make demo    train a small GAN eagerly and compiled, write stepgraph-demo.png"
+	@echo "make test    run the tests"
+	@echo "make check   lint, types, floors"
+	@echo "make format  format the code"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove $(VENV) and caches"
+
+venv: $(INSTALLED)
+
+# torch first and alone, so that its version is ours to choose; the constraint keeps it there.
+# Again when what is asked for changes, or when a package appears beside the first one.
+$(INSTALLED): pyproject.toml Makefile $(wildcard kernels/*/__init__.py)
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/installed-torch-*
+	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt \
+		--editable ".[demo,test,dev]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m stepgraph.cli demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict --package stepgraph
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	@test -e benchmarks/run.py || { echo "make bench: there are no benchmarks yet" >&2; exit 1; }
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+gpu:
+	@echo "make gpu: nothing runs on a GPU yet" >&2; exit 1
+
+docs:
+	@echo "make docs: there is no documentation to build yet; read README.md and docs/" >&2; exit 1
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
