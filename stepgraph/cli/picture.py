@@ -28,7 +28,7 @@ def save_picture(path: Path, sections: Mapping[str, Tensor]) -> None:
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.95, hspace=0.16)
     panels = figure.subplots(len(sections), 1, squeeze=False)
     for axes, (title, images) in zip(panels.flat, sections.items(), strict=True):
-        axes.imshow(grid(images), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+        axes.imshow(grid(images).numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
         axes.set_title(title, loc="left", fontsize=13)
         axes.set_axis_off()
     figure.savefig(path, format="png")
