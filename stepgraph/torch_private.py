@@ -46,6 +46,7 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "rewrite_assert_with_torch_assert": False,  # keeps AssertionError an AssertionError
     "suppress_errors": False,
     "error_on_recompile": False,
+    "enable_dynamo_decompositions": False,  # `add_(x, alpha=a)` rounds once, not twice
     "verbose": False,
     "record_pre_graph_bytecode_in_traces": False,
 }
@@ -228,8 +229,11 @@ def shield_constants() -> Iterator[None]:
 
     Reading `p.grad` or `p.requires_grad` in a trace of torch 2.13 gives these singletons a
     `.source` that they keep: every later None, in any compiled function of the process, would
-    then read that attribute.
+    then read that attribute. Torch 2.11 does not, and compares their exact type.
     """
+    if torch.__version__ < "2.12":
+        yield
+        return
     names = ("CONSTANT_VARIABLE_NONE", "CONSTANT_VARIABLE_TRUE", "CONSTANT_VARIABLE_FALSE")
     shielded = []
     for name in names:

@@ -43,6 +43,7 @@ _KINDS = {
     "scale_update": Kind.SCALE_UPDATE,
     "ema": Kind.EMA,
     "hyper": Kind.LOG,
+    "check": Kind.FORWARD,
     "log": Kind.LOG,
     "toggle": Kind.TOGGLE,
 }
