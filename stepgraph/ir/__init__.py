@@ -2,9 +2,12 @@
 
 from stepgraph.ir.dependencies import dependency_graph
 from stepgraph.ir.effects import all_storages, draws_random, storages_of, writes_of
-from stepgraph.ir.kind import Kind
+from stepgraph.ir.flatten import flatten
+from stepgraph.ir.kind import Kind, marker_kind, marker_name
+from stepgraph.ir.region import partition
+from stepgraph.ir.resources import OPAQUE
 from stepgraph.ir.signature import Role, Slot
-from stepgraph.ir.step_graph import OPAQUE, StepGraph
+from stepgraph.ir.step_graph import StepGraph
 
 __all__ = [
     "OPAQUE",
@@ -15,6 +18,10 @@ __all__ = [
     "all_storages",
     "dependency_graph",
     "draws_random",
+    "flatten",
+    "marker_kind",
+    "marker_name",
+    "partition",
     "storages_of",
     "writes_of",
 ]

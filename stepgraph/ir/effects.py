@@ -9,7 +9,6 @@ may write all of them.
 from __future__ import annotations
 
 import operator
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +64,7 @@ _RUNNING_STATISTICS = {
 }
 """Operators that update running statistics unannounced, and the flag that makes them do so."""
 
-_ARITHMETIC = (types.BuiltinFunctionType, types.BuiltinMethodType)
+_ARITHMETIC_MODULES = ("_operator", "builtins", "math")
 
 
 def storages_of(node: Node) -> frozenset[Node]:
@@ -235,8 +234,10 @@ def _is_arithmetic(node: Node) -> bool:
     target = node.target
     if node.op != "call_function" or isinstance(target, str):
         return False
-    sizes = isinstance(target, _ARITHMETIC) and getattr(target, "__module__", "") != "torch._C"
-    return sizes or getattr(target, "__name__", "").startswith("sym_") and not _name(node)
+    if isinstance(target, torch._ops.OpOverload):
+        return False
+    symbolic = getattr(target, "__name__", "").startswith("sym_")
+    return symbolic or getattr(target, "__module__", "") in _ARITHMETIC_MODULES
 
 
 def _is_number(kind: Any) -> bool:

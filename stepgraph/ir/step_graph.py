@@ -15,12 +15,11 @@ from torch.fx import GraphModule, Node
 from stepgraph.ir.dependencies import dependency_graph
 from stepgraph.ir.dot import to_dot
 from stepgraph.ir.kind import Kind
+from stepgraph.ir.resources import OPAQUE
 from stepgraph.ir.signature import Slot
 from stepgraph.ir.text import describe
 from stepgraph.ir.verify import verify
 
-OPAQUE = "opaque"
-"""The resource of a barrier: every typed node reads it, an opaque step writes it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,203 @@
+"""The resources of a step: names for everything whose order of reads and writes matters.
+
+A resource is a slot (`param:G.0.weight`, `grad:G.0.weight`, `batch:x`), an intermediate memory
+that a later node writes (`value:relu_1`), torch's random state (`rng`), or something an effect
+acts on: the state of an optimizer (`state:Adam(d_opt)`), its hyper-parameters (`hyper:...`), a
+loss scale (`scale:...`), the finite check behind it (`found_inf:...`), the `requires_grad` flag of
+a tensor (`flag:...`), what the user gets to see (`log`).
+
+One memory may have several names: a slot may share memory with another, and a gradient that is
+stored in the `.grad` of two parameters belongs to both. Names are only ever added, so any two
+accesses to one memory that do not commute have a name in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from stepgraph.ir.effects import (
+    all_storages,
+    draws_random,
+    read_arguments,
+    storages_of,
+    written_arguments,
+)
+from stepgraph.ir.kind import argument, marker_name
+from stepgraph.ir.signature import Slot
+
+OPAQUE = "opaque"
+"""The resource of a barrier: every typed node reads it, an opaque step writes it."""
+
+AMBIENT = ("state:", "hyper:", "scale:", "found_inf:", "flag:", "rng", "log", OPAQUE)
+"""What exists before the step begins although it is no placeholder."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a node reads and writes."""
+
+    reads: frozenset[str] = frozenset()
+    writes: frozenset[str] = frozenset()
+
+    def __or__(self, other: Access) -> Access:
+        return Access(self.reads | other.reads, self.writes | other.writes)
+
+
+def accesses(graph: Graph, units: Mapping[Node, Hashable]) -> dict[Node, Access]:
+    """Return what every node of a flat graph reads and writes.
+
+    Args:
+        graph: A flat graph, in program order.
+        units: Which node belongs to which unit. What happens to an intermediate memory inside the
+            unit that allocated it is nobody else's business and gets no name.
+
+    Returns:
+        The accesses, by node. The output reads whatever was written: when the step returns, the
+        user can look at all of it.
+    """
+    naming = _Naming(graph, units)
+    found = {node: naming.access(node) for node in graph.nodes}
+    written = frozenset().union(*(access.writes for access in found.values()))
+    for node in graph.nodes:
+        if node.op == "output":
+            found[node] |= Access(reads=written)
+    return found
+
+
+class _Naming:
+    """The names of every memory, while a walk in program order stores gradients in slots."""
+
+    def __init__(self, graph: Graph, units: Mapping[Node, Hashable]) -> None:
+        self.storages = all_storages(graph)
+        self.names: dict[Node, set[str]] = {}
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                for root in self.storages[node]:
+                    self.names.setdefault(root, set()).add(_slot(node).resource)
+        for root in self._shared_intermediates(graph, units):
+            self.names.setdefault(root, set()).add(f"value:{root.name}")
+
+    def access(self, node: Node) -> Access:
+        """Return what `node` reads and writes; to be asked once a node, in program order."""
+        reads = self._of(_read(node))
+        writes = self._of(written_arguments(node))
+        if node.op != "placeholder" and node in self.names and node in self.storages[node]:
+            writes |= {name for name in self.names[node] if name.startswith("value:")}
+        if draws_random(node):
+            reads, writes = reads | {"rng"}, writes | {"rng"}
+        self._store_gradient(node)
+        return Access(reads, writes) | _of_marker(node)
+
+    def _of(self, arguments: tuple[Node, ...]) -> frozenset[str]:
+        roots = (root for node in arguments for root in self.storages[node])
+        return frozenset(name for root in roots for name in self.names.get(root, ()))
+
+    def _store_gradient(self, node: Node) -> None:
+        if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
+            for root in self.storages[grad]:
+                name = f"grad:{slot_name(argument(node, 'param'))}"
+                self.names.setdefault(root, set()).add(name)
+
+    def _shared_intermediates(self, graph: Graph, units: Mapping[Node, Hashable]) -> list[Node]:
+        """Return the memories, slots apart, that a unit writes after another allocated them.
+
+        Those that nobody touches before they become a gradient have the name of that gradient.
+        """
+        stored: set[Node] = set()
+        written: dict[Node, None] = {}
+        early: set[Node] = set()
+        for node in graph.nodes:
+            writes = written_arguments(node)
+            for touched in {*_read(node), *writes}:
+                for root in self.storages[touched]:
+                    if root.op != "placeholder" and units[root] != units[node]:
+                        early |= {root} - stored
+                        if touched in writes:
+                            written[root] = None
+            if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
+                stored |= self.storages[grad]
+        return [root for root in written if root in early]
+
+
+def slot_name(node: Node) -> str:
+    """Return the name of the slot that `node` is, or is a view of."""
+    root = min(storages_of(node), key=lambda root: root.name)
+    return _slot(root).name if root.op == "placeholder" else root.name
+
+
+def _slot(placeholder: Node) -> Slot:
+    slot = placeholder.meta["stepgraph.slot"]
+    assert isinstance(slot, Slot)
+    return slot
+
+
+def _read(node: Node) -> tuple[Node, ...]:
+    """Return the arguments whose values `node` reads."""
+    name = marker_name(node)
+    if name in ("set_grad", "zero_grad", "toggle"):
+        return ()
+    if name == "first_grad":
+        return (argument(node, "value"),)
+    return read_arguments(node)
+
+
+def _of_marker(node: Node) -> Access:
+    """Return what a marker reads and writes apart from the tensors its schema speaks of."""
+    name = marker_name(node)
+    label = node.meta.get("stepgraph.label", f"subject {_subject(node)}") if name else ""
+    if name == "set_grad":
+        return Access(writes=frozenset([f"grad:{slot_name(argument(node, 'param'))}"]))
+    if name == "zero_grad":
+        return Access(writes=_gradients(node))
+    if name == "toggle":
+        return Access(writes=frozenset([f"flag:{slot_name(argument(node, 'tensor'))}"]))
+    if name == "log":
+        return Access(frozenset(["log"]), frozenset(["log"]))
+    if name == "ema":
+        return _both({f"state:{label}"})
+    if name in ("hyper", "lr_step", "set_hyper"):
+        hyper = frozenset(_hyper(node, label))
+        return Access(hyper, frozenset() if name == "hyper" else hyper)
+    if name in ("unscale", "scaled_step", "scale_update"):
+        return _of_scaler(node, label)
+    return _of_step(node, label) if name == "step" else Access()
+
+
+def _of_step(node: Node, label: str) -> Access:
+    """Return the access of an update: it looks into the slots of all its parameters."""
+    state = {f"state:{label}"}
+    opaque = {OPAQUE} if node.meta.get("stepgraph.opaque", True) else set()
+    reads = frozenset(_hyper(node, label)) | _gradients(node) | state
+    return Access(reads | opaque, frozenset(state | opaque))
+
+
+def _of_scaler(node: Node, label: str) -> Access:
+    scale, found_inf = f"scale:{label}", f"found_inf:{label}"
+    if marker_name(node) == "scale_update":
+        # other numbers of the scaler are read through `hyper`
+        return _both({scale, found_inf, f"hyper:{label}"})
+    access = _both({found_inf}) | Access(reads=frozenset([scale]))
+    if marker_name(node) == "unscale":
+        return access
+    optimizer = [name.removeprefix("hyper:") for name in _hyper(node, label)][-1]
+    return access | _of_step(node, optimizer) | Access(reads=frozenset(_hyper(node, label)))
+
+
+def _gradients(node: Node) -> frozenset[str]:
+    return frozenset(f"grad:{slot_name(param)}" for param in argument(node, "params"))
+
+
+def _hyper(node: Node, label: str) -> list[str]:
+    names = node.meta.get("stepgraph.hyper") or [label]
+    return [f"hyper:{name.removeprefix('hyper:')}" for name in names]
+
+
+def _subject(node: Node) -> object:
+    return argument(node, "subject")
+
+
+def _both(resources: set[str]) -> Access:
+    return Access(frozenset(resources), frozenset(resources))
