@@ -322,7 +322,7 @@ def _traced_requires_grad_(hooks: TraceHooks) -> Callable[..., Any]:
 
     def method_requires_grad_(self: Any, tx: Any, requires_grad: Any = True) -> Any:
         flag = requires_grad if requires_grad is True else requires_grad.as_python_constant()
-        if self.source is None:
+        if self.source is None and hasattr(tx.output, "leaf_var_creation_order"):
             return original(self, tx, requires_grad)
         _toggle(hooks, tx, self, flag)
         return self

@@ -5,10 +5,11 @@ from stepgraph.capture.preflight import entry_reason, has_hooks
 from stepgraph.capture.refusal import Refusal, refusal_of
 from stepgraph.capture.scope import scalars_in, scope_reader
 from stepgraph.capture.self_test import self_test
-from stepgraph.capture.subjects import OptimizerSubject, Subject, Subjects
+from stepgraph.capture.subjects import ListSubject, OptimizerSubject, Subject, Subjects
 
 __all__ = [
     "Captured",
+    "ListSubject",
     "OptimizerSubject",
     "Refusal",
     "Subject",

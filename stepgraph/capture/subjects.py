@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
+from torch.optim import optimizer as optimizer_module
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
@@ -58,6 +59,10 @@ class Subject:
         """Return whether what the trace took as a fact about the subject still holds."""
         return True
 
+    def may_rehearse(self) -> bool:
+        """Return whether its methods may run once more: torch's own code, without hooks."""
+        return type(self.value).__module__.startswith(("torch.optim.", "torch.amp.", "torch.cuda."))
+
     def read(self, group: int, key: str) -> float:
         """Return a number of the subject, now."""
         raise NotImplementedError
@@ -92,6 +97,17 @@ class OptimizerSubject(Subject):
         return len(groups) == len(self.groups) and all(
             len(now["params"]) == len(then) and all(map(operator.is_, now["params"], then))
             for now, then in zip(groups, self.groups, strict=True)
+        )
+
+    def may_rehearse(self) -> bool:
+        own_step = vars(self.value).get("step")
+        return (
+            super().may_rehearse()
+            and (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
+            and not self.value._optimizer_step_pre_hooks
+            and not self.value._optimizer_step_post_hooks
+            and not optimizer_module._global_optimizer_pre_hooks
+            and not optimizer_module._global_optimizer_post_hooks
         )
 
     def read(self, group: int, key: str) -> float:
@@ -170,6 +186,9 @@ class ListSubject(Subject):
 
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         return {}
+
+    def may_rehearse(self) -> bool:
+        return True
 
     def unchanged(self) -> bool:
         return self.get() is self.value

@@ -26,7 +26,7 @@ from stepgraph.capture import (
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
 from stepgraph.compiler.options import Options
-from stepgraph.compiler.variant import Variant, build, rehearse_variant
+from stepgraph.compiler.variant import Variant, build, rehearse
 from stepgraph.errors import CaptureError, ConfigurationError, GuardError
 from stepgraph.ir import StepGraph
 from stepgraph.runtime import watching
@@ -201,14 +201,16 @@ class CompiledStep:
     def _rehearse(self, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the call eagerly and keep the variant if it would have computed the same."""
         try:
-            rehearsal, owner, method = rehearse_variant(variant)
+            rehearsed = rehearse(variant)
         except Exception as error:  # the step's own error shows in the eager call
             self._failures += 1
             return self._fall_back(refusal_of(error), args, kwargs)
-        with watching(owner, method, rehearsal.compare):
+        rehearsal = rehearsed.rehearsal
+        with watching(rehearsed.owner, rehearsed.method, rehearsal.compare):
             result = self._function(*args, **kwargs)
-        if owner is None:
+        if rehearsed.owner is None:
             rehearsal.compare()
+        rehearsal.compare_result(result)
         if rehearsal.difference is not None:
             self._failures += 1
             self._note(Refusal(f"differs from eager at {rehearsal.difference}"))

@@ -12,10 +12,16 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from stepgraph.capture import Captured, OptimizerSubject, Subject, has_hooks
+from stepgraph.capture import Captured, ListSubject, OptimizerSubject, Subject, has_hooks
 from stepgraph.ir import Kind, Role, StepGraph, partition
 from stepgraph.lowering import emit, first_update
-from stepgraph.runtime import Program, Rehearsal, autocast_devices, rehearse
+from stepgraph.runtime import (
+    PartialRehearsal,
+    Program,
+    Rehearsal,
+    WholeRehearsal,
+    autocast_devices,
+)
 
 UPDATE_METHODS = {
     "step": "step",
@@ -121,24 +127,38 @@ def _around(captured: Captured, program: Program, function: Any) -> Callable[...
     return types.MethodType(call, function.__self__) if inspect.ismethod(function) else call
 
 
-def rehearse_variant(variant: Variant) -> tuple[Rehearsal, Any, str | None]:
-    """Run a new variant on copies up to its first update.
+@dataclass(frozen=True)
+class Rehearsed:
+    """A rehearsal and the place to compare at: entry of a method, or the end of the call."""
 
-    Returns:
-        The rehearsal, and the object and method whose entry is the place to compare at; None,
-        None where the step has no update and the end of the call is that place.
-    """
-    captured = variant.captured
-    emitted = emit(captured.flat, captured.subjects, rehearsal=True)
-    names = [f"{slot.name}{'.grad' if slot.role is Role.GRAD else ''}" for slot in _slots(captured.flat)]
-    rehearsal = rehearse(Program(emitted.function), captured.traced.values, names)
-    update = first_update(captured.flat.graph)
+    rehearsal: Rehearsal
+    owner: Any = None
+    method: str | None = None
+
+
+def rehearse(variant: Variant) -> Rehearsed:
+    """Run a new variant once without a trace: whole, or on copies up to its first update."""
+    flat, subjects = variant.captured.flat, variant.captured.subjects
+    inputs, names = variant.captured.traced.values, _names(flat)
+    devices = variant.program.autocast_devices
+    if all(subject.may_rehearse() for subject in subjects.values()):
+        emitted = emit(flat, subjects, withhold=True)
+        owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
+        program = Program(emitted.function, autocast_devices=devices)
+        return Rehearsed(WholeRehearsal(program, inputs, names, owners))
+    emitted = emit(flat, subjects, withhold=True, until_update=True)
+    program = Program(emitted.function, autocast_devices=devices)
+    rehearsal = PartialRehearsal(program, inputs, names)
+    update = first_update(flat.graph)
     if update is None:
-        return rehearsal, None, None
-    names_of = [argument.name for argument in update.target._schema.arguments]
-    owner = captured.subjects[update.args[names_of.index("subject")]].value
-    return rehearsal, owner, UPDATE_METHODS.get(update.target._schema.name.partition("::")[2])
+        return Rehearsed(rehearsal)
+    arguments = [argument.name for argument in update.target._schema.arguments]
+    owner = subjects[update.args[arguments.index("subject")]].value
+    marker = update.target._schema.name.partition("::")[2]
+    return Rehearsed(rehearsal, owner, UPDATE_METHODS.get(marker))
 
 
-def _slots(flat: GraphModule) -> list[Any]:
-    return [n.meta["stepgraph.slot"] for n in flat.graph.nodes if n.op == "placeholder"]
+def _names(flat: GraphModule) -> list[str]:
+    """Return a name for every input of a flat graph."""
+    slots = [n.meta["stepgraph.slot"] for n in flat.graph.nodes if n.op == "placeholder"]
+    return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in slots]

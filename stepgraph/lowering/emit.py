@@ -30,16 +30,21 @@ class Emitted:
 
 
 def emit(
-    flat: GraphModule, subjects: Mapping[int, Any], *, rehearsal: bool = False
+    flat: GraphModule,
+    subjects: Mapping[int, Any],
+    *,
+    withhold: bool = False,
+    until_update: bool = False,
 ) -> Emitted:
     """Return a function of the graph's inputs that performs the step and returns its outputs.
 
     Args:
         flat: The flat step graph.
         subjects: The real objects behind the graph's markers, by number.
-        rehearsal: Stop before the first update and withhold what the user would see.
+        withhold: Leave out what the user would see: appends to lists.
+        until_update: Stop before the first update.
     """
-    return _Emitter(flat.graph, dict(subjects), rehearsal).emit()
+    return _Emitter(flat.graph, dict(subjects), withhold, until_update).emit()
 
 
 def first_update(graph: Graph) -> Node | None:
@@ -51,7 +56,8 @@ def first_update(graph: Graph) -> Node | None:
 class _Emitter:
     graph: Graph
     subjects: dict[int, Any]
-    rehearsal: bool
+    withhold: bool
+    until_update: bool
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
     by_value: dict[int, str] = field(default_factory=dict)
@@ -60,7 +66,7 @@ class _Emitter:
     def emit(self) -> Emitted:
         self.last_use = _last_uses(self.graph)
         self.stolen = _stealable(self.graph)
-        stop = first_update(self.graph) if self.rehearsal else None
+        stop = first_update(self.graph) if self.until_update else None
         inputs = []
         for node in self.graph.nodes:
             if node is stop:
@@ -110,7 +116,7 @@ class _Emitter:
         elif marker == "check":
             write(f"{self.constant('check', effects.check)}({self.argument(args[0])})")
         elif marker == "log":
-            if not self.rehearsal:
+            if not self.withhold:
                 kind = effects.append_number if args[2] else effects.append
                 call = self.constant(kind.__name__, kind)
                 values = self.constant(f"subject_{args[1]}", self.subjects[args[1]].value)

@@ -1,72 +1,127 @@
-"""Run a new program once on copies, and compare it with the eager call that follows."""
+"""Run a new program once before it is trusted, and compare it with the eager call that follows.
+
+A whole rehearsal runs the program, updates included, and puts everything back. Where an update
+would run code that may not run twice (a user's own optimizer, hooks), a partial rehearsal runs on
+copies and stops before the first update.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from stepgraph.runtime.snapshot import Snapshot, same
 
 
-@dataclass
-class Rehearsal:
-    """What a program left in copies of its inputs just before its first update.
+class Rehearsal(Protocol):
+    """A program's results, waiting for those of the eager call."""
 
-    Attributes:
-        inputs: The real inputs.
-        copies: The copies that the program wrote instead.
-        names: The inputs' names, for messages.
-    """
-
-    inputs: Sequence[Any]
-    copies: Sequence[Any]
-    names: Sequence[str]
-    difference: str | None = None
-    compared: bool = False
-    _grads: dict[int, Tensor | None] = field(default_factory=dict)
+    difference: str | None
 
     def compare(self) -> None:
-        """Compare the copies with the real tensors, now; the first call counts."""
-        if self.compared:
-            return
-        self.compared = True
-        for real, copy, name in zip(self.inputs, self.copies, self.names, strict=True):
-            if not isinstance(real, Tensor):
-                continue
-            if not same(real, copy):
-                self.difference = name
-                return
-            if real.is_leaf and real.requires_grad and not _same_grad(real.grad, copy.grad):
-                self.difference = f"{name}.grad"
-                return
+        """Compare with the real state, now; the first call counts."""
+
+    def compare_result(self, result: Any) -> None:
+        """Compare with what the eager call returned."""
 
 
-def rehearse(
-    function: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str]
-) -> Rehearsal:
-    """Run `function` on copies of `inputs`; the random state is restored.
+class WholeRehearsal:
+    """Runs a program on the real objects and restores them.
 
     Args:
-        function: A program that stops before its first update.
+        program: A program that withholds what the user would see. Called with `inputs`.
+        inputs: The real inputs: tensors and numbers.
+        names: A name for each input.
+        owners: The objects whose state the program writes, by name.
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        inputs: Sequence[Any],
+        names: Sequence[str],
+        owners: Mapping[str, Any],
+    ) -> None:
+        self.difference: str | None = None
+        self._tensors = {n: v for n, v in zip(names, inputs, strict=True) if isinstance(v, Tensor)}
+        self._owners = owners
+        before = self._snapshot()
+        try:
+            with restored_rng(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they belong to the eager call
+                outputs = program(*inputs)
+            self._after = self._snapshot()
+            self._outputs = [o.detach().clone() for o in outputs if isinstance(o, Tensor)]
+        finally:
+            before.restore()
+
+    def compare(self) -> None:
+        """Compare with the real state, now."""
+        self.difference = self._snapshot().difference(self._after)
+
+    def compare_result(self, result: Any) -> None:
+        """Look for every tensor that the eager call returned among the program's results."""
+        known = [*self._outputs, *self._tensors.values()]
+        for i, leaf in enumerate(tree_leaves(result)):
+            if isinstance(leaf, Tensor) and not any(same(leaf.detach(), k.detach()) for k in known):
+                self.difference = self.difference or f"returned tensor {i}"
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self._tensors, self._owners)
+
+
+class PartialRehearsal:
+    """Runs a program that stops before its first update, on copies of its inputs.
+
+    Args:
+        program: The program. Called with copies.
         inputs: The real inputs: tensors and numbers. Not written.
         names: A name for each input.
     """
-    copies = _copies(inputs)
+
+    def __init__(
+        self, program: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str]
+    ) -> None:
+        self.difference: str | None = None
+        self._compared = False
+        copies = _copies(inputs)
+        with restored_rng():
+            program(*copies)
+        pairs = zip(names, inputs, copies, strict=True)
+        self._triples = [triple for triple in pairs if isinstance(triple[1], Tensor)]
+
+    def compare(self) -> None:
+        """Compare the copies with the real tensors, now; the first call counts."""
+        if self._compared:
+            return
+        self._compared = True
+        for name, real, copy in self._triples:
+            found = Snapshot({name: real}, {}).difference(Snapshot({name: copy}, {}))
+            self.difference = self.difference or found
+
+    def compare_result(self, result: Any) -> None:
+        """The program stopped before it had results."""
+
+
+@contextlib.contextmanager
+def restored_rng() -> Iterator[None]:
+    """Scope after which torch's random state is as before."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        with torch.no_grad():
-            function(*copies)
+        yield
     finally:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-    return Rehearsal(inputs, copies, names)
 
 
 @contextlib.contextmanager
@@ -104,21 +159,6 @@ def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> It
             attributes[method] = original
         else:
             attributes.pop(method, None)
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors hold the same bits, NaN included."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not (a.is_floating_point() or a.is_complex()):
-        return torch.equal(a, b)
-    return bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _same_grad(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return same(a, b) and a.stride() == b.stride()
 
 
 def _copies(inputs: Sequence[Any]) -> list[Any]:
