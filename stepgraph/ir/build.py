@@ -141,6 +141,8 @@ def _graph() -> Any:
 
 def nodes_of(flat: GraphModule, name: str) -> list[Node]:
     """Return the calls of the marker or ATen operator called `name`, in program order."""
-    names = (getattr(getattr(node.target, "_schema", None), "name", "") for node in flat.graph.nodes)
+    names = (
+        getattr(getattr(node.target, "_schema", None), "name", "") for node in flat.graph.nodes
+    )
     pairs = zip(flat.graph.nodes, names, strict=True)
     return [node for node, full in pairs if full.partition("::")[2] == name]

@@ -74,9 +74,7 @@ def scale_update(scale: Tensor, subject: int) -> None:
 
 
 @torch.library.custom_op("stepgraph::ema", mutates_args=("averages",))
-def ema(
-    averages: list[Tensor], params: list[Tensor], buffers: list[Tensor], subject: int
-) -> None:
+def ema(averages: list[Tensor], params: list[Tensor], buffers: list[Tensor], subject: int) -> None:
     """Run `averaged_model.update_parameters(model)`; `params` and `buffers` are the model's."""
 
 

@@ -21,7 +21,6 @@ from stepgraph.ir.text import describe
 from stepgraph.ir.verify import verify
 
 
-
 @dataclass(frozen=True, eq=False)
 class StepGraph:
     """One training step: typed nodes in program order, and what they read and write.
