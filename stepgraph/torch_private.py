@@ -74,6 +74,7 @@ class TraceHooks:
         toggle: Operator left in the graph wherever Python changes `requires_grad`.
         functions: Functions of torch that a trace replaces: `(module, name, replacement)`.
         quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
+        toggled: Fake tensors whose flag the trace has changed, once for every change.
         refuse: Called with a reason to refuse the step; raises `TraceStop`.
     """
 
@@ -86,6 +87,7 @@ class TraceHooks:
     is_subject: Callable[[Any], bool]
     functions: Sequence[tuple[Any, str, Any]] = ()
     quiet: set[types.CodeType] = field(default_factory=set)
+    toggled: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,9 @@ def trace(
         raise AssertionError("unreachable")
     if getattr(output.output_graph, "random_calls", None):
         hooks.refuse("host randomness: `random` is called inside the step")
+    for fake in hooks.toggled:
+        fake.requires_grad_(not fake.requires_grad)  # an odd number of changes leaves it changed
+    hooks.toggled.clear()
     code, _ = convert_frame.get_traced_fn(function)
     graph_module = backend_input.graph_module
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
@@ -322,7 +327,7 @@ def _traced_requires_grad_(hooks: TraceHooks) -> Callable[..., Any]:
 
     def method_requires_grad_(self: Any, tx: Any, requires_grad: Any = True) -> Any:
         flag = requires_grad if requires_grad is True else requires_grad.as_python_constant()
-        if self.source is None and hasattr(tx.output, "leaf_var_creation_order"):
+        if self.source is None and torch.__version__ >= "2.12":
             return original(self, tx, requires_grad)
         _toggle(hooks, tx, self, flag)
         return self
@@ -355,8 +360,13 @@ def _toggle(hooks: TraceHooks, tx: Any, tensor: Any, flag: bool) -> None:
     if fake.grad_fn is not None:
         hooks.refuse("changes requires_grad of a tensor that is not a leaf")
     tx.output.create_proxy("call_function", hooks.toggle, (tensor.as_proxy(), flag), {})
+    hooks.toggled.append(fake)
     fake.requires_grad_(flag)
     tensor.requires_grad = flag
+    if tensor.source is None and flag:
+        tx.output.leaf_var_creation_order.append(tensor)
+        none = ConstantVariable.create(None)
+        tx.output.side_effects.store_attr(tensor, "grad", none)
 
 
 def _wrap(hooks: TraceHooks) -> Callable[..., Any]:

@@ -73,6 +73,14 @@ def backward(
                     _add_grad_(leaf.grad, value)
 
 
+def _number(name: str) -> int:
+    """Return the number in the name of a subject.
+
+    Stand-ins keep names: an int that varies between traces would become symbolic.
+    """
+    return int(name.removeprefix("subject_"))
+
+
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
@@ -81,19 +89,20 @@ class Group:
     """Stands in for one of `optimizer.param_groups`."""
 
     def __init__(self, number: int, index: int, floats: tuple[str, ...]) -> None:
-        self.number, self.index, self.floats = number, index, floats
+        self.name, self.index, self.floats = f"subject_{number}", str(index), floats
 
     def __getitem__(self, key: str) -> Any:
         if key == "params":
-            return getattr(TABLE, f"subject_{self.number}").groups[self.index]
+            return getattr(TABLE, self.name).groups[int(self.index)]
         if key not in self.floats:
             return REFUSE_HYPER.reason
-        return _hyper(self.number, self.index, key).item()
+        return _hyper(_number(self.name), int(self.index), key).item()
 
     def __setitem__(self, key: str, value: float) -> None:
         if key not in self.floats:
             REFUSE_HYPER.reason  # noqa: B018
-        _set_hyper(torch.scalar_tensor(value, dtype=torch.float64), self.number, self.index, key)
+        number = torch.scalar_tensor(value, dtype=torch.float64)
+        _set_hyper(number, _number(self.name), int(self.index), key)
 
 
 def optimizer_stand_ins(
@@ -119,14 +128,14 @@ def optimizer_stand_ins(
                 loss = closure()
         parameters = getattr(TABLE, name).parameters
         with torch.no_grad():
-            _step([p.detach() for p in parameters], _gradients(parameters), number)
+            _step([p.detach() for p in parameters], _gradients(parameters), _number(name))
         return loss
 
     def zero_grad(set_to_none: bool = True) -> None:
         parameters = getattr(TABLE, name).parameters
         with torch.no_grad():
             if set_to_none:
-                _zero_grad([p.detach() for p in parameters], number)
+                _zero_grad([p.detach() for p in parameters], _number(name))
                 for p in parameters:
                     p.grad = None
             else:
@@ -139,16 +148,17 @@ def optimizer_stand_ins(
 
 def scheduler_stand_ins(number: int, *, n_groups: int) -> dict[str, Any]:
     """Return what replaces the methods of a learning rate scheduler."""
+    name, indices = f"subject_{number}", tuple(map(str, range(n_groups)))
 
     def step(metrics: Any = None, epoch: Any = None) -> None:
         if epoch is not None or isinstance(metrics, int):
             REFUSE_EPOCH.reason  # noqa: B018
         if isinstance(metrics, float):
             metrics = torch.scalar_tensor(metrics, dtype=torch.float64)
-        _lr_step(None if metrics is None else metrics.detach(), number)
+        _lr_step(None if metrics is None else metrics.detach(), _number(name))
 
     def get_last_lr() -> list[Any]:
-        return [_hyper(number, i, "last_lr").item() for i in range(n_groups)]
+        return [_hyper(_number(name), int(i), "last_lr").item() for i in indices]
 
     return {"step": step, "get_last_lr": get_last_lr}
 
@@ -179,6 +189,7 @@ def scaler_stand_ins(number: int, optimizers: dict[int, int]) -> dict[str, Any]:
         optimizers: Place in the table of each optimizer, by its id.
     """
     name = f"subject_{number}"
+    places = {key: f"subject_{place}" for key, place in optimizers.items()}
 
     def scale(outputs: Any) -> Any:
         if not isinstance(outputs, torch.Tensor):
@@ -186,24 +197,25 @@ def scaler_stand_ins(number: int, optimizers: dict[int, int]) -> dict[str, Any]:
         return outputs * getattr(TABLE, name).scale.to(device=outputs.device, non_blocking=True)
 
     def unscale_(optimizer: Any) -> None:
-        place = optimizers[id(optimizer)]
+        place = places[id(optimizer)]
         with torch.no_grad():
-            _unscale(_gradients(getattr(TABLE, f"subject_{place}").parameters), number, place)
+            gradients = _gradients(getattr(TABLE, place).parameters)
+            _unscale(gradients, _number(name), _number(place))
 
     def step(optimizer: Any) -> None:
-        place = optimizers[id(optimizer)]
-        parameters = getattr(TABLE, f"subject_{place}").parameters
+        place = places[id(optimizer)]
+        parameters = getattr(TABLE, place).parameters
         with torch.no_grad():
             detached = [p.detach() for p in parameters]
-            _scaled_step(detached, _gradients(parameters), number, place)
+            _scaled_step(detached, _gradients(parameters), _number(name), _number(place))
 
     def update(new_scale: Any = None) -> None:
         if new_scale is not None:
             REFUSE_SCALER.reason  # noqa: B018
-        _scale_update(getattr(TABLE, name).scale, number)
+        _scale_update(getattr(TABLE, name).scale, _number(name))
 
     def get_scale() -> Any:
-        return _hyper(number, 0, "scale").item()
+        return _hyper(_number(name), 0, "scale").item()
 
     return {
         "scale": scale,
@@ -222,7 +234,7 @@ def averaged_model_stand_ins(number: int) -> dict[str, Any]:
         with torch.no_grad():
             averages = [t.detach() for t in getattr(TABLE, name).averages]
             parameters = [t.detach() for t in model.parameters()]
-            _ema(averages, parameters, list(model.buffers()), number)
+            _ema(averages, parameters, list(model.buffers()), _number(name))
 
     return {"update_parameters": update_parameters}
 
@@ -242,15 +254,15 @@ class Recorder:
     """Stands in for a list of the user's that grows in the step."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.name = f"subject_{number}"
 
     def append(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            _log(value, self.number, False)
+            _log(value, _number(self.name), False)
         elif isinstance(value, float):
-            _log(torch.scalar_tensor(value, dtype=torch.float64), self.number, True)
+            _log(torch.scalar_tensor(value, dtype=torch.float64), _number(self.name), True)
         elif isinstance(value, int) and not isinstance(value, bool):
-            _log(torch.scalar_tensor(value, dtype=torch.int64), self.number, True)
+            _log(torch.scalar_tensor(value, dtype=torch.int64), _number(self.name), True)
         else:
             REFUSE_APPEND.reason  # noqa: B018
 

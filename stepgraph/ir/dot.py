@@ -4,11 +4,71 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch.fx import Node
+
+from stepgraph.ir.kind import Kind
+
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
 
+_NODE_COLORS = {
+    Kind.FORWARD: "#cfe8ff",
+    Kind.BACKWARD: "#ffd9cc",
+    Kind.ACCUMULATE: "#ffe9b8",
+    Kind.ZERO_GRAD: "#eeeeee",
+    Kind.STEP: "#c9efc9",
+    Kind.LR_STEP: "#e3d6f5",
+    Kind.LOG: "#ffffff",
+}
+_OTHER_COLOR = "#f5f5dc"
+_EDGES = {
+    "data": 'color="#333333"',
+    "anti": 'color="#cc3333", style=dashed',
+    "output": 'color="#3366cc", style=dotted',
+}
+
 
 def to_dot(step: StepGraph) -> str:
-    """Return the typed nodes of `step` and their dependencies as Graphviz text."""
-    edges = [f'  "{u}" -> "{v}";' for u, v in step.dependencies().edges]
-    return "\n".join(["digraph step {", *edges, "}"])
+    """Return the typed nodes of `step` and their dependencies as Graphviz text.
+
+    Nodes are coloured by kind. Data edges are solid, anti edges red and dashed, output edges blue
+    and dotted; the resource an edge is about stands beside it. Edges through glue are drawn from
+    the typed node that the value comes from.
+    """
+    lines = ["digraph step {", "  rankdir=TB;", '  node [shape=box, style=filled, fontname="sans"];']
+    for node in step.nodes:
+        if (kind := step.kind(node)) is not None:
+            color = _NODE_COLORS.get(kind, _OTHER_COLOR)
+            label = _quoted(f"{kind.value}\n{node.meta.get('stepgraph.label', node.name)}")
+            lines.append(f'  {_quoted(node.name)} [label={label}, fillcolor="{color}"];')
+    return "\n".join([*lines, *_edges(step), "}"])
+
+
+def _edges(step: StepGraph) -> list[str]:
+    origins = _origins(step)
+    lines: dict[str, None] = {}
+    for source, target, edge in step.dependencies().edges(data=True):
+        if step.kind(target) is None:
+            continue
+        label = f", label={_quoted(edge['resource'])}" if edge["resource"] else ""
+        for origin in origins[source]:
+            ends = f"{_quoted(origin.name)} -> {_quoted(target.name)}"
+            lines[f"  {ends} [{_EDGES[edge['kind']]}{label}];"] = None
+    return list(lines)
+
+
+def _origins(step: StepGraph) -> dict[Node, tuple[Node, ...]]:
+    """Return the typed nodes that the value of each node comes from, through glue."""
+    found: dict[Node, tuple[Node, ...]] = {}
+    for node in step.nodes:
+        if step.kind(node) is not None:
+            found[node] = (node,)
+        else:
+            through = (origin for source in node.all_input_nodes for origin in found[source])
+            found[node] = tuple(dict.fromkeys(through))
+    return found
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

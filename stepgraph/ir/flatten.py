@@ -35,7 +35,7 @@ class _Flattener:
         if region is not None:
             self.values[node] = self.inline(node, region)
         elif isinstance(source, Node) and isinstance(self.values[source], tuple):
-            self.values[node] = self.values[source][node.args[1]]  # type: ignore[index]
+            self.values[node] = self.values[source][node.args[1]]
         else:
             self.values[node] = self.copy(node, self.values, self.step.graph_module, node.target)
 

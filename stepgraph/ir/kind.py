@@ -55,13 +55,15 @@ def marker_name(node: Node) -> str | None:
 
 
 def marker_kind(node: Node) -> Kind | None:
-    """Return the kind of a marker; storing None in a `.grad` clears it."""
+    """Return the kind of a marker, or None for any other node.
+
+    Storing None in a `.grad` clears it. `check` is no effect of its own: it goes with the
+    computation around it.
+    """
     name = marker_name(node)
-    if name is None:
-        return None
     if name == "set_grad" and argument(node, "grad") is None:
         return Kind.ZERO_GRAD
-    return _KINDS[name]
+    return None if name is None else _KINDS.get(name)
 
 
 def argument(node: Node, name: str) -> Any:
