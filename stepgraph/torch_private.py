@@ -91,24 +91,19 @@ class TraceHooks:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """One trace: the graph with autograd calls in it, its inputs' names, guards and bytecode."""
+class Around:
+    """Dynamo's Python around a captured graph: collects inputs, writes results back."""
 
-    graph_module: torch.fx.GraphModule
-    sources: tuple[str, ...]
-    values: tuple[Any, ...]
-    code: types.CodeType
     bytecode: types.CodeType
-    kwdefaults: dict[str, Any] | None
     argdefs: tuple[Any, ...] | None
+    kwdefaults: dict[str, Any] | None
     globals: dict[str, Any]
     compiled_name: str
-    captured: Any
 
     def function(
         self, compiled: Callable[..., Any], closure: tuple[Any, ...] | None
     ) -> Callable[..., Any]:
-        """Return the step as Python that collects inputs, calls `compiled`, and writes back."""
+        """Return it as a function that calls `compiled`, a global name until `release`."""
         self.globals[self.compiled_name] = compiled
         function = types.FunctionType(
             self.bytecode, self.globals, "step", argdefs=self.argdefs, closure=closure
@@ -116,8 +111,12 @@ class Traced:
         function.__kwdefaults__ = self.kwdefaults
         return function
 
+    def release(self) -> None:
+        """Take the compiled function out of the globals."""
+        self.globals.pop(self.compiled_name, None)
+
     def loads_after_call(self) -> set[str]:
-        """Return the attribute names that the epilogue of the bytecode loads."""
+        """Return the attribute names that are loaded after the compiled function was called."""
         names: set[str] = set()
         after = False
         seen_compiled = False
@@ -129,6 +128,18 @@ class Traced:
             if after and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 names.add(str(instruction.argval))
         return names
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One trace: the graph with autograd calls in it, its inputs, guards and bytecode."""
+
+    graph_module: torch.fx.GraphModule
+    sources: tuple[str, ...]
+    values: tuple[Any, ...]
+    code: types.CodeType
+    around: Around
+    captured: Any
 
     def build_guards(
         self, keep: Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]
@@ -175,11 +186,13 @@ def trace(
         sources=tuple(_name(node._dynamo_source) for node in placeholders),
         values=tuple(map(_concrete, backend_input.example_inputs)),
         code=code.__code__,
-        bytecode=output.bytecode,
-        kwdefaults=output.kwdefaults,
-        argdefs=output.argdefs,
-        globals=output.f_globals,
-        compiled_name=backend_input.backend_id,
+        around=Around(
+            bytecode=output.bytecode,
+            argdefs=output.argdefs,
+            kwdefaults=output.kwdefaults,
+            globals=output.f_globals,
+            compiled_name=backend_input.backend_id,
+        ),
         captured=captured,
     )
 

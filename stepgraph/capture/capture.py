@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from stepgraph.capture.subjects import (
     zero_step_codes,
 )
 from stepgraph.ir.markers import MARKERS, OPS
-from stepgraph.torch_private import Traced, TraceHooks, TraceStop
+from stepgraph.torch_private import Around, Traced, TraceHooks, TraceStop
 
 _MAX_RESTARTS = 64
 _LOCK = threading.RLock()
@@ -48,15 +49,17 @@ class Captured:
 
     Attributes:
         flat: The flat ATen graph, in program order.
-        traced: Dynamo's part: bytecode around the graph.
+        around: Dynamo's Python around the graph: collects its inputs, writes results back.
         guards: Dynamo's guard manager, without the guards that went through stand-ins.
         subjects: The subjects that the graph's markers name, by number.
+        inputs: The real inputs of the traced call, in the order of the placeholders.
     """
 
     flat: GraphModule
-    traced: Traced
+    around: Around
     guards: Any
     subjects: dict[int, Subject]
+    inputs: tuple[Any, ...]
 
 
 class _Met(TraceStop):
@@ -64,7 +67,7 @@ class _Met(TraceStop):
 
 
 def capture(
-    function: Callable[..., Any],
+    function: FunctionType,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
@@ -74,8 +77,8 @@ def capture(
     """Trace `function(*args, **kwargs)` without running it.
 
     Args:
-        function: The user's step, undecorated.
-        args: Positional arguments.
+        function: The user's step, undecorated and unbound.
+        args: Positional arguments, `self` included.
         kwargs: Keyword arguments.
         subjects: What earlier traces met; extended.
         dynamic: Dynamo's names of int and float inputs that vary between calls.
@@ -102,7 +105,7 @@ def capture(
 
 
 def _capture_once(
-    function: Callable[..., Any],
+    function: FunctionType,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     hooks: _Hooks,
@@ -135,13 +138,14 @@ def _capture_once(
         for i in _subject_arguments(node.target)
     }
     used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
-    return Captured(flat, found, guards, {s.number: s for s in subjects.all if s.number in used})
+    acted_on = {s.number: s for s in subjects.all if s.number in used}
+    return Captured(flat, found.around, guards, acted_on, found.values)
 
 
 class _Hooks:
     """The hooks of one trace; remembers why it was stopped, whatever Dynamo makes of that."""
 
-    def __init__(self, subjects: Subjects, function: Callable[..., Any]) -> None:
+    def __init__(self, subjects: Subjects, function: FunctionType) -> None:
         self.subjects, self.function = subjects, function
         self.stopped: TraceStop | None = None
         self.symbolic = self.static_sizes = False
@@ -200,7 +204,7 @@ def _check_trace(found: Traced) -> None:
         if "manual_seed" in target or "set_rng_state" in target:
             refuse("host randomness: seeds inside the step")
     replaced = any(node.target is OPS.set_grad.default for node in graph_module.graph.nodes)
-    if replaced and found.loads_after_call() & {"grad", "_grad"}:
+    if replaced and found.around.loads_after_call() & {"grad", "_grad"}:
         refuse("keeps a gradient that the step replaces")
 
 
@@ -274,17 +278,16 @@ def _failing(guards: Any, scope: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _nothing_changes(function: Callable[..., Any]) -> Iterator[None]:
+def _nothing_changes(function: FunctionType) -> Iterator[None]:
     """Restore random state and, when a capture fails, the names Dynamo put into globals."""
-    raw = getattr(function, "__func__", function)
-    before = set(raw.__globals__)
+    before = set(function.__globals__)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield
     except BaseException:
-        for name in set(raw.__globals__) - before:
-            del raw.__globals__[name]
+        for name in set(function.__globals__) - before:
+            del function.__globals__[name]
         raise
     finally:
         random.setstate(states[0])

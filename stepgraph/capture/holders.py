@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 Holder = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
 def holder_of(
-    source: Any, resolve: Callable[[Any], Any], function: Callable[..., Any]
+    source: Any, resolve: Callable[[Any], Any], function: FunctionType
 ) -> tuple[str, Holder | None]:
     """Return a name for the place `source` describes, and how to read and write it.
 
@@ -23,7 +24,7 @@ def holder_of(
     """
     base = getattr(source, "base", None)
     if base is None:
-        return _root(source, getattr(function, "__func__", function))
+        return _root(source, function)
     member, index = getattr(source, "member", None), getattr(source, "index", None)
     owner = resolve(base)
     if isinstance(member, str) and member in getattr(owner, "__dict__", ()):
@@ -35,7 +36,7 @@ def holder_of(
     return str(index or member), None
 
 
-def _root(source: Any, function: Any) -> tuple[str, Holder | None]:
+def _root(source: Any, function: FunctionType) -> tuple[str, Holder | None]:
     """Return the holder of a closure variable or a global."""
     name = getattr(source, "local_name", None) or getattr(source, "global_name", "")
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))

@@ -43,15 +43,16 @@ def tensor_reason(tensors: Iterable[Any]) -> str | None:
             return f"a tensor subclass among the inputs: {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return "sparse gradients or tensors"
-        if tensor.requires_grad and has_hooks(tensor):
+        if tensor.requires_grad and has_hooks((tensor,)):
             return "hooks on a tensor or parameter"
         if tensor.grad_fn is not None:
             return "an input with a graph of its own (grad_fn)"
     return None
 
 
-def has_hooks(tensor: Tensor) -> bool:
-    """Return whether autograd would call Python of the user's for `tensor`."""
-    return bool(tensor._backward_hooks) or bool(
-        getattr(tensor, "_post_accumulate_grad_hooks", None)
-    )
+def has_hooks(tensors: Iterable[Tensor]) -> bool:
+    """Return whether autograd would call Python of the user's for one of `tensors`."""
+    for tensor in tensors:
+        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+            return True
+    return False

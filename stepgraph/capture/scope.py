@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
+Args = tuple[Any, ...]
 Scope = dict[str, Any]
 
 
-def scope_reader(
-    function: Callable[..., Any],
-) -> Callable[[tuple[Any, ...], dict[str, Any]], Scope | None]:
-    """Return a fast reader of arguments and closure variables by name.
+def scope_reader(function: FunctionType) -> Callable[[Args, dict[str, Any]], Scope | None]:
+    """Return a fast reader of the arguments and closure variables of `function` by name.
 
     The reader returns None for a call that does not fit the signature or meets an empty cell:
     such a call is left to the function itself.
     """
-    raw = getattr(function, "__func__", function)
-    signature = inspect.signature(raw, follow_wrapped=False)
-    bound_self = (function.__self__,) if inspect.ismethod(function) else ()
-    cells = tuple(zip(raw.__code__.co_freevars, raw.__closure__ or (), strict=True))
+    signature = inspect.signature(function, follow_wrapped=False)
+    cells = tuple(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     names = tuple(signature.parameters)
     simple = all(
         p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         for p in signature.parameters.values()
     )
 
-    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Scope | None:
-        args = bound_self + args
+    def read(args: Args, kwargs: dict[str, Any]) -> Scope | None:
         if simple and not kwargs and len(args) == len(names):
             scope = dict(zip(names, args, strict=True))
         else:
@@ -48,13 +45,11 @@ def scope_reader(
     return read
 
 
-def scalars_in(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def scalars_in(function: FunctionType, args: Args, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the ints and floats among the arguments, by Dynamo's name of their source."""
     scope = scope_reader(function)(args, kwargs) or {}
     found: dict[str, Any] = {}
-    for name in inspect.signature(getattr(function, "__func__", function)).parameters:
+    for name in inspect.signature(function).parameters:
         _collect(f"L['{name}']", scope.get(name), found, depth=3)
     return found
 

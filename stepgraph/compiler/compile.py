@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, overload
 
-from stepgraph.compiler.compiled_step import CompiledStep, check_callable
+from stepgraph.compiler.compiled_step import CompiledStep
 from stepgraph.compiler.options import Options
+from stepgraph.errors import ConfigurationError
 
 
 @overload
@@ -55,7 +58,21 @@ def compile(step: Any = None, **options: Any) -> Any:
     """
     if step is None:
         return functools.partial(compile, **options)
-    check_callable(step)
+    checked = Options(**options)
     if isinstance(step, CompiledStep):
-        step = step._function
-    return CompiledStep(step, Options(**options))
+        raise _not_a_step(step)
+    if inspect.ismethod(step) and isinstance(step.__func__, FunctionType):
+        owner = step.__self__
+        return CompiledStep(step.__func__, checked, lambda: owner)
+    if not isinstance(step, FunctionType):
+        raise _not_a_step(step)
+    return CompiledStep(step, checked)
+
+
+def _not_a_step(step: Any) -> ConfigurationError:
+    return ConfigurationError(
+        "stepgraph.compile takes a function or a method",
+        found=type(step).__name__,
+        why="it captures the Python of a whole training step",
+        hint="decorate the function that calls backward() and step()",
+    )

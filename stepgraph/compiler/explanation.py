@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stepgraph.capture import Refusal
+from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variant import Variant
 
 
@@ -134,8 +133,7 @@ def explain(
     captures: int,
     replays: int,
     calls: int,
-    fallbacks: Counter[Refusal],
-    last_fallback: Refusal | None,
+    fallbacks: Fallbacks,
     first_call_ms: float | None,
     closures: Sequence[Explanation] = (),
 ) -> Explanation:
@@ -146,10 +144,10 @@ def explain(
         captures=captures + sum(closure.captures for closure in closures),
         calls=calls,
         replays=replays,
-        fallback_reason=str(last_fallback) if last_fallback else None,
+        fallback_reason=str(fallbacks.latest) if fallbacks.latest else None,
         fallbacks=tuple(
             FallbackReport(refusal.reason, refusal.at, count, refusal.hint)
-            for refusal, count in fallbacks.items()
+            for refusal, count in fallbacks.counts.items()
         ),
         variants=tuple(map(_report, variants)),
         first_call_ms=first_call_ms,

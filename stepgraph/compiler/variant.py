@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import time
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from stepgraph.capture import Captured, ListSubject, OptimizerSubject, Subject, has_hooks
-from stepgraph.ir import Kind, Role, StepGraph, partition
+from stepgraph.ir import Kind, Role, Slot, StepGraph, partition
 from stepgraph.lowering import emit, first_update
 from stepgraph.runtime import (
     PartialRehearsal,
@@ -39,12 +39,13 @@ class Variant:
     """A program for one path through the user's Python.
 
     Attributes:
-        captured: What the trace gave.
+        captured: What the trace gave, without the inputs of the traced call.
         graph: The step graph before passes.
         program: What replays it.
         call: The step as Python around the program: collects inputs, writes results back.
-        leaves: Tensors whose hooks the trace would lose.
+        leaves: Parameters whose hooks the trace would lose.
         capture_ms: Time it took to trace and lower.
+        replay_ms: Time of the second replay, or None.
         source: The program as Python.
     """
 
@@ -64,11 +65,9 @@ class Variant:
 
     def matches(self, scope: dict[str, Any]) -> bool:
         """Return whether everything the trace took as a fact holds for a call."""
-        return (
-            self.captured.guards.check(scope)
-            and all(subject.unchanged() for subject in self.captured.subjects.values())
-            and not any(map(has_hooks, self.leaves))
-        )
+        if not self.captured.guards.check(scope) or has_hooks(self.leaves):
+            return False
+        return all(subject.unchanged() for subject in self.captured.subjects.values())
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Replay the step."""
@@ -79,9 +78,9 @@ class Variant:
         self.replay_ms = (time.perf_counter() - start) * 1e3
         return result
 
-    def rebind(self, function: Any) -> None:
+    def rebind(self, function: FunctionType) -> None:
         """Use the closure variables of `function`, which has the code that was traced."""
-        self.call = _around(self.captured, self.program, function)
+        self.call = self.captured.around.function(self.program, function.__closure__)
 
     def count(self) -> dict[str, int]:
         """Return the number of nodes of each kind."""
@@ -93,7 +92,7 @@ class Variant:
         return [s for s in self.subjects.values() if isinstance(s, OptimizerSubject)]
 
 
-def build(captured: Captured, function: Any, started: float) -> Variant:
+def build(captured: Captured, function: FunctionType, started: float) -> Variant:
     """Lower a captured step.
 
     Args:
@@ -103,28 +102,22 @@ def build(captured: Captured, function: Any, started: float) -> Variant:
     """
     graph = partition(captured.flat)
     emitted = emit(captured.flat, captured.subjects)
-    program = Program(emitted.function, autocast_devices=autocast_devices())
-    leaves = {
-        id(value): value
-        for value in captured.traced.values
-        if isinstance(value, Tensor) and value.requires_grad and value.is_leaf
-    }
+    inputs = list(zip(captured.inputs, _slots(captured.flat), strict=True))
+    reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
+    batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)
+    program = Program(
+        emitted.function, autocast_devices=autocast_devices(), leaves=batch
+    )
+    leaves = {id(inputs[i][0]): inputs[i][0] for i in reached if i not in batch}
     return Variant(
-        captured=captured,
+        captured=dataclasses.replace(captured, inputs=()),
         graph=graph,
         program=program,
-        call=_around(captured, program, function),
+        call=captured.around.function(program, function.__closure__),
         leaves=tuple(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
     )
-
-
-def _around(captured: Captured, program: Program, function: Any) -> Callable[..., Any]:
-    """Return the step as Python around its program."""
-    raw = getattr(function, "__func__", function)
-    call = captured.traced.function(program, raw.__closure__)
-    return types.MethodType(call, function.__self__) if inspect.ismethod(function) else call
 
 
 @dataclass(frozen=True)
@@ -136,11 +129,11 @@ class Rehearsed:
     method: str | None = None
 
 
-def rehearse(variant: Variant) -> Rehearsed:
-    """Run a new variant once without a trace: whole, or on copies up to its first update."""
-    flat, subjects = variant.captured.flat, variant.captured.subjects
-    inputs, names = variant.captured.traced.values, _names(flat)
-    devices = variant.program.autocast_devices
+def rehearse(captured: Captured) -> Rehearsed:
+    """Run a captured step once without a trace: whole, or on copies up to its first update."""
+    flat, subjects = captured.flat, captured.subjects
+    inputs, names = captured.inputs, _names(flat)
+    devices = autocast_devices()
     if all(subject.may_rehearse() for subject in subjects.values()):
         emitted = emit(flat, subjects, withhold=True)
         owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
@@ -158,7 +151,14 @@ def rehearse(variant: Variant) -> Rehearsed:
     return Rehearsed(rehearsal, owner, UPDATE_METHODS.get(marker))
 
 
+def _slots(flat: GraphModule) -> list[Slot]:
+    return [n.meta["stepgraph.slot"] for n in flat.graph.nodes if n.op == "placeholder"]
+
+
 def _names(flat: GraphModule) -> list[str]:
     """Return a name for every input of a flat graph."""
-    slots = [n.meta["stepgraph.slot"] for n in flat.graph.nodes if n.op == "placeholder"]
-    return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in slots]
+    return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in _slots(flat)]
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf

@@ -1,9 +1,10 @@
 """Runtime: programs and what stands between them and the user's objects."""
 
-from stepgraph.runtime.program import Program, autocast_devices
+from stepgraph.runtime.program import NeedsEager, Program, autocast_devices
 from stepgraph.runtime.rehearsal import PartialRehearsal, Rehearsal, WholeRehearsal, watching
 
 __all__ = [
+    "NeedsEager",
     "PartialRehearsal",
     "Program",
     "Rehearsal",

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 
 
+class NeedsEager(Exception):
+    """Raised by a program, before anything ran, when this call must be eager; says why."""
+
+
 class Program:
     """A callable that performs one variant of a step.
 
@@ -18,16 +22,25 @@ class Program:
     Args:
         function: The program's statements, as a function of its inputs.
         autocast_devices: Device types for which autocast was on when the step was captured.
+        leaves: Positions of inputs from the batch into which a backward runs.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, autocast_devices: tuple[str, ...] = ()
+        self,
+        function: Callable[..., Any],
+        *,
+        autocast_devices: tuple[str, ...] = (),
+        leaves: tuple[int, ...] = (),
     ) -> None:
         self.function = function
+        self.leaves = leaves
         self.autocast_devices = autocast_devices
         self.calls = 0
 
     def __call__(self, *inputs: Any) -> Any:
+        for position in self.leaves:
+            if inputs[position]._backward_hooks:
+                raise NeedsEager("hooks on a tensor or parameter")
         grad_mode = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         entered = [device for device in self.autocast_devices if _switch_off(device)]

@@ -1,0 +1,46 @@
+"""The reasons a step ran eagerly, counted, and told the user as they asked."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+from stepgraph.capture import Refusal
+from stepgraph.errors import CaptureError
+
+
+class Fallbacks:
+    """Records refusals of one compiled step.
+
+    Attributes:
+        counts: How often each refusal occurred, in the order they were met.
+        latest: The latest refusal, or None.
+    """
+
+    def __init__(self, step_name: str, on_fallback: str) -> None:
+        self.counts: Counter[Refusal] = Counter()
+        self.latest: Refusal | None = None
+        self._step_name = step_name
+        self._on_fallback = on_fallback
+        self._warned: set[str] = set()
+
+    def note(self, refusal: Refusal) -> None:
+        """Record a refusal; warn once per reason, or raise, as `on_fallback` says.
+
+        Raises:
+            CaptureError: `on_fallback` is "error".
+        """
+        self.counts[refusal] += 1
+        self.latest = refusal
+        if self._on_fallback == "error":
+            raise CaptureError(
+                f"{self._step_name} cannot be captured",
+                at=refusal.at,
+                found=refusal.reason,
+                why='on_fallback="error" forbids to run it eagerly',
+                hint=refusal.hint,
+            ) from refusal.__cause__
+        if self._on_fallback == "warn" and refusal.reason not in self._warned:
+            self._warned.add(refusal.reason)
+            message = f"stepgraph runs {self._step_name} eagerly: {refusal}"
+            warnings.warn(message, stacklevel=5)
