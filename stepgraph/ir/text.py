@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -45,9 +46,9 @@ def describe(step: StepGraph) -> str:
 
 
 def _folded(step: StepGraph, typed: list[Node]) -> Iterator[tuple[Kind, list[Node]]]:
-    for kind, run in groupby(typed, key=step.kind):
+    for (kind, is_effect), run in groupby(typed, lambda n: (step.kind(n), n.op != "call_module")):
         assert kind is not None
-        if kind in _FOLDED:
+        if kind in _FOLDED and is_effect:
             yield kind, list(run)
         else:
             yield from ((kind, [node]) for node in run)
@@ -222,6 +223,8 @@ def _line(node: Node) -> str:
 
 
 def _name(value: object) -> str:
+    while isinstance(value, Node) and value.target is torch.ops.aten.detach.default:
+        value = value.args[0]
     return value.name if isinstance(value, Node) else repr(value)
 
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from stepgraph.ir import Kind
 from stepgraph.ir import build as b
 
-STATEMENTS = (
-    ["compute", "compute", "view", "write", "write_piece", "write_slot", "foreach", "split"]
-    + ["dropout", "batch_norm", "statistics", "store", "store", "add", "alias", "clear"]
-    + ["step", "step", "set_lr", "lr_step", "lr", "log", "toggle", "ema", "drop"]
-)
+STATEMENTS = """
+    compute compute view write write_piece write_slot foreach split dropout batch_norm statistics
+    store store add alias clear drop step step set_lr lr_step lr log toggle ema
+""".split()
 KINDS = [Kind.FORWARD, Kind.BACKWARD, Kind.CLIP]
 
 
