@@ -35,7 +35,11 @@ def to_dot(step: StepGraph) -> str:
     and dotted; the resource an edge is about stands beside it. Edges through glue are drawn from
     the typed node that the value comes from.
     """
-    lines = ["digraph step {", "  rankdir=TB;", '  node [shape=box, style=filled, fontname="sans"];']
+    lines = [
+        "digraph step {",
+        "  rankdir=TB;",
+        '  node [shape=box, style=filled, fontname="sans"];',
+    ]
     for node in step.nodes:
         if (kind := step.kind(node)) is not None:
             color = _NODE_COLORS.get(kind, _OTHER_COLOR)

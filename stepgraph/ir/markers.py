@@ -1,4 +1,4 @@
-"""The effects of a training step as operators: what a trace leaves in the graph, never run at replay.
+"""The effects of a training step as operators, left in the graph by a trace, never replayed.
 
 While a step is traced, `optimizer.step()`, `zero_grad()`, a store to `.grad` and their like become
 calls of the operators below. They compute nothing. They hold the place of an effect in program
@@ -104,14 +104,22 @@ def log(value: Tensor, subject: int, as_number: bool) -> None:
     """Append `value`, or the number in it, to a list of the user's."""
 
 
-for _marker in (add_grad_, set_grad, toggle, zero_grad, step, lr_step, unscale) + (
+_WITHOUT_RESULT = (
+    add_grad_,
+    set_grad,
+    toggle,
+    zero_grad,
+    step,
+    lr_step,
+    unscale,
     scaled_step,
     scale_update,
     ema,
     set_hyper,
     check,
     log,
-):
+)
+for _marker in _WITHOUT_RESULT:
     _marker.register_fake(lambda *args, **kwargs: None)
 
 OPS = torch.ops.stepgraph

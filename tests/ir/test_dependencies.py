@@ -120,6 +120,19 @@ def test_a_read_after_a_step_through_a_view_of_the_weight_is_a_data_edge():
     assert edges(step_of(through_a_view))["step", "backward_0"] == "data"
 
 
+def test_slots_that_share_memory_share_their_names():
+    def writes_one_reads_the_other(flat_weights, w):
+        b.step([w], [])
+        with b.part(Kind.FORWARD):
+            return flat_weights * 2
+
+    memory = torch.ones(4)
+    values = {"buffer:flat": memory, "param:w": memory.view(2, 2)}
+    step = partition(b.transparent(b.flat_graph(writes_one_reads_the_other, values)))
+
+    assert edges(step)["step", "forward_0"] == "data"
+
+
 def test_a_learning_rate_read_on_either_side_of_its_schedule_differs():
     def scheduled(x, w, v):
         before = b.lr()
