@@ -44,6 +44,7 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "allow_rnn": True,
     "allow_unspec_int_on_nn_module": True,  # counters on a module: the second value is symbolic
     "rewrite_assert_with_torch_assert": False,  # keeps AssertionError an AssertionError
+    "skip_no_tensor_aliasing_guards_on_parameters": False,  # two weights may be tied later
     "suppress_errors": False,
     "error_on_recompile": False,
     "enable_dynamo_decompositions": False,  # `add_(x, alpha=a)` rounds once, not twice
@@ -58,7 +59,10 @@ _SETATTR = (  # where Dynamo traces an attribute store: a class of its own since
 )
 
 
-class TraceStop(Exception):
+_COMPILER_CONFIG: Any = torch.compiler.config  # its `patch` is added at import
+
+
+class TraceStop(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by a hook of ours to end a trace; never leaves the capture floor."""
 
 
@@ -141,9 +145,7 @@ class Traced:
     around: Around
     captured: Any
 
-    def build_guards(
-        self, keep: Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]
-    ) -> Any:
+    def build_guards(self, keep: Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]) -> Any:
         """Return a guard manager; `keep` decides about `(name, guard type, value)` of each.
 
         Called after the graph has been flattened, which may add facts about sizes.
@@ -198,9 +200,7 @@ def trace(
 
 
 @contextlib.contextmanager
-def tracing(
-    hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False
-) -> Iterator[None]:
+def tracing(hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False) -> Iterator[None]:
     """Scope in which `trace` may be called; everything is as before when it is left.
 
     Args:
@@ -225,7 +225,7 @@ def tracing(
         replacements += (ignored,)
     with contextlib.ExitStack() as stack:
         stack.enter_context(dynamo_config.patch(**_known(options)))
-        stack.enter_context(torch.compiler.config.patch(dynamic_sources=",".join(dynamic)))
+        stack.enter_context(_COMPILER_CONFIG.patch(dynamic_sources=",".join(dynamic)))
         stack.enter_context(shield_constants())
         for name in ("torch._guards", "torch._dynamo"):  # a refusal is no error of the user's
             stack.enter_context(mock.patch.object(logging.getLogger(name), "disabled", True))
@@ -450,7 +450,7 @@ def user_stack(error: BaseException) -> Any:
 
 def _name(source: Any) -> str:
     """Return Dynamo's spelling of a source: a method until torch 2.11, a property since."""
-    return source.name() if callable(source.name) else source.name
+    return str(source.name() if callable(source.name) else source.name)
 
 
 def _concrete(value: Any) -> Any:

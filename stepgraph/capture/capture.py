@@ -20,7 +20,7 @@ from stepgraph.capture import traced
 from stepgraph.capture.flatten import flatten, has_symbolic_sizes
 from stepgraph.capture.holders import holder_of
 from stepgraph.capture.names import slots
-from stepgraph.capture.preflight import tensor_reason
+from stepgraph.capture.preflight import tensor_reason, wrapper_reason
 from stepgraph.capture.refusal import Refusal, refusal_of, refuse
 from stepgraph.capture.scope import scope_reader
 from stepgraph.capture.subjects import (
@@ -164,6 +164,8 @@ class _Hooks:
     def meet(self, value: Any) -> None:
         if isinstance(value, traced.Opaque):
             self.refuse(value.reason)
+        if reason := wrapper_reason(value):
+            self.refuse(reason)
         kind = subject_class(value)
         if kind is not None and self.subjects.find(value) is None:
             self.subjects.add(kind(value))
@@ -237,7 +239,9 @@ def _label(
 ) -> None:
     """Say in the metadata of the flat graph what its inputs and subjects are called."""
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
-    for node, slot in zip(placeholders, slots(found.sources, found.values, local_names), strict=True):
+    for node, slot in zip(
+        placeholders, slots(found.sources, found.values, local_names), strict=True
+    ):
         node.meta["stepgraph.slot"] = slot
     _name_subjects(subjects, local_names)
     for node in flat.graph.nodes:

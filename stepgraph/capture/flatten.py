@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from stepgraph.capture import traced
 from stepgraph.ir import Kind
@@ -22,26 +22,25 @@ _CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
 _NORM_FUNCTIONS = {"_get_total_norm", "get_total_norm"}
 
 
-@dataclass
 class Flattener(Interpreter):
     """Runs Dynamo's graph on its fake tensors inside `make_fx`, and names what each node is.
 
-    Attributes:
+    Args:
+        graph_module: Dynamo's graph.
         refuse: Called with a reason when the graph cannot be kept.
     """
-
-    refuse: Callable[[str], None]
-    consumed: set[Any] = field(default_factory=set)
-    logged: list[Tensor] = field(default_factory=list)
-    phase: int = 0
 
     def __init__(self, graph_module: GraphModule, refuse: Callable[[str], None]) -> None:
         super().__init__(graph_module)
         self.refuse = refuse
-        self.consumed, self.logged, self.phase = set(), [], 0
+        self.consumed: set[Any] = set()
+        self.logged: list[Tensor] = []
+        self.phase = 0
 
+    @override
     def run_node(self, n: Node) -> Any:
-        graph = get_proxy_mode().tracer.graph
+        mode: Any = get_proxy_mode()
+        graph = mode.tracer.graph
         before = graph._root.prev
         result = super().run_node(n)
         kind, phase = self._kind(n), self.phase
@@ -57,6 +56,7 @@ class Flattener(Interpreter):
             self.phase += 1
         return result
 
+    @override
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         name = MARKERS.get(target) or MARKERS.get(getattr(target, "default", None))
         if target is torch.autograd.grad:
@@ -141,8 +141,10 @@ def _drop_detach(flat: GraphModule) -> None:
     for node in list(flat.graph.nodes):
         if node.target is detach:
             node.replace_all_uses_with(
-                node.args[0],
-                delete_user_cb=lambda user: user.op != "output" and user.target is not OPS.log.default,
+                node.all_input_nodes[0],
+                delete_user_cb=lambda user: (
+                    user.op != "output" and user.target is not OPS.log.default
+                ),
             )
             if not node.users:
                 flat.graph.erase_node(node)
@@ -181,7 +183,8 @@ def _attribute(module: Any, target: str) -> Any:
 def has_symbolic_sizes(graph_module: GraphModule) -> bool:
     """Return whether an input tensor of Dynamo's graph has a symbolic size."""
     return any(
-        isinstance(node.meta.get("example_value"), Tensor) and _is_symbolic(node.meta["example_value"])
+        isinstance(node.meta.get("example_value"), Tensor)
+        and _is_symbolic(node.meta["example_value"])
         for node in graph_module.graph.nodes
         if node.op == "placeholder"
     )

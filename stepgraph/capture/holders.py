@@ -25,9 +25,9 @@ def holder_of(
     base = getattr(source, "base", None)
     if base is None:
         return _root(source, function)
-    member, index = getattr(source, "member", None), getattr(source, "index", None)
+    member, index = str(getattr(source, "member", "")), getattr(source, "index", None)
     owner = resolve(base)
-    if isinstance(member, str) and member in getattr(owner, "__dict__", ()):
+    if member in getattr(owner, "__dict__", ()):
         return member, _item(owner.__dict__, member)
     if member == "cell_contents":
         return "list", _attribute(owner, member)

@@ -18,6 +18,12 @@ _GLOBAL_HOOKS = tuple(
         "_global_backward_pre_hooks",
     )
 )
+_DATA_PARALLEL = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "FSDPModule",
+}
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
@@ -50,9 +56,20 @@ def tensor_reason(tensors: Iterable[Any]) -> str | None:
     return None
 
 
+def wrapper_reason(value: Any) -> str | None:
+    """Return why a step that uses `value` cannot be captured, or None.
+
+    Data-parallel wrappers reduce gradients in hooks of the autograd engine that no trace sees.
+    """
+    if not isinstance(value, nn.Module):
+        return None
+    names = {base.__name__ for base in type(value).__mro__} & _DATA_PARALLEL
+    return f"{min(names)} reduces gradients behind the trace" if names else None
+
+
 def has_hooks(tensors: Iterable[Tensor]) -> bool:
     """Return whether autograd would call Python of the user's for one of `tensors`."""
-    for tensor in tensors:
-        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+    for tensor in tensors:  # noqa: SIM110  (a generator would double the time per call)
+        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
             return True
     return False

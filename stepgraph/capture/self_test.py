@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from types import FunctionType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +40,9 @@ def self_test() -> SelfTest:
         optimizer.step()
 
     subjects = Subjects()
+    function = cast(FunctionType, step)
     try:
-        captured = capture(step, (torch.ones(3, 2),), {}, subjects=subjects)
+        captured = capture(function, (torch.ones(3, 2),), {}, subjects=subjects)
     except Refusal as refusal:
         return SelfTest(False, f"the self-test step is refused: {refusal}")
     finally:

@@ -19,6 +19,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as optimizer_module
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
+from typing_extensions import override
 
 from stepgraph.capture import traced
 from stepgraph.capture.traced import TABLE, Opaque
@@ -76,6 +77,7 @@ class OptimizerSubject(Subject):
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
 
+    @override
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         own = type(self.value)
         replaced = traced.optimizer_stand_ins(
@@ -92,6 +94,7 @@ class OptimizerSubject(Subject):
         state = Opaque("reads the state of an optimizer inside the step")
         return {**replaced, "param_groups": groups, "state": state}
 
+    @override
     def unchanged(self) -> bool:
         groups = self.value.param_groups
         return len(groups) == len(self.groups) and all(
@@ -99,6 +102,7 @@ class OptimizerSubject(Subject):
             for now, then in zip(groups, self.groups, strict=True)
         )
 
+    @override
     def may_rehearse(self) -> bool:
         own_step = vars(self.value).get("step")
         return (
@@ -110,6 +114,7 @@ class OptimizerSubject(Subject):
             and not optimizer_module._global_optimizer_post_hooks
         )
 
+    @override
     def read(self, group: int, key: str) -> float:
         return float(self.value.param_groups[group][key])
 
@@ -119,6 +124,7 @@ class SchedulerSubject(Subject):
 
     _HIDDEN = ("last_epoch", "_last_lr", "_step_count", "base_lrs", "num_bad_epochs", "best")
 
+    @override
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         n_groups = len(getattr(self.value.optimizer, "param_groups", ()))
         hidden = Opaque("reads an attribute of a scheduler inside the step")
@@ -127,6 +133,7 @@ class SchedulerSubject(Subject):
             **traced.scheduler_stand_ins(self.number, n_groups=n_groups),
         }
 
+    @override
     def read(self, group: int, key: str) -> float:
         return float(self.value.get_last_lr()[group])
 
@@ -139,6 +146,7 @@ class ScalerSubject(Subject):
         self.enabled = value.is_enabled()
         self.scale = getattr(value, "_scale", None)
 
+    @override
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         if not self.enabled:
             return traced.disabled_scaler_stand_ins()
@@ -147,10 +155,12 @@ class ScalerSubject(Subject):
         }
         return traced.scaler_stand_ins(self.number, optimizers)
 
+    @override
     def unchanged(self) -> bool:
         now = self.value
         return now.is_enabled() == self.enabled and getattr(now, "_scale", None) is self.scale
 
+    @override
     def read(self, group: int, key: str) -> float:
         return float(self.value.get_scale())
 
@@ -162,9 +172,11 @@ class AveragedModelSubject(Subject):
         super().__init__(value, name)
         self.averages: list[Tensor] = [*value.parameters(), *value.buffers()]
 
+    @override
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         return traced.averaged_model_stand_ins(self.number)
 
+    @override
     def unchanged(self) -> bool:
         now = itertools.chain(self.value.parameters(), self.value.buffers())
         return all(map(operator.is_, now, self.averages))
@@ -184,12 +196,15 @@ class ListSubject(Subject):
         super().__init__(value, name)
         self.get, self.put = holder
 
+    @override
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         return {}
 
+    @override
     def may_rehearse(self) -> bool:
         return True
 
+    @override
     def unchanged(self) -> bool:
         return self.get() is self.value
 

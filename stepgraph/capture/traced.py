@@ -257,6 +257,7 @@ class Recorder:
         self.name = f"subject_{number}"
 
     def append(self, value: Any) -> None:
+        """Log one value."""
         if isinstance(value, torch.Tensor):
             _log(value, _number(self.name), False)
         elif isinstance(value, float):
@@ -267,6 +268,7 @@ class Recorder:
             REFUSE_APPEND.reason  # noqa: B018
 
     def extend(self, values: Any) -> None:
+        """Log several values."""
         for value in values:
             self.append(value)
 

@@ -18,7 +18,7 @@ class ClosureSteps:
         compile_closure: Makes a compiled step of a function.
     """
 
-    def __init__(self, compile_closure: Callable[[Callable[..., Any]], Any]) -> None:
+    def __init__(self, compile_closure: Callable[[types.FunctionType], Any]) -> None:
         self._compile = compile_closure
         self._by_code: dict[types.CodeType, Any] = {}
 

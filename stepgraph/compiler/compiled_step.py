@@ -84,13 +84,14 @@ class CompiledStep:
         return step
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay the step, or run it eagerly and perhaps capture it."""
         if self._owner is not None:
             args = (self._owner(), *args)
         refused = entry_reason()
         if refused is None and self._variants:
             scope = self._scope(args, kwargs)
-            for variant in self._variants if scope is not None else ():
-                if variant.matches(scope):
+            for variant in self._variants:
+                if scope is not None and variant.matches(scope):
                     try:
                         result = variant.run(args, kwargs)
                     except NeedsEager as reason:
@@ -191,7 +192,7 @@ class CompiledStep:
             self._variants.append(build(captured, self._function, started))
         else:
             self._failures += 1
-            self._fallbacks.note(Refusal(f"differs from eager at {rehearsal.difference}"))
+            self._fallbacks.mismatch(rehearsal.difference)
         return result
 
     def _admit(self) -> None:
@@ -215,11 +216,10 @@ class CompiledStep:
 
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
         dynamic = list(self._dynamic)
-        return self._attempt(
-            lambda: capture(
-                self._function, args, kwargs, subjects=self._subjects, dynamic=dynamic
-            )
+        captured: Captured = self._attempt(
+            lambda: capture(self._function, args, kwargs, subjects=self._subjects, dynamic=dynamic)
         )
+        return captured
 
     def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
         """Do part of a capture; whatever fails there is a refusal, and counted."""

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 
 from stepgraph.capture import Refusal
-from stepgraph.errors import CaptureError
+from stepgraph.errors import CaptureError, VerificationError
 
 
 class Fallbacks:
@@ -23,6 +23,22 @@ class Fallbacks:
         self._step_name = step_name
         self._on_fallback = on_fallback
         self._warned: set[str] = set()
+
+    def mismatch(self, where: str) -> None:
+        """Record that a new program would have computed something else than eager did.
+
+        Raises:
+            VerificationError: `on_fallback` is "error". The call has run, eagerly.
+        """
+        if self._on_fallback == "error":
+            raise VerificationError(
+                f"{self._step_name} is captured wrongly",
+                at=where,
+                found="other bits than the eager step",
+                why="the program was rehearsed before its first use and is discarded",
+                hint='report it; on_fallback="warn" runs the step eagerly',
+            )
+        self.note(Refusal(f"differs from eager at {where}"))
 
     def note(self, refusal: Refusal) -> None:
         """Record a refusal; warn once per reason, or raise, as `on_fallback` says.

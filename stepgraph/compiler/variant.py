@@ -105,9 +105,7 @@ def build(captured: Captured, function: FunctionType, started: float) -> Variant
     inputs = list(zip(captured.inputs, _slots(captured.flat), strict=True))
     reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)
-    program = Program(
-        emitted.function, autocast_devices=autocast_devices(), leaves=batch
-    )
+    program = Program(emitted.function, autocast_devices=autocast_devices(), leaves=batch)
     leaves = {id(inputs[i][0]): inputs[i][0] for i in reached if i not in batch}
     return Variant(
         captured=dataclasses.replace(captured, inputs=()),
@@ -142,7 +140,7 @@ def rehearse(captured: Captured) -> Rehearsed:
     emitted = emit(flat, subjects, withhold=True, until_update=True)
     program = Program(emitted.function, autocast_devices=devices)
     rehearsal = PartialRehearsal(program, inputs, names)
-    update = first_update(flat.graph)
+    update: Any = first_update(flat.graph)
     if update is None:
         return Rehearsed(rehearsal)
     arguments = [argument.name for argument in update.target._schema.arguments]

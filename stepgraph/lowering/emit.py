@@ -81,7 +81,7 @@ class _Emitter:
                 self.statement(node)
         return self._compile(inputs)
 
-    def statement(self, node: Node) -> None:
+    def statement(self, node: Any) -> None:
         marker = MARKERS.get(node.target)
         if node.op == "get_attr":
             value = operator.attrgetter(node.target)(self.graph.owning_module)
@@ -96,7 +96,7 @@ class _Emitter:
         if dead:
             self.body.append(f"del {', '.join(dict.fromkeys(dead))}")
 
-    def marker(self, marker: str, node: Node) -> None:
+    def marker(self, marker: str, node: Any) -> None:
         write = self.body.append
         args = node.args
         if marker == "first_grad":
@@ -124,7 +124,7 @@ class _Emitter:
         else:
             self.update(marker, node)
 
-    def update(self, marker: str, node: Node) -> None:
+    def update(self, marker: str, node: Any) -> None:
         call = self.constant(f"run_{marker}", getattr(effects, f"run_{marker}"))
         arguments = []
         for argument, value in zip(node.target._schema.arguments, node.args, strict=True):
@@ -225,7 +225,9 @@ def _stealable(graph: Graph) -> set[Node]:
         param, value = node.args[0].meta["val"], node.args[1].meta["val"]
         roots = storages_of(node.args[1])
         own = all(root.op == "call_function" and _fills(root, value) for root in roots)
-        later = any(order[r] > order[node] for root in roots for r in readers[root] if r is not node)
+        later = any(
+            order[r] > order[node] for root in roots for r in readers[root] if r is not node
+        )
         if own and not later and _same_layout(param, value):
             stealable.add(node)
     return stealable

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-class NeedsEager(Exception):
+class NeedsEager(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by a program, before anything ran, when this call must be eager; says why."""
 
 
@@ -38,6 +38,7 @@ class Program:
         self.calls = 0
 
     def __call__(self, *inputs: Any) -> Any:
+        """Perform the step and return its outputs."""
         for position in self.leaves:
             if inputs[position]._backward_hooks:
                 raise NeedsEager("hooks on a tensor or parameter")
