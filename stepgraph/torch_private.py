@@ -29,7 +29,7 @@ from torch._dynamo.hooks import Hooks
 from torch._dynamo.output_graph import OutputGraph, collect_reachable_grad_fns
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
-from torch._dynamo.variables import builtin, constant
+from torch._dynamo.variables import builder, builtin, constant
 from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder
 from torch._dynamo.variables.constant import ConstantVariable
@@ -44,6 +44,7 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "allow_rnn": True,
     "allow_unspec_int_on_nn_module": True,  # counters on a module: the second value is symbolic
     "rewrite_assert_with_torch_assert": False,  # keeps AssertionError an AssertionError
+    "skip_nnmodule_hook_guards": False,
     "skip_no_tensor_aliasing_guards_on_parameters": False,  # two weights may be tied later
     "suppress_errors": False,
     "error_on_recompile": False,
@@ -215,6 +216,7 @@ def tracing(hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False) 
         (SideEffects, "store_attr", _store_attr(hooks)),
         (*_SETATTR, _call_setattr(hooks)),
         (SideEffects, "mutation", _mutation(hooks)),
+        (builder, "make_dupe_guard", _duplicate_guard),
         (VariableBuilder, "_wrap", _wrap(hooks)),
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
         *hooks.functions,
@@ -395,6 +397,17 @@ def _wrap(hooks: TraceHooks) -> Callable[..., Any]:
         return original(self, value)
 
     return wrap
+
+
+def _duplicate_guard(source: Any, other: Any) -> Any:
+    """Guard that two names mean one object, also where one is local and the other global.
+
+    Dynamo leaves that case out; here it is the usual one: a parameter is a global of the table of
+    subjects and an attribute of a local model.
+    """
+    if other is None or other == source:
+        return None
+    return functools.partial(GuardBuilder.DUPLICATE_INPUT, source_b=other)
 
 
 def _mutation(hooks: TraceHooks) -> Callable[..., None]:

@@ -236,8 +236,11 @@ class Subjects:
 
     def refresh(self) -> None:
         """Look again at every subject that has changed since it was met."""
-        for subject in list(self.all):
-            if not subject.unchanged() and not isinstance(subject, ListSubject):
+        for subject in [known for known in self.all if not known.unchanged()]:
+            if isinstance(subject, ListSubject):  # another list is in its place now
+                self.all.remove(subject)
+                del self._by_id[id(subject.value)]
+            else:
                 self.add(type(subject)(subject.value, subject.name))
 
     @contextlib.contextmanager
