@@ -136,7 +136,7 @@ def _graph() -> Any:
     mode = get_proxy_mode()
     if mode is None:
         raise RuntimeError("part() works inside a function that flat_graph() traces")
-    return mode.tracer.graph  # type: ignore[attr-defined]
+    return mode.tracer.graph
 
 
 def nodes_of(flat: GraphModule, name: str) -> list[Node]:

@@ -51,7 +51,7 @@ _KINDS = {
 
 def marker_name(node: Node) -> str | None:
     """Return the name of the marker `node` calls, or None for any other node."""
-    return MARKERS.get(node.target) if node.op == "call_function" else None  # type: ignore[call-overload,no-any-return]
+    return MARKERS.get(node.target) if node.op == "call_function" else None
 
 
 def marker_kind(node: Node) -> Kind | None:

@@ -153,9 +153,7 @@ def _targets(step: StepGraph, backward: Node) -> list[str]:
             continue
         seen.add(node)
         name = marker_name(node)
-        if name == "first_grad":
-            found[slot_name(argument(node, "param"))] = None
-        elif name == "set_grad":
+        if name in ("first_grad", "set_grad"):
             found[slot_name(argument(node, "param"))] = None
         elif name == "add_grad_":
             written = (r for r in _written(node) if r.startswith("grad:"))

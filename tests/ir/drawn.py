@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from stepgraph.ir import Kind
 from stepgraph.ir import build as b
 
-STATEMENTS = """
-    compute compute view write write_piece write_slot foreach split dropout batch_norm statistics
-    store store add alias clear drop step step set_lr lr_step lr log toggle ema
-""".split()
+COMPUTE = ["compute", "compute", "view", "dropout", "batch_norm", "statistics"]
+WRITE = ["write", "write_piece", "write_slot", "foreach", "split"]
+GRADIENTS = ["store", "store", "add", "add", "alias", "clear", "drop"]
+EFFECTS = ["step", "step", "step", "set_lr", "lr_step", "lr", "log", "toggle", "ema"]
+STATEMENTS = [*COMPUTE, *WRITE, *GRADIENTS, *EFFECTS]
 KINDS = [Kind.FORWARD, Kind.BACKWARD, Kind.CLIP]
 
 
@@ -67,7 +68,7 @@ class _Function:
         self.keep(torch.tanh(left @ right) if which else left * 0.5 - right)
 
     def view(self, left, right, which):
-        self.keep(left.t() if which else left.view(4).view(2, 2))
+        self.keep(left.t() if which else left.unsqueeze(0).select(0, 0))
 
     def write(self, left, right, which):
         target = self.pool[-1] if which else left

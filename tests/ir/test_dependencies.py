@@ -120,6 +120,21 @@ def test_a_read_after_a_step_through_a_view_of_the_weight_is_a_data_edge():
     assert edges(step_of(through_a_view))["step", "backward_0"] == "data"
 
 
+def test_an_addition_to_a_stored_gradient_stays_before_the_update_and_its_clearing():
+    def accumulates(x, w, v):
+        grad = b.store(w, x)
+        b.add(grad, v)
+        b.step([w], [grad])
+        b.add(grad, x)
+        b.clear([w])
+
+    found = edges(step_of(accumulates))
+
+    assert found["add_grad_", "step"] == "data"
+    assert found["step", "add_grad__1"] == "anti"
+    assert found["add_grad__1", "zero_grad"] == "output"
+
+
 def test_slots_that_share_memory_share_their_names():
     def writes_one_reads_the_other(flat_weights, w):
         b.step([w], [])

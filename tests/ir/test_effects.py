@@ -102,7 +102,8 @@ def test_a_fused_optimizer_writes_parameters_gradients_and_state():
     def update(p, g, m, v, step):
         torch._fused_adamw_(
             [p], [g], [m], [v], [], [step],
-            lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+            lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.0, eps=1e-8,
+            amsgrad=False, maximize=False,
         )  # fmt: skip
 
     nodes = traced(update, *(torch.ones(2) for _ in range(4)), torch.ones(()))
