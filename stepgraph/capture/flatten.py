@@ -199,7 +199,7 @@ def _is_symbolic(value: Any) -> bool:
 def _nodes_of(tensor: Tensor) -> set[Any]:
     """Return the autograd nodes reachable from `tensor`."""
     seen: set[Any] = set()
-    todo = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    todo: list[Any] = [tensor.grad_fn] if tensor.grad_fn is not None else []
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:

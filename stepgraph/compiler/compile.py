@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, overload
+from typing import Any
 
 from stepgraph.compiler.compiled_step import CompiledStep
 from stepgraph.compiler.options import Options
 from stepgraph.errors import ConfigurationError
 
 
-@overload
-def compile(step: Callable[..., Any], **options: Any) -> CompiledStep: ...
-
-
-@overload
-def compile(step: None = None, **options: Any) -> Callable[[Callable[..., Any]], CompiledStep]: ...
-
-
-def compile(step: Any = None, **options: Any) -> Any:
+def compile(
+    step: Any = None,
+    *,
+    accumulate: int = 1,
+    microbatches: int = 1,
+    precision: str | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    backend: str = "auto",
+    keep_grads: bool = True,
+    verify: int = 0,
+    on_fallback: str = "warn",
+    passes: Any = None,
+) -> Any:
     """Compile a training step: forward, backward, optimizers, schedulers, all of it.
 
     The first call runs eagerly. The second is captured, rehearsed on copies and runs eagerly
@@ -32,13 +36,25 @@ def compile(step: Any = None, **options: Any) -> Any:
     Args:
         step: A function, a bound method, or a function in a class body. Without it, returns a
             decorator.
-        **options: See `Options`.
+        accumulate: Update on every n-th call. Only 1 for now.
+        microbatches: Split the batch n ways inside a call. Only 1 for now.
+        precision: None, `"bf16-mixed"`, `"16-mixed"` or `"bf16-true"`. Only None for now.
+        clip_norm: Clip the gradients' norm before `step()`. Only None for now.
+        clip_value: Clip the gradients' values before `step()`. Only None for now.
+        backend: `"eager"` replays ATen operators without autograd. `"auto"` chooses; today it is
+            `"eager"`. `"inductor"` is not implemented yet.
+        keep_grads: False promises that nobody reads `.grad` between calls. It changes nothing yet.
+        verify: Compare the first n replays of a variant with eager. Only 0 for now.
+        on_fallback: What to do when the step must run eagerly: `"warn"` once per reason, raise an
+            `"error"` (`CaptureError`), or `"silent"`.
+        passes: Rewrites of the step graph. Only None for now.
 
     Returns:
-        A `CompiledStep` that is called like `step`.
+        A `CompiledStep` that is called like `step`, or a decorator that makes one.
 
     Raises:
-        ConfigurationError: An option has no meaning.
+        ConfigurationError: An option has no meaning or is not implemented, or `step` is not a
+            Python function or method.
 
     Example:
         >>> import torch, stepgraph
@@ -56,17 +72,37 @@ def compile(step: Any = None, **options: Any) -> Any:
         >>> training_step.explain().captured
         True
     """
-    if step is None:
-        return functools.partial(compile, **options)
-    checked = Options(**options)
-    if isinstance(step, CompiledStep):
-        raise _not_a_step(step)
-    if inspect.ismethod(step) and isinstance(step.__func__, FunctionType):
+    options = Options(
+        accumulate=accumulate,
+        microbatches=microbatches,
+        precision=precision,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        backend=backend,
+        keep_grads=keep_grads,
+        verify=verify,
+        on_fallback=on_fallback,
+        passes=passes,
+    )
+    return _decorate(options) if step is None else _decorate(options)(step)
+
+
+def _decorate(options: Options) -> Callable[[Any], CompiledStep]:
+    def decorate(step: Any) -> CompiledStep:
+        function = getattr(step, "__func__", step)
+        if not isinstance(function, FunctionType) or _runs_later(function):
+            raise _not_a_step(step)
+        if not inspect.ismethod(step):
+            return CompiledStep(function, options)
         owner = step.__self__
-        return CompiledStep(step.__func__, checked, lambda: owner)
-    if not isinstance(step, FunctionType):
-        raise _not_a_step(step)
-    return CompiledStep(step, checked)
+        return CompiledStep(function, options, lambda: owner)
+
+    return decorate
+
+
+def _runs_later(function: FunctionType) -> bool:
+    """Return whether calling `function` only makes a generator or a coroutine."""
+    return inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)
 
 
 def _not_a_step(step: Any) -> ConfigurationError:

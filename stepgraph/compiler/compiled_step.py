@@ -85,6 +85,8 @@ class CompiledStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay the step, or run it eagerly and perhaps capture it."""
+        if torch.compiler.is_compiling():
+            return self.eager(*args, **kwargs)  # part of a larger trace
         if self._owner is not None:
             args = (self._owner(), *args)
         refused = entry_reason()
@@ -151,7 +153,7 @@ class CompiledStep:
     ) -> Any:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
         self._calls += 1
-        if torch.compiler.is_compiling() or config.current().disable:
+        if config.current().disable:
             return self._function(*args, **kwargs)
         if refused is not None:
             return self._fall_back(Refusal(refused), args, kwargs)
