@@ -25,7 +25,7 @@ IMMUTABLE = (tuple, frozenset, types.FunctionType, types.MethodType, weakref.ref
 OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, np.random.RandomState)
 
 
-class Different(AssertionError):
+class DifferenceError(AssertionError):
     """Two runs differ; the message names the place and both values."""
 
     def __init__(self, path: str, eager: object, compiled: object):
@@ -33,7 +33,7 @@ class Different(AssertionError):
 
 
 def assert_same(path: str, eager: Any, compiled: Any) -> None:
-    """Raise `Different` at the first difference between two objects."""
+    """Raise `DifferenceError` at the first difference between two objects."""
     Walk().compare(path, eager, compiled)
 
 
@@ -52,10 +52,10 @@ class Walk:
         if hasattr(type(compiled), "explain"):  # a compiled step stands where the plain one stood
             return
         if type_name(eager) != type_name(compiled):
-            raise Different(path, describe(eager), describe(compiled))
+            raise DifferenceError(path, describe(eager), describe(compiled))
         if isinstance(eager, ATOMS):
             if eager != compiled:
-                raise Different(path, describe(eager), describe(compiled))
+                raise DifferenceError(path, describe(eager), describe(compiled))
         elif isinstance(eager, float | np.number):
             same_number(path, eager, compiled)
         elif isinstance(eager, OPAQUE):
@@ -76,7 +76,7 @@ class Walk:
         partner = self._partner_of_eager.setdefault(id(eager), compiled)
         back = self._partner_of_compiled.setdefault(id(compiled), eager)
         if partner is not compiled or back is not eager:
-            raise Different(f"{path} (identity)", "one pairing of objects", "another")
+            raise DifferenceError(f"{path} (identity)", "one pairing of objects", "another")
         self._alive += [eager, compiled]
         return known
 
@@ -87,7 +87,7 @@ class Walk:
         same_tensor(path, eager, compiled)
         detached = eager.grad_fn is not None and not compiled.requires_grad  # the one difference
         if eager.requires_grad != compiled.requires_grad and not detached:
-            raise Different(f"{path}.requires_grad", eager.requires_grad, compiled.requires_grad)
+            raise DifferenceError(f"{path}.requires_grad", eager.requires_grad, compiled.requires_grad)
         if eager.is_leaf or eager.retains_grad:
             self.compare(f"{path}.grad", eager.grad, compiled.grad)
 
@@ -108,7 +108,7 @@ class Walk:
             self.compare(f"{path}()", eager(), compiled())
         elif isinstance(eager, np.ndarray):
             if not np.array_equal(eager, compiled, equal_nan=eager.dtype.kind == "f"):
-                raise Different(path, eager, compiled)
+                raise DifferenceError(path, eager, compiled)
         elif isinstance(eager, torch.Generator):
             self.compare(f"{path}.get_state()", eager.get_state(), compiled.get_state())
         elif isinstance(eager, random.Random):
@@ -118,14 +118,14 @@ class Walk:
 
     def _mapping(self, path: str, eager: Any, compiled: Any) -> None:
         if len(eager) != len(compiled):
-            raise Different(f"{path} (keys)", describe(list(eager)), describe(list(compiled)))
+            raise DifferenceError(f"{path} (keys)", describe(list(eager)), describe(list(compiled)))
         for (key, value), (other, found) in zip(eager.items(), compiled.items(), strict=True):
             self.compare(f"{path} (key)", key, other)
             self.compare(f"{path}[{describe(key)}]", value, found)
 
     def _sequence(self, path: str, eager: Any, compiled: Any) -> None:
         if len(eager) != len(compiled):
-            raise Different(f"len({path})", len(eager), len(compiled))
+            raise DifferenceError(f"len({path})", len(eager), len(compiled))
         for index, (value, found) in enumerate(zip(eager, compiled, strict=True)):
             self.compare(f"{path}[{index}]", value, found)
 
@@ -155,7 +155,7 @@ class Walk:
             self.compare(path, eager.__func__, compiled.__func__)
             return
         if eager.__qualname__ != compiled.__qualname__:
-            raise Different(path, eager.__qualname__, compiled.__qualname__)
+            raise DifferenceError(path, eager.__qualname__, compiled.__qualname__)
         left, right = reached(eager), reached(compiled)
         for name in left.keys() | right.keys():
             self.compare(name, left.get(name, "unbound"), right.get(name, "unbound"))
@@ -165,7 +165,7 @@ class Walk:
         left, right = attributes(eager, besides), attributes(compiled, besides)
         if left.keys() != right.keys():
             only = sorted(left.keys() - right.keys()), sorted(right.keys() - left.keys())
-            raise Different(
+            raise DifferenceError(
                 f"{path} (attributes)", f"only here: {only[0]}", f"only here: {only[1]}"
             )
         for name, value in left.items():
@@ -221,7 +221,7 @@ def same_number(path: str, eager: Any, compiled: Any) -> None:
     if math.isnan(eager) and math.isnan(compiled):
         return
     if eager != compiled or math.copysign(1, eager) != math.copysign(1, compiled):
-        raise Different(path, repr(eager), repr(compiled))
+        raise DifferenceError(path, repr(eager), repr(compiled))
 
 
 def same_tensor(path: str, eager: Tensor, compiled: Tensor) -> None:
@@ -229,19 +229,19 @@ def same_tensor(path: str, eager: Tensor, compiled: Tensor) -> None:
     for fact in ("dtype", "device", "shape", "layout", "is_leaf"):
         left, right = getattr(eager, fact), getattr(compiled, fact)
         if left != right and not (fact == "is_leaf" and eager.grad_fn is not None):
-            raise Different(f"{path}.{fact}", left, right)
+            raise DifferenceError(f"{path}.{fact}", left, right)
     if eager.layout is torch.sparse_coo:
         same_sparse(path, eager.detach(), compiled.detach())
         return
     if eager.stride() != compiled.stride():
-        raise Different(f"{path}.stride()", eager.stride(), compiled.stride())
+        raise DifferenceError(f"{path}.stride()", eager.stride(), compiled.stride())
     same_bits(path, eager.detach(), compiled.detach())
 
 
 def same_sparse(path: str, eager: Tensor, compiled: Tensor) -> None:
     """Raise unless two sparse tensors have the same entries."""
     if eager.is_coalesced() != compiled.is_coalesced():
-        raise Different(f"{path}.is_coalesced()", eager.is_coalesced(), compiled.is_coalesced())
+        raise DifferenceError(f"{path}.is_coalesced()", eager.is_coalesced(), compiled.is_coalesced())
     same_tensor(f"{path}._indices()", eager._indices(), compiled._indices())
     same_tensor(f"{path}._values()", eager._values(), compiled._values())
 
@@ -259,6 +259,6 @@ def same_bits(path: str, eager: Tensor, compiled: Tensor) -> None:
     where = (~equal).nonzero()
     first = tuple(where[0].tolist())
     count = f"{len(where)} of {equal.numel()} elements differ"
-    raise Different(
+    raise DifferenceError(
         f"{path}{list(first)} ({count})", repr(eager[first].item()), repr(compiled[first].item())
     )

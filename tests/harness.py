@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import stepgraph
-from differences import Different, Walk, assert_same
+from differences import DifferenceError, Walk, assert_same
 
 KEPT_RESULTS = 4  # results of earlier calls must not change under later ones
 
@@ -118,7 +118,7 @@ def build(make: Any, decorated: bool, decorate: Any) -> tuple[Program, Program, 
 
 
 def compare_runs(index: int, eager: Run, compiled: Run, *, decorated: bool) -> None:
-    """Raise `Different` at the first thing that differs after a call."""
+    """Raise `DifferenceError` at the first thing that differs after a call."""
     try:
         ours, theirs = eager.outcomes[-1], compiled.outcomes[-1]
         assert_same("the error raised", ours.error, theirs.error)
@@ -131,7 +131,7 @@ def compare_runs(index: int, eager: Run, compiled: Run, *, decorated: bool) -> N
             walk.compare(field.name, left, right)
         for back, (old, new) in enumerate(zip(eager.outcomes, compiled.outcomes, strict=True)):
             walk.compare(f"the kept result {back}", old.result, new.result)
-    except Different as difference:
+    except DifferenceError as difference:
         raise AssertionError(f"after call {index}: {difference}") from None
 
 

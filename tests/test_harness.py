@@ -6,9 +6,9 @@ from collections import deque
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
-from differences import Different, assert_same
+from differences import DifferenceError, assert_same
 from harness import Program, draw, regression, same_as_eager
 
 DAMAGED_CALL = 3
@@ -29,7 +29,7 @@ class World:
     def step(self, x, y):
         self.optimizer.zero_grad()
         noise = torch.rand(())
-        loss = F.mse_loss(self.net(x), y) * noise
+        loss = functional.mse_loss(self.net(x), y) * noise
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
@@ -271,7 +271,7 @@ def test_a_changed_argument_is_found():
     ids=str,
 )
 def test_values_that_only_look_alike_differ(left, right):
-    with pytest.raises(Different):
+    with pytest.raises(DifferenceError):
         assert_same("value", left, right)
 
 
