@@ -87,7 +87,9 @@ class Walk:
         same_tensor(path, eager, compiled)
         detached = eager.grad_fn is not None and not compiled.requires_grad  # the one difference
         if eager.requires_grad != compiled.requires_grad and not detached:
-            raise DifferenceError(f"{path}.requires_grad", eager.requires_grad, compiled.requires_grad)
+            raise DifferenceError(
+                f"{path}.requires_grad", eager.requires_grad, compiled.requires_grad
+            )
         if eager.is_leaf or eager.retains_grad:
             self.compare(f"{path}.grad", eager.grad, compiled.grad)
 
@@ -241,7 +243,9 @@ def same_tensor(path: str, eager: Tensor, compiled: Tensor) -> None:
 def same_sparse(path: str, eager: Tensor, compiled: Tensor) -> None:
     """Raise unless two sparse tensors have the same entries."""
     if eager.is_coalesced() != compiled.is_coalesced():
-        raise DifferenceError(f"{path}.is_coalesced()", eager.is_coalesced(), compiled.is_coalesced())
+        raise DifferenceError(
+            f"{path}.is_coalesced()", eager.is_coalesced(), compiled.is_coalesced()
+        )
     same_tensor(f"{path}._indices()", eager._indices(), compiled._indices())
     same_tensor(f"{path}._values()", eager._values(), compiled._values())
 

@@ -38,7 +38,7 @@ def holder_of(
 
 def _root(source: Any, function: FunctionType) -> tuple[str, Holder | None]:
     """Return the holder of a closure variable or a global."""
-    name: str = getattr(source, "local_name", None) or getattr(source, "global_name", "")
+    name = str(getattr(source, "local_name", None) or getattr(source, "global_name", ""))
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     if name in cells:
         return name, _attribute(cells[name], "cell_contents")
