@@ -36,6 +36,7 @@ from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.lists import CommonListMethodsVariable, ListVariable
 from torch._dynamo.variables.tensor import TensorVariable
 from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
+from torch.distributions import utils as distributions_utils
 
 TRACE_CONFIG: Mapping[str, Any] = {
     "trace_autograd_ops": True,  # `backward()` becomes part of the graph
@@ -50,7 +51,7 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "error_on_recompile": False,
     "enable_dynamo_decompositions": False,  # `add_(x, alpha=a)` rounds once, not twice
     "verbose": False,
-    "record_pre_graph_bytecode_in_traces": False,
+    "record_runtime_overhead": False,  # it would measure in every call
 }
 
 _SETATTR = (  # where Dynamo traces an attribute store: a class of its own since torch 2.13
@@ -81,6 +82,7 @@ class TraceHooks:
         quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
         toggled: Fake tensors whose flag the trace has changed, once for every change.
         refuse: Called with a reason to refuse the step; raises `TraceStop`.
+        write: Called with a user object and the name of an attribute that is stored to.
     """
 
     meet: Callable[[Any], None]
@@ -90,6 +92,7 @@ class TraceHooks:
     refuse: Callable[[str], None]
     grow: Callable[[Any, Any, Callable[[Any], Any]], None]
     is_subject: Callable[[Any], bool]
+    write: Callable[[Any, str], None]
     functions: Sequence[tuple[Any, str, Any]] = ()
     quiet: set[types.CodeType] = field(default_factory=set)
     toggled: list[Any] = field(default_factory=list)
@@ -121,15 +124,19 @@ class Around:
         self.globals.pop(self.compiled_name, None)
 
     def loads_after_call(self) -> set[str]:
-        """Return the attribute names that are loaded after the compiled function was called."""
+        """Return the attribute names that are loaded after the compiled function was called.
+
+        The bytecode is straight. The call is the one that leaves the stack as high as it was when
+        the function was put there, its result in the function's place.
+        """
         names: set[str] = set()
-        after = False
-        seen_compiled = False
+        height, floor, after = 0, None, False
         for instruction in dis.get_instructions(self.bytecode):
             if instruction.argval == self.compiled_name:
-                seen_compiled = True
-            elif seen_compiled and instruction.opname.startswith("CALL"):
-                after = True
+                floor = height + 1
+            height += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+            is_call = instruction.opname.startswith("CALL")
+            after = after or (is_call and floor is not None and height <= floor)
             if after and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 names.add(str(instruction.argval))
         return names
@@ -146,10 +153,18 @@ class Traced:
     around: Around
     captured: Any
 
-    def build_guards(self, keep: Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]) -> Any:
+    def build_guards(
+        self,
+        keep: Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]],
+        scope: Mapping[str, Any],
+    ) -> Any:
         """Return a guard manager; `keep` decides about `(name, guard type, value)` of each.
 
         Called after the graph has been flattened, which may add facts about sizes.
+
+        Args:
+            keep: The filter.
+            scope: The local names of the traced call.
         """
 
         def filter_guards(entries: Sequence[Any]) -> Sequence[bool]:
@@ -157,6 +172,7 @@ class Traced:
 
         hooks = Hooks(guard_filter_fn=filter_guards)
         output = self.captured.graph_capture_output
+        _drop_lost(output.output_graph.guards, {"G": self.around.globals, "L": scope})
         with get_metrics_context(), dynamo_timed("stepgraph.guards"):
             return output.build_guards(self.code, hooks=hooks).guard_manager
 
@@ -332,6 +348,8 @@ def _store_attr(hooks: TraceHooks) -> Callable[..., Any]:
                 is_none = value.is_python_constant()
                 grad = None if is_none else value.as_proxy()
                 output.create_proxy("call_function", hooks.set_grad, (item.as_proxy(), grad), {})
+        if item.source is not None and hasattr(item, "value"):
+            hooks.write(item.value, name)
         original(self, item, name, value, *args, **kw)
 
     return store_attr
@@ -427,6 +445,31 @@ def _resolve(output: Any, source: Any) -> Any:
     """Return the real object that `source` describes."""
     scope = {"L": output.root_tx.f_locals, "G": output.root_tx.f_globals}
     return eval(_name(source), scope)  # Dynamo's own guards are evaluated the same way
+
+
+def _drop_lost(guards: Any, scope: Mapping[str, Any]) -> None:
+    """Drop guards on and below `lazy_property` of `torch.distributions`.
+
+    Read from its class, such a property is another object every time, without what Dynamo found
+    in it: a guard that never holds. They are torch's own code and stay what they are.
+    """
+    shown = getattr(distributions_utils, "_lazy_property_and_property", ())
+    names = {guard: _names_in(guard) for guard in guards}
+    found = [name for several in names.values() for name in several if ".wrapped" in name]
+    lost = []
+    for place in dict.fromkeys(name.partition(".wrapped")[0] for name in found):
+        with contextlib.suppress(NameError, AttributeError, LookupError):
+            if isinstance(eval(place, dict(scope)), shown):
+                lost.append(place)
+    for guard, several in names.items():
+        if any(name == p or name.startswith(f"{p}.") for name in several for p in lost):
+            guards.inner.discard(guard)
+
+
+def _names_in(guard: Any) -> list[str]:
+    """Return the sources that a guard reads: one, or two that must be the same object."""
+    other = getattr(guard.create_fn, "keywords", {}).get("source_b")
+    return [_name(source) for source in (guard.originating_source, other) if source is not None]
 
 
 def _check_outputs(hooks: TraceHooks) -> Callable[..., None]:
