@@ -248,10 +248,8 @@ def _fills(root: Node, value: Tensor) -> bool:
 
 
 def _same_layout(param: Tensor, value: Tensor) -> bool:
+    """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
     dense = torch.ops.aten.is_non_overlapping_and_dense(param)
-    return bool(
-        dense
-        and param.dtype == value.dtype
-        and param.shape == value.shape
-        and param.stride() == value.stride()
-    )
+    same = param.dtype == value.dtype and param.shape == value.shape
+    strides = zip(param.shape, param.stride(), value.stride(), strict=True)
+    return bool(dense and same and all(size == 1 or a == b for size, a, b in strides))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
@@ -72,7 +72,7 @@ def _traced_backward(hooks: TraceHooks) -> Callable[..., Any]:
                 getattr(tx.output, "leaf_var_creation_order", ()),
                 tx.output.input_source_to_var.values(),
             )
-            leaves, allow_unused = self._collect_backward_inputs(known), True
+            leaves, allow_unused = _leaves(known), True
         else:
             given = getattr(inputs, "items", None) or [inputs]
             leaves = self._collect_backward_inputs(given, error_on_non_leaf=True)
@@ -93,6 +93,20 @@ def _traced_backward(hooks: TraceHooks) -> Callable[..., Any]:
         return none
 
     return method_backward
+
+
+def _leaves(variables: Iterable[VariableTracker]) -> list[VariableTracker]:
+    """Return the leaves among traced tensors, those that the step itself made included.
+
+    Dynamo has this function too; until torch 2.11 it passes over the latter.
+    """
+    found: dict[Any, VariableTracker] = {}
+    for variable in variables:
+        if not isinstance(variable, TensorVariable) or variable.has_grad_fn:
+            continue
+        if variable.requires_grad:
+            found.setdefault(variable.as_proxy().node, variable)
+    return list(found.values())
 
 
 def _store_attr(hooks: TraceHooks) -> Callable[..., Any]:
