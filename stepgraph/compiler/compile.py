@@ -41,8 +41,9 @@ def compile(
         precision: None, `"bf16-mixed"`, `"16-mixed"` or `"bf16-true"`. Only None for now.
         clip_norm: Clip the gradients' norm before `step()`. Only None for now.
         clip_value: Clip the gradients' values before `step()`. Only None for now.
-        backend: `"eager"` replays ATen operators without autograd. `"auto"` chooses; today it is
-            `"eager"`. `"inductor"` is not implemented yet.
+        backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles what
+            stands between effects, forward and backward together; it needs a C++ compiler and
+            rounds differently. `"auto"` chooses; today it is `"eager"`.
         keep_grads: False promises that nobody reads `.grad` between calls. It changes nothing yet.
         verify: Compare the first n replays of a variant with eager. Only 0 for now.
         on_fallback: What to do when the step must run eagerly: `"warn"` once per reason, raise an

@@ -27,7 +27,7 @@ from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.options import Options
-from stepgraph.compiler.variant import Variant, build, rehearse
+from stepgraph.compiler.variant import Variant, build, lowered_for, rehearse
 from stepgraph.errors import GuardError
 from stepgraph.ir import StepGraph
 from stepgraph.runtime import NeedsEager, results_of, watching
@@ -177,7 +177,8 @@ class CompiledStep:
         try:
             self._admit()
             captured = self._capture(args, kwargs)
-            rehearsed = self._attempt(rehearse, captured)
+            lowered = self._attempt(lowered_for, captured, self._options.backend)
+            rehearsed = self._attempt(rehearse, captured, lowered)
         except Refusal as refusal:
             if refusal.keeps_own_loop:
                 self._loops = self._subjects.with_own_loop()
@@ -199,7 +200,7 @@ class CompiledStep:
         rehearsal.compare_result(result)
         if rehearsal.difference is None:
             self._captures += 1
-            self._variants.append(build(captured, self._function, started))
+            self._variants.append(build(captured, lowered, self._function, started))
         else:
             self._failures += 1
             self._fallbacks.mismatch(rehearsal.difference)

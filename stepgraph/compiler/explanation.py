@@ -23,8 +23,17 @@ class OptimizerReport:
 
 
 @dataclass(frozen=True)
+class RegionReport:
+    """A run of operators that was given to a compiler: whether it is compiled, or why not."""
+
+    operators: int
+    compiled: bool
+    why: str
+
+
+@dataclass(frozen=True)
 class VariantReport:
-    """A variant: nodes by kind, optimizers, and times in milliseconds."""
+    """A variant: nodes by kind, optimizers, compiled regions, and times in milliseconds."""
 
     nodes: dict[str, int]
     operators: int
@@ -32,6 +41,7 @@ class VariantReport:
     capture_ms: float
     replay_ms: float | None
     replays: int
+    regions: tuple[RegionReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,9 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
             f"               {optimizer.label}: {optimizer.tensors} tensors, "
             f"{optimizer.elements:,} elements, {how}"
         )
+    for region in variant.regions:
+        how = "compiled" if region.compiled else f"eager: {region.why}"
+        lines.append(f"               region of {region.operators} operators, {how}")
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     lines.append(
         f"               capture {variant.capture_ms:.0f} ms, replay {replay}, "
@@ -165,12 +178,27 @@ def _report(variant: Variant) -> VariantReport:
                 label=subject.label,
                 tensors=len(subject.parameters),
                 elements=sum(p.numel() for p in subject.parameters),
-                fused=False,
-                why="the eager backend runs the optimizer's own step()",
+                fused=(why := _why_not_fused(variant, subject.number)) is None,
+                why=why or "",
             )
             for subject in variant.captured.optimizers
         ),
         capture_ms=variant.capture_ms,
         replay_ms=variant.replay_ms,
         replays=variant.program.calls,
+        regions=_regions(variant),
     )
+
+
+def _why_not_fused(variant: Variant, number: int) -> str | None:
+    update = variant.lowered.updates.get(
+        number, "the eager backend runs the optimizer's own step()"
+    )
+    return update if isinstance(update, str) else update.refusal
+
+
+def _regions(variant: Variant) -> tuple[RegionReport, ...]:
+    lowered = variant.lowered
+    made = (RegionReport(r.operators, r.refusal is None, r.refusal or "") for r in lowered.regions)
+    refused = (RegionReport(operators, False, why) for operators, why in lowered.refused)
+    return (*made, *refused)

@@ -35,12 +35,6 @@ class Options:
                     why="running without it would change what the step means",
                     hint=f"leave {name} at {neutral!r}",
                 )
-        if self.backend == "inductor":
-            raise ConfigurationError(
-                "stepgraph.compile: the inductor backend is not implemented yet",
-                found='backend="inductor"',
-                hint='backend="eager" or "auto"',
-            )
 
 
 _NOT_YET: dict[str, Any] = {

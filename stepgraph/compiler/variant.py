@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from stepgraph.capture import Captured, ListSubject, Subject, has_hooks
 from stepgraph.ir import Kind, Role, Slot, StepGraph, partition
-from stepgraph.lowering import emit, first_update
+from stepgraph.lowering import Lowered, compile_region, emit, first_update, lower
 from stepgraph.runtime import (
     PartialRehearsal,
     Program,
@@ -47,6 +47,7 @@ class Variant:
         capture_ms: Time it took to trace and lower.
         replay_ms: Time of the second replay, or None.
         source: The program as Python.
+        lowered: The graph it was emitted from, and which regions were compiled.
     """
 
     captured: Captured
@@ -56,6 +57,7 @@ class Variant:
     leaves: tuple[Tensor, ...]
     capture_ms: float
     source: str
+    lowered: Lowered
     replay_ms: float | None = None
 
     @property
@@ -88,16 +90,25 @@ class Variant:
         return {kind.value: counted[kind] for kind in Kind if counted.get(kind)}
 
 
-def build(captured: Captured, function: FunctionType, started: float) -> Variant:
-    """Lower a captured step.
+def lowered_for(captured: Captured, backend: str) -> Lowered:
+    """Return what is emitted for a captured step: its flat graph, or one of compiled regions."""
+    if backend == "inductor":
+        optimizers = {subject.number: subject.value for subject in captured.optimizers}
+        return lower(captured.flat, compile_region, optimizers)
+    return Lowered(captured.flat)
+
+
+def build(captured: Captured, lowered: Lowered, function: FunctionType, started: float) -> Variant:
+    """Make the program of a captured step.
 
     Args:
         captured: What the trace gave.
+        lowered: What is emitted for it.
         function: The user's step, whose closure the program shares.
         started: `time.perf_counter()` when the capture began.
     """
     graph = partition(captured.flat)
-    emitted = emit(captured.flat, captured.subjects)
+    emitted = emit(lowered.flat, captured.subjects, updates=lowered.fused)
     inputs = list(zip(captured.inputs, _slots(captured.flat), strict=True))
     reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)
@@ -111,6 +122,7 @@ def build(captured: Captured, function: FunctionType, started: float) -> Variant
         leaves=tuple(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
+        lowered=lowered,
     )
 
 
@@ -123,9 +135,9 @@ class Rehearsed:
     method: str | None = None
 
 
-def rehearse(captured: Captured) -> Rehearsed:
+def rehearse(captured: Captured, lowered: Lowered) -> Rehearsed:
     """Run a captured step once without a trace: whole, or on copies up to its first update."""
-    flat, subjects = captured.flat, captured.subjects
+    flat, subjects = lowered.flat, captured.subjects
     inputs, names = captured.inputs, _names(flat)
     devices = autocast_devices()
     if all(subject.may_rehearse() for subject in subjects.values()):

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir.effects import storages_of
 from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.lowering.region import Region
 from stepgraph.runtime import effects
 
 _UPDATES = ("step", "lr_step", "unscale", "scaled_step", "scale_update", "ema", "set_hyper")
@@ -40,6 +41,7 @@ def emit(
     *,
     withhold: bool = False,
     until_update: bool = False,
+    updates: Mapping[int, Callable[[], None]] | None = None,
 ) -> Emitted:
     """Return a function of the graph's inputs that performs the step and returns its outputs.
 
@@ -48,8 +50,9 @@ def emit(
         subjects: The real objects behind the graph's markers, by number.
         withhold: Leave out what the user would see: appends to lists.
         until_update: Stop before the first update.
+        updates: What runs in the place of an optimizer's own `step()`, by its number.
     """
-    return _Emitter(flat.graph, dict(subjects), withhold, until_update).emit()
+    return _Emitter(flat.graph, dict(subjects), withhold, until_update, updates or {}).emit()
 
 
 def first_update(graph: Graph) -> Node | None:
@@ -63,6 +66,7 @@ class _Emitter:
     subjects: dict[int, Any]
     withhold: bool
     until_update: bool
+    updates: Mapping[int, Callable[[], None]]
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
     by_value: dict[int, str] = field(default_factory=dict)
@@ -93,6 +97,10 @@ class _Emitter:
             self.names[node] = self.constant(node.target, value)
         elif marker is not None:
             self.marker(marker, node)
+        elif isinstance(node.target, Region):
+            self.region(node)
+        elif isinstance(getattr(node.args[0] if node.args else None, "target", None), Region):
+            return  # unpacked where the region is called
         else:
             function = self.function(node.target)
             call = f"{function}({self.arguments(node)})"
@@ -100,6 +108,13 @@ class _Emitter:
         dead = [self.names[n] for n in self.last_use.get(node, ()) if n in self.names]
         if dead:
             self.body.append(f"del {', '.join(dict.fromkeys(dead))}")
+
+    def region(self, node: Any) -> None:
+        """Call a region; its results are unpacked at once."""
+        items = {user.args[1]: self.name(user) for user in node.users}
+        targets = [items.get(i, "_") for i in range(len(node.meta["val"]))]
+        call = f"{self.constant(node.target.name, node.target)}.run([{self.arguments(node)}])"
+        self.body.append(f"{', '.join(targets)}, = {call}" if items else call)
 
     def marker(self, marker: str, node: Any) -> None:
         write = self.body.append
@@ -130,6 +145,10 @@ class _Emitter:
             self.update(marker, node)
 
     def update(self, marker: str, node: Any) -> None:
+        if marker == "step" and node.args[2] in self.updates:
+            update = self.updates[node.args[2]]
+            self.body.append(f"{self.constant(f'update_{node.args[2]}', update)}()")
+            return
         call = self.constant(f"run_{marker}", getattr(effects, f"run_{marker}"))
         arguments = []
         for argument, value in zip(node.target._schema.arguments, node.args, strict=True):
@@ -234,7 +253,7 @@ def _stealable(graph: Graph) -> set[Node]:
         later = any(
             order[r] > order[node] for root in roots for r in readers[root] if r is not node
         )
-        if own and not later and _same_layout(param, value):
+        if own and not later and keeps_value(param, value):
             stealable.add(node)
     return stealable
 
@@ -247,7 +266,7 @@ def _fills(root: Node, value: Tensor) -> bool:
     return False
 
 
-def _same_layout(param: Tensor, value: Tensor) -> bool:
+def keeps_value(param: Tensor, value: Tensor) -> bool:
     """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
     dense = torch.ops.aten.is_non_overlapping_and_dense(param)
     same = param.dtype == value.dtype and param.shape == value.shape

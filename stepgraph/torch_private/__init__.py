@@ -8,14 +8,18 @@ torch at hand behaves as expected before anything is captured.
 
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
+from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import shield_constants, tracing
 
 __all__ = [
     "Around",
+    "FakeInputs",
     "TraceHooks",
     "TraceStop",
     "Traced",
+    "compile_inference",
+    "has_unbacked",
     "is_unsupported",
     "shield_constants",
     "trace",
