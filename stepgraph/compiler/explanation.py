@@ -156,7 +156,7 @@ def explain(
 
 
 def _report(variant: Variant) -> VariantReport:
-    graph = variant.captured.flat.graph
+    graph = variant.rewritten.flat.graph
     return VariantReport(
         nodes=variant.count(),
         operators=sum(node.op == "call_function" for node in graph.nodes),

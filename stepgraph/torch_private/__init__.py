@@ -9,13 +9,20 @@ torch at hand behaves as expected before anything is captured.
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
 from stepgraph.torch_private.traced import Around, Traced, trace
-from stepgraph.torch_private.tracing import shield_constants, tracing
+from stepgraph.torch_private.tracing import (
+    assume_constant_result,
+    current_trace,
+    shield_constants,
+    tracing,
+)
 
 __all__ = [
     "Around",
     "TraceHooks",
     "TraceStop",
     "Traced",
+    "assume_constant_result",
+    "current_trace",
     "is_unsupported",
     "shield_constants",
     "trace",
