@@ -1,6 +1,7 @@
 """What cannot be captured runs eagerly, exactly, and says why."""
 
 import itertools
+import random
 import warnings
 from collections import Counter
 
@@ -38,6 +39,7 @@ class World:
         self.losses, self.seen = [], []
         self.generator = torch.Generator().manual_seed(3)
         self.numpy = np.random.default_rng(3)
+        self.random = random.Random(3)
 
     def loss(self, x, y):
         return functional.mse_loss(self.net(x), y)
@@ -159,6 +161,18 @@ def of_a_numpy_generator(world, x, y):
     return world.update(world.loss(x, y) * world.numpy.random())
 
 
+def of_random(world, x, y):
+    return world.update(world.loss(x, y) * random.random())
+
+
+def of_a_random_instance(world, x, y):
+    return world.update(world.loss(x, y) * world.random.uniform(0.5, 2))
+
+
+def of_a_choice(world, x, y):
+    return world.update(world.loss(x, y) * random.choice([0.5, 2.0]))
+
+
 def of_a_torch_generator(world, x, y):
     return world.update(world.loss(x + torch.rand(4, generator=world.generator), y))
 
@@ -173,6 +187,13 @@ def of_a_seed_in_the_step(world, x, y):
     return world.update(world.loss(x + torch.rand(4), y))
 
 
+def of_a_state_put_back(world, x, y):
+    state = torch.get_rng_state()
+    noise = torch.rand(4)
+    torch.set_rng_state(state)
+    return world.update(world.loss(x + noise + torch.rand(4), y))
+
+
 def of_a_fork(world, x, y):
     with torch.random.fork_rng():
         noise = torch.rand(4)
@@ -182,9 +203,13 @@ def of_a_fork(world, x, y):
 HOST_RANDOMNESS = [
     of_numpy,
     of_a_numpy_generator,
+    of_random,
+    of_a_random_instance,
+    of_a_choice,
     of_a_torch_generator,
     of_a_reseeded_generator,
     of_a_seed_in_the_step,
+    of_a_state_put_back,
     of_a_fork,
 ]
 
@@ -420,13 +445,19 @@ def test_a_captured_step_sees_another_default_dtype():
         torch.set_default_dtype(torch.float32)
 
 
+class Doubling(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return result * 2 if function is functional.mse_loss else result
+
+
 class Negating(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         return -result if function is torch.ops.aten.tanh.default else result
 
 
-MODES = [(Negating, "dispatch mode")]
+MODES = [(Doubling, "function mode"), (Negating, "dispatch mode")]
 
 
 @pytest.mark.parametrize(("mode", "word"), MODES)
@@ -443,6 +474,21 @@ def test_a_mode_of_the_user_around_the_call_is_honoured(mode, word, first):
         return inner
 
     assert_falls_back(same_as_eager(make), word)
+
+
+def test_saved_tensor_hooks_around_the_call_are_honoured():
+    def make():
+        inner = program(plain)()
+        packed = inner.watch.seen
+
+        def pack(tensor):
+            packed.append(len(packed))
+            return tensor * 2
+
+        inner.around = lambda: torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+        return inner
+
+    assert_captured_or_explained(same_as_eager(make))
 
 
 def test_anomaly_mode_around_the_call_is_honoured():
@@ -1025,6 +1071,14 @@ def test_a_custom_autograd_function_is_exact():
 
 
 # --- steps that are no steps
+
+
+def test_a_generator_function_is_refused():
+    def step(x):
+        yield x
+
+    with pytest.raises(ConfigurationError, match="generator"):
+        stepgraph.compile(step)
 
 
 def test_a_coroutine_function_is_refused():

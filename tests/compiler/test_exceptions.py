@@ -133,6 +133,22 @@ def fails_after_everything(world):
     return step
 
 
+def fails_with_gradients_kept(world):
+    """Gradients accumulate from call to call; the failing call has added to some of them."""
+
+    def step(x, tokens):
+        loss = world.first(x).square().mean()
+        loss.backward()
+        loss2 = world.second(world.table(tokens)).square().mean()
+        loss2.backward()
+        world.opt1.step()
+        world.opt2.step()
+        world.opt2.zero_grad()
+        return loss2
+
+    return step
+
+
 def fails_under_autocast(world):
     def step(x, tokens):
         world.opt1.zero_grad()
@@ -163,6 +179,7 @@ FAILURES = [
     second_half_fails,
     fails_before_the_update,
     fails_after_everything,
+    fails_with_gradients_kept,
     fails_under_autocast,
     fails_under_no_grad,
 ]

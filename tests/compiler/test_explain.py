@@ -130,6 +130,12 @@ def test_it_becomes_plain_data(method, calls):
     assert len(data["fallbacks"]) == len(explanation.fallbacks)
 
 
+def test_its_plain_data_are_dicts_and_lists():
+    data = compiled(World().train, 3).explain().to_dict()
+
+    assert json.loads(json.dumps(data)) == data
+
+
 def test_it_is_a_record_that_later_calls_do_not_change():
     step = compiled(World().train, 2)
     before, text = step.explain(), str(step.explain())
@@ -199,6 +205,15 @@ def test_a_warning_is_given_once_for_each_reason():
     branch, hook = (str(one.message) for one in found)
     assert "sometimes_branching" in branch
     assert "hook" in hook
+
+
+def test_a_warning_points_at_the_callers_file():
+    with warnings_of(Warning) as found:
+        step = stepgraph.compile(World().branching)
+        step(*regression(0))
+        step(*regression(1))
+
+    assert found[0].filename == __file__
 
 
 def test_silent_is_silent(capfd):
@@ -311,6 +326,15 @@ def test_graphs_are_those_of_the_variants():
     assert len(step.captured_graphs) == 1
     assert "step" in str(graph)
     graph.verify()
+
+
+def test_a_disabled_library_runs_eagerly_and_says_so(monkeypatch):
+    monkeypatch.setenv("STEPGRAPH_DISABLE", "1")
+
+    step = compiled(World().train, 4)
+
+    assert not step.explain().captured
+    assert "STEPGRAPH_DISABLE" in step.explain().fallback_reason
 
 
 def test_a_compiled_step_looks_like_the_function_it_wraps():

@@ -119,6 +119,22 @@ def test_gradients_that_are_none_or_not_are_two_variants():
     assert step.explain().captures == 2
 
 
+def test_gradients_of_one_model_are_kept_and_those_of_another_are_new():
+    def make():
+        first, second = World(), World()
+
+        def step(x, y):
+            functional.mse_loss(first.net(x), y).backward()
+            functional.mse_loss(second.net(x), y).backward()
+            first.opt.step()
+            second.opt.step()
+            second.opt.zero_grad()
+
+        return Program(step, regression, watch=[first, second])
+
+    assert_captured(same_as_eager(make))
+
+
 def test_gradients_that_are_zero_and_gradients_that_are_none_differ():
     def make():
         world = World()
@@ -477,6 +493,23 @@ def test_a_learning_rate_that_changes_in_every_call_is_one_variant():
 
     assert_captured(step)
     assert step.explain().captures == 1
+
+
+def test_a_parameter_group_added_between_the_calls_is_trained():
+    def make():
+        world = World()
+        world.extra = nn.Parameter(torch.ones(2))
+
+        def step(x, y):
+            return world.train(x, y * world.extra)
+
+        def between(index):
+            if index == 4:
+                world.opt.add_param_group({"params": [world.extra], "lr": 0.5})
+
+        return Program(step, regression, watch=world, between=between)
+
+    assert_captured(same_as_eager(make, calls=9))
 
 
 def test_two_instances_of_a_class_have_variants_of_their_own():
