@@ -140,8 +140,8 @@ class Walk:
         self._attributes(path, eager, compiled, besides={"state", "param_groups"})
 
     def _scaler(self, path: str, eager: Any, compiled: Any) -> None:
-        stages = "_per_optimizer_states"  # keyed by the id of an optimizer
-        left, right = getattr(eager, stages), getattr(compiled, stages)
+        stages = "_per_optimizer_states"  # keyed by the id of an optimizer; none if not enabled
+        left, right = getattr(eager, stages, {}), getattr(compiled, stages, {})
         self.compare(f"{path}.{stages}", list(left.values()), list(right.values()))
         self.compare(f"{path}.state_dict()", eager.state_dict(), compiled.state_dict())
         self._attributes(path, eager, compiled, besides={stages})

@@ -25,6 +25,7 @@ from stepgraph.capture.refusal import Refusal, refusal_of, refuse
 from stepgraph.capture.scope import scope_reader
 from stepgraph.capture.subjects import (
     ListSubject,
+    OptimizerSubject,
     Subject,
     Subjects,
     is_growing,
@@ -39,6 +40,7 @@ _LOCK = threading.RLock()
 _FUNCTIONS = (
     (torch, "_is_all_true", traced.is_all_true),
     (torch.distributions.constraints, "is_dependent", traced.is_dependent),
+    (torch.optim.Optimizer, "zero_grad", traced.zero_grad_of_base),
 )
 _REPLACED_FUNCTIONS = [replacement for _, _, replacement in _FUNCTIONS]
 
@@ -53,6 +55,7 @@ class Captured:
         guards: Dynamo's guard manager, without the guards that went through stand-ins.
         subjects: The subjects that the graph's markers name, by number.
         inputs: The real inputs of the traced call, in the order of the placeholders.
+        written: Attributes of subjects that Python stores to when the graph has run.
     """
 
     flat: GraphModule
@@ -60,6 +63,12 @@ class Captured:
     guards: Any
     subjects: dict[int, Subject]
     inputs: tuple[Any, ...]
+    written: frozenset[str] = frozenset()
+
+    @property
+    def optimizers(self) -> list[OptimizerSubject]:
+        """The optimizers it steps or clears."""
+        return [s for s in self.subjects.values() if isinstance(s, OptimizerSubject)]
 
 
 class _Met(TraceStop):
@@ -112,7 +121,7 @@ def _capture_once(
     dynamic: Sequence[str],
 ) -> Captured:
     subjects = hooks.subjects
-    hooks.stopped = None
+    hooks.stopped, hooks.written = None, []
     local_names = scope_reader(function)(args, kwargs)
     if local_names is None:
         refuse("the arguments do not fit the signature, or a closure variable is unset")
@@ -125,7 +134,7 @@ def _capture_once(
             _check_trace(found)
             flat = flatten(found.graph_module, refuse)
             _label(flat, found, subjects, local_names)
-            guards = found.build_guards(_guard_filter(subjects))
+            guards = found.build_guards(_guard_filter(subjects), local_names)
     except Exception:
         hooks.raise_stopped()
         raise
@@ -139,7 +148,13 @@ def _capture_once(
     }
     used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
     acted_on = {s.number: s for s in subjects.all if s.number in used}
-    return Captured(flat, found.around, guards, acted_on, found.values)
+    written = frozenset(
+        f"{s.label}.{name}"
+        for s in subjects.all
+        for owner, name in hooks.written
+        if owner is s.value
+    )
+    return Captured(flat, found.around, guards, acted_on, found.values, written)
 
 
 class _Hooks:
@@ -148,11 +163,13 @@ class _Hooks:
     def __init__(self, subjects: Subjects, function: FunctionType) -> None:
         self.subjects, self.function = subjects, function
         self.stopped: TraceStop | None = None
+        self.written: list[tuple[Any, str]] = []
         self.symbolic = self.static_sizes = False
         self.trace_hooks = TraceHooks(
             meet=self.meet,
             grow=self.grow,
             is_subject=lambda value: subjects.find(value) is not None,
+            write=self.write,
             backward=traced.backward,
             set_grad=OPS.set_grad.default,
             toggle=OPS.toggle.default,
@@ -178,6 +195,12 @@ class _Hooks:
             if holder is not None:
                 self.subjects.add(ListSubject(value, name, holder))
                 self.stop(_Met())
+
+    def write(self, owner: Any, name: str) -> None:
+        """An attribute is stored to; Dynamo does that when all effects have run."""
+        if not all(subject.may_write(owner, name) for subject in self.subjects.all):
+            self.refuse("writes an attribute that an optimizer or schedule may read in the step")
+        self.written.append((owner, name))
 
     def refuse(self, reason: str) -> None:
         self.stop(Refusal(reason))

@@ -64,6 +64,10 @@ class Subject:
         """Return whether its methods may run once more: torch's own code, without hooks."""
         return type(self.value).__module__.startswith(("torch.optim.", "torch.amp.", "torch.cuda."))
 
+    def may_write(self, owner: Any, name: str) -> bool:
+        """Return whether `owner.name` may be stored to after all effects of the step have run."""
+        return owner is not self.value
+
     def read(self, group: int, key: str) -> float:
         """Return a number of the subject, now."""
         raise NotImplementedError
@@ -74,19 +78,21 @@ class OptimizerSubject(Subject):
 
     def __init__(self, value: Optimizer, name: str = "") -> None:
         super().__init__(value, name)
+        self._stepped_as_torch = False
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
 
     @override
     def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
         own = type(self.value)
+        self._stepped_as_torch = self.steps_as_torch()  # asked before a stand-in takes its place
         replaced = traced.optimizer_stand_ins(
             self.number,
             closure_allowed=own.__module__.startswith("torch.optim."),
             own_loop=isinstance(self.value, LBFGS),
         )
         if own.zero_grad is not Optimizer.zero_grad:
-            replaced.pop("zero_grad")
+            replaced["base_zero_grad"] = replaced.pop("zero_grad")
         groups = [
             traced.Group(self.number, i, tuple(k for k, v in group.items() if type(v) is float))
             for i, group in enumerate(self.value.param_groups)
@@ -104,15 +110,25 @@ class OptimizerSubject(Subject):
 
     @override
     def may_rehearse(self) -> bool:
+        return super().may_rehearse() and self.steps_as_torch()
+
+    def steps_as_torch(self) -> bool:
+        """Return whether `step()` is torch's own, no code of the user's before or after it."""
         own_step = vars(self.value).get("step")
         return (
-            super().may_rehearse()
+            type(self.value).step.__module__.startswith("torch.optim.")
             and (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
             and not self.value._optimizer_step_pre_hooks
             and not self.value._optimizer_step_post_hooks
             and not optimizer_module._global_optimizer_pre_hooks
             and not optimizer_module._global_optimizer_post_hooks
         )
+
+    @override
+    def may_write(self, owner: Any, name: str) -> bool:
+        if self._stepped_as_torch:
+            return owner is not self.value or name not in ("param_groups", "state", "defaults")
+        return owner is not self.value and all(owner is not v for v in vars(self.value).values())
 
     @override
     def read(self, group: int, key: str) -> float:

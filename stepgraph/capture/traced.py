@@ -146,6 +146,11 @@ def optimizer_stand_ins(
     return {"step": step, "zero_grad": zero_grad}
 
 
+def zero_grad_of_base(self: Any, set_to_none: bool = True) -> None:
+    """Trace `Optimizer.zero_grad` where a subclass overrides it and calls `super()`."""
+    self.base_zero_grad(set_to_none)
+
+
 def scheduler_stand_ins(number: int, *, n_groups: int) -> dict[str, Any]:
     """Return what replaces the methods of a learning rate scheduler."""
     name, indices = f"subject_{number}", tuple(map(str, range(n_groups)))

@@ -30,7 +30,7 @@ from stepgraph.compiler.options import Options
 from stepgraph.compiler.variant import Variant, build, rehearse
 from stepgraph.errors import GuardError
 from stepgraph.ir import StepGraph
-from stepgraph.runtime import NeedsEager, watching
+from stepgraph.runtime import NeedsEager, results_of, watching
 
 Owner = Callable[[], Any]
 """Returns the object a step is bound to; a weak reference, or a constant function."""
@@ -184,8 +184,16 @@ class CompiledStep:
                 return self._call_with_closures(args, kwargs)
             return self._fall_back(refusal, args, kwargs)
         rehearsal = rehearsed.rehearsal
-        with watching(rehearsed.owner, rehearsed.method, rehearsal.compare):
+        own = [s.value for s in captured.optimizers if not s.steps_as_torch()]
+        with (
+            results_of(own) as returned,
+            watching(rehearsed.owner, rehearsed.method, rehearsal.compare),
+        ):
             result = self._function(*args, **kwargs)
+        if returned:
+            self._failures += 1
+            self._fallbacks.note(Refusal("an optimizer whose step() returns a value"))
+            return result
         if rehearsed.owner is None:
             rehearsal.compare()
         rehearsal.compare_result(result)

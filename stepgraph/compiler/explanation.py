@@ -168,7 +168,7 @@ def _report(variant: Variant) -> VariantReport:
                 fused=False,
                 why="the eager backend runs the optimizer's own step()",
             )
-            for subject in variant.optimizers()
+            for subject in variant.captured.optimizers
         ),
         capture_ms=variant.capture_ms,
         replay_ms=variant.replay_ms,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from stepgraph.capture import Captured, ListSubject, OptimizerSubject, Subject, has_hooks
+from stepgraph.capture import Captured, ListSubject, Subject, has_hooks
 from stepgraph.ir import Kind, Role, Slot, StepGraph, partition
 from stepgraph.lowering import emit, first_update
 from stepgraph.runtime import (
@@ -87,10 +87,6 @@ class Variant:
         counted = self.graph.count()
         return {kind.value: counted[kind] for kind in Kind if counted.get(kind)}
 
-    def optimizers(self) -> list[OptimizerSubject]:
-        """Return the optimizers it steps or clears."""
-        return [s for s in self.subjects.values() if isinstance(s, OptimizerSubject)]
-
 
 def build(captured: Captured, function: FunctionType, started: float) -> Variant:
     """Lower a captured step.
@@ -136,7 +132,7 @@ def rehearse(captured: Captured) -> Rehearsed:
         emitted = emit(flat, subjects, withhold=True)
         owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
         program = Program(emitted.function, autocast_devices=devices)
-        return Rehearsed(WholeRehearsal(program, inputs, names, owners))
+        return Rehearsed(WholeRehearsal(program, inputs, names, owners, captured.written))
     emitted = emit(flat, subjects, withhold=True, until_update=True)
     program = Program(emitted.function, autocast_devices=devices)
     rehearsal = PartialRehearsal(program, inputs, names)

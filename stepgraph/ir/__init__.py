@@ -8,10 +8,12 @@ from stepgraph.ir.region import partition
 from stepgraph.ir.resources import OPAQUE
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph
+from stepgraph.ir.verify import Meaning, meaning
 
 __all__ = [
     "OPAQUE",
     "Kind",
+    "Meaning",
     "Role",
     "Slot",
     "StepGraph",
@@ -21,6 +23,7 @@ __all__ = [
     "flatten",
     "marker_kind",
     "marker_name",
+    "meaning",
     "partition",
     "storages_of",
     "writes_of",

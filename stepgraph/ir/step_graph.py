@@ -18,7 +18,7 @@ from stepgraph.ir.kind import Kind
 from stepgraph.ir.resources import OPAQUE
 from stepgraph.ir.signature import Slot
 from stepgraph.ir.text import describe
-from stepgraph.ir.verify import verify
+from stepgraph.ir.verify import Meaning, verify
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ class StepGraph:
             node.append(following)
         return self
 
-    def verify(self, against: StepGraph | None = None) -> None:
+    def verify(self, against: StepGraph | Meaning | None = None) -> None:
         """Check that the graph is well formed and, given one, means what `against` means.
 
         Raises:

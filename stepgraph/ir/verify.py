@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -19,7 +20,26 @@ if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
 
 
-def verify(step: StepGraph, *, against: StepGraph | None = None) -> None:
+@dataclass(frozen=True)
+class Meaning:
+    """What a step graph does: kept while a pass edits the graph, to compare with.
+
+    Attributes:
+        effects: What the user can see: operator and resources written, with counts.
+        read_from: Who wrote last what each operator reads, by operator and resource.
+    """
+
+    effects: Counter[tuple[str, tuple[str, ...]]]
+    read_from: dict[tuple[str, str], str]
+
+
+def meaning(step: StepGraph) -> Meaning:
+    """Return what `step` does."""
+    flat = flatten(step)
+    return Meaning(Counter(_effects(flat)), _read_from(flat))
+
+
+def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> None:
     """Check that `step` is well formed and, given `against`, that it means the same.
 
     Without a reference: the FX graphs are sound; every computing node has a kind and says what it
@@ -43,8 +63,10 @@ def verify(step: StepGraph, *, against: StepGraph | None = None) -> None:
     if not nx.is_directed_acyclic_graph(step.dependencies()):
         raise VerifyError("the dependencies of a step graph have a cycle")
     if against is not None:
-        _check_effects(step, against)
-        _check_order(step, against)
+        expected = against if isinstance(against, Meaning) else meaning(against)
+        found = meaning(step)
+        _check_effects(found, expected)
+        _check_order(found, expected)
 
 
 def _check_form(step: StepGraph) -> None:
@@ -101,9 +123,9 @@ def _check_reads(step: StepGraph) -> None:
                 )
 
 
-def _check_effects(step: StepGraph, against: StepGraph) -> None:
+def _check_effects(found: Meaning, expected: Meaning) -> None:
     """Check that the graphs have the same effects, each as often."""
-    was, now = (Counter(_effects(flatten(s))) for s in (against, step))
+    was, now = expected.effects, found.effects
     for difference, what in ((was - now, "lost"), (now - was, "doubled or invented")):
         for name, resources in difference:
             raise VerifyError(
@@ -122,9 +144,9 @@ def _effects(flat: GraphModule) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield str(node.target), written
 
 
-def _check_order(step: StepGraph, against: StepGraph) -> None:
+def _check_order(found: Meaning, captured: Meaning) -> None:
     """Check that whatever both graphs do reads what the same writer left."""
-    was, now = (_read_from(flatten(s)) for s in (against, step))
+    was, now = captured.read_from, found.read_from
     for (name, resource), writer in now.items():
         expected = was.get((name, resource), writer)
         if writer != expected and (name, resource) in was:

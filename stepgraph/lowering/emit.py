@@ -17,6 +17,11 @@ from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.runtime import effects
 
 _UPDATES = ("step", "lr_step", "unscale", "scaled_step", "scale_update", "ema", "set_hyper")
+_REPLACED = {
+    # Strides of fake tensors are not always those of the kernels. Where a trace saw that a reshape
+    # needs no copy, the real memory decides again, as in eager.
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+}
 _LOOK_AT_GRAD_MODE = {torch.ops.aten.mkldnn_rnn_layer.default}
 _sources = 0
 
@@ -147,6 +152,7 @@ class _Emitter:
         return self.names.setdefault(node, f"t{len(self.names)}")
 
     def function(self, target: Any) -> str:
+        target = _REPLACED.get(target, target)
         if target in _LOOK_AT_GRAD_MODE:
             return self.constant(target.__name__, effects.below_autograd(target._op))
         if isinstance(target, torch._ops.OpOverload):
@@ -242,10 +248,8 @@ def _fills(root: Node, value: Tensor) -> bool:
 
 
 def _same_layout(param: Tensor, value: Tensor) -> bool:
+    """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
     dense = torch.ops.aten.is_non_overlapping_and_dense(param)
-    return bool(
-        dense
-        and param.dtype == value.dtype
-        and param.shape == value.shape
-        and param.stride() == value.stride()
-    )
+    same = param.dtype == value.dtype and param.shape == value.shape
+    strides = zip(param.shape, param.stride(), value.stride(), strict=True)
+    return bool(dense and same and all(size == 1 or a == b for size, a, b in strides))

@@ -1,7 +1,13 @@
 """Runtime: programs and what stands between them and the user's objects."""
 
 from stepgraph.runtime.program import NeedsEager, Program, autocast_devices
-from stepgraph.runtime.rehearsal import PartialRehearsal, Rehearsal, WholeRehearsal, watching
+from stepgraph.runtime.rehearsal import (
+    PartialRehearsal,
+    Rehearsal,
+    WholeRehearsal,
+    results_of,
+    watching,
+)
 
 __all__ = [
     "NeedsEager",
@@ -10,5 +16,6 @@ __all__ = [
     "Rehearsal",
     "WholeRehearsal",
     "autocast_devices",
+    "results_of",
     "watching",
 ]

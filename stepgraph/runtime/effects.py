@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepgraph.errors import VerificationError
+
 PASSED: Mapping[str, tuple[str, ...]] = {
     "lr_step": ("metric",),
     "ema": ("params", "buffers"),
@@ -49,9 +51,20 @@ def append_number(values: Any, value: Tensor) -> None:
 
 
 def run_step(optimizer: Any) -> None:
-    """Run the optimizer's own `step()`, hooks and scheduler bookkeeping included."""
+    """Run the optimizer's own `step()`, hooks and scheduler bookkeeping included.
+
+    Raises:
+        VerificationError: It returned a value, which the captured step takes to be None.
+    """
     with torch.enable_grad():
-        optimizer.step()
+        returned = optimizer.step()
+    if returned is not None:
+        raise VerificationError(
+            f"{type(optimizer).__name__}.step() returned a value, None when it was captured",
+            found=repr(returned),
+            why="the captured step would go on with None",
+            hint="STEPGRAPH_DISABLE=1 runs the step eagerly",
+        )
 
 
 def run_lr_step(metric: Tensor | None, scheduler: Any) -> None:

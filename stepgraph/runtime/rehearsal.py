@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +41,7 @@ class WholeRehearsal:
         inputs: The real inputs: tensors and numbers.
         names: A name for each input.
         owners: The objects whose state the program writes, by name.
+        besides: What the step writes without the program: paths that are not compared.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class WholeRehearsal:
         inputs: Sequence[Any],
         names: Sequence[str],
         owners: Mapping[str, Any],
+        besides: Collection[str] = (),
     ) -> None:
         self.difference: str | None = None
+        self._besides = besides
         self._tensors = {n: v for n, v in zip(names, inputs, strict=True) if isinstance(v, Tensor)}
         self._owners = owners
         before = self._snapshot()
@@ -65,7 +68,7 @@ class WholeRehearsal:
 
     def compare(self) -> None:
         """Compare with the real state, now."""
-        self.difference = self._snapshot().difference(self._after)
+        self.difference = self._snapshot().difference(self._after, besides=self._besides)
 
     def compare_result(self, result: Any) -> None:
         """Look for every tensor that the eager call returned among the program's results."""
@@ -134,8 +137,7 @@ def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> It
     if owner is None or method is None:
         yield
         return
-    attributes = owner.__dict__
-    had, original = method in attributes, getattr(owner, method)
+    original = getattr(owner, method)
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -151,7 +153,37 @@ def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> It
 
         return original(closure)
 
-    attributes[method] = watched
+    with _replaced(owner, method, watched):
+        yield
+
+
+@contextlib.contextmanager
+def results_of(optimizers: Sequence[Any]) -> Iterator[list[Any]]:
+    """Scope that collects what `step()` of `optimizers` returns besides None."""
+    returned: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        for optimizer in optimizers:
+            stack.enter_context(_replaced(optimizer, "step", _noting(optimizer.step, returned)))
+        yield returned
+
+
+def _noting(step: Callable[..., Any], returned: list[Any]) -> Callable[..., Any]:
+    @functools.wraps(step)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        if result is not None:
+            returned.append(result)
+        return result
+
+    return noted
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, method: str, replacement: Any) -> Iterator[None]:
+    """Scope in which an instance shows another method."""
+    attributes = owner.__dict__
+    had, original = method in attributes, getattr(owner, method)
+    attributes[method] = replacement
     try:
         yield
     finally:

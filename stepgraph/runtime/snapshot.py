@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -37,12 +37,20 @@ class Snapshot:
         for restore in (*self._restore_containers, *self._restore_tensors):
             restore()
 
-    def difference(self, other: Snapshot) -> str | None:
-        """Return the first path whose value is not the same, bit for bit, in `other`."""
+    def difference(self, other: Snapshot, *, besides: Collection[str] = ()) -> str | None:
+        """Return the first path whose value is not the same, bit for bit, in `other`.
+
+        Args:
+            other: The other snapshot.
+            besides: Paths that are not compared.
+        """
         for path, value in self.values.items():
+            if path in besides:
+                continue
             if path not in other.values or not _same_value(value, other.values[path]):
                 return path
-        return next((path for path in other.values if path not in self.values), None)
+        known = {*self.values, *besides}
+        return next((path for path in other.values if path not in known), None)
 
     def _value(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):

@@ -333,6 +333,23 @@ def test_an_interpolated_penalty_draws_its_own_weights():
     assert_captured(same_as_eager(updating(backward)))
 
 
+def test_a_gradient_of_a_single_row_keeps_the_strides_of_eager():
+    def make():
+        net = mlp(outputs=1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = net(x).square().mean()
+            gradients = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
+            (loss + sum(g.square().sum() for g in gradients)).backward()
+            optimizer.step()
+
+        return Program(step, regression)
+
+    assert_captured(same_as_eager(make))
+
+
 def test_only_a_part_of_the_model_is_trained():
     def make():
         frozen, head = mlp(outputs=3).requires_grad_(False), nn.Linear(3, 2)

@@ -1,0 +1,24 @@
+"""Every private part of torch that stepgraph touches, and nothing else.
+
+TorchDynamo is used as a tracer: it turns the Python of a training step into one FX graph, gives
+the facts it relied on as guards, and the Python writes of the step as bytecode. Its code cache is
+not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` finds out whether the
+torch at hand behaves as expected before anything is captured.
+"""
+
+from stepgraph.torch_private.errors import is_unsupported, user_stack
+from stepgraph.torch_private.hooks import TraceHooks, TraceStop
+from stepgraph.torch_private.traced import Around, Traced, trace
+from stepgraph.torch_private.tracing import shield_constants, tracing
+
+__all__ = [
+    "Around",
+    "TraceHooks",
+    "TraceStop",
+    "Traced",
+    "is_unsupported",
+    "shield_constants",
+    "trace",
+    "tracing",
+    "user_stack",
+]

@@ -1,0 +1,42 @@
+"""What the capture floor asks of a trace."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class TraceStop(Exception):  # noqa: N818  (a signal, not an error)
+    """Raised by a hook of ours to end a trace; never leaves the capture floor."""
+
+
+@dataclass
+class TraceHooks:
+    """What the capture floor puts in the place of parts of Dynamo while it traces.
+
+    Attributes:
+        meet: Called with every user object that the trace wraps; may raise `TraceStop`.
+        backward: Python function that Dynamo inlines for `loss.backward(...)`; called with
+            `(loss, leaves, gradient, retain_graph, allow_unused)`.
+        set_grad: Operator left in the graph wherever Python stores to `.grad` of an input.
+        toggle: Operator left in the graph wherever Python changes `requires_grad`.
+        functions: Functions of torch that a trace replaces: `(module, name, replacement)`.
+        quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
+        toggled: Fake tensors whose flag the trace has changed, once for every change.
+        refuse: Called with a reason to refuse the step; raises `TraceStop`.
+        write: Called with a user object and the name of an attribute that is stored to.
+    """
+
+    meet: Callable[[Any], None]
+    backward: Callable[..., None]
+    set_grad: Any
+    toggle: Any
+    refuse: Callable[[str], None]
+    grow: Callable[[Any, Any, Callable[[Any], Any]], None]
+    is_subject: Callable[[Any], bool]
+    write: Callable[[Any, str], None]
+    functions: Sequence[tuple[Any, str, Any]] = ()
+    quiet: set[types.CodeType] = field(default_factory=set)
+    toggled: list[Any] = field(default_factory=list)
