@@ -1,11 +1,13 @@
 """Capture: from a call of the user's step to one flat ATen graph with guards."""
 
 from stepgraph.capture.capture import Captured, capture
+from stepgraph.capture.eager import on_terms
 from stepgraph.capture.preflight import entry_reason, has_hooks
 from stepgraph.capture.refusal import Refusal, refusal_of
 from stepgraph.capture.scope import scalars_in, scope_reader
 from stepgraph.capture.self_test import self_test
 from stepgraph.capture.subjects import ListSubject, OptimizerSubject, Subject, Subjects
+from stepgraph.capture.terms import Terms
 
 __all__ = [
     "Captured",
@@ -14,9 +16,11 @@ __all__ = [
     "Refusal",
     "Subject",
     "Subjects",
+    "Terms",
     "capture",
     "entry_reason",
     "has_hooks",
+    "on_terms",
     "refusal_of",
     "scalars_in",
     "scope_reader",

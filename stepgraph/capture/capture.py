@@ -32,6 +32,9 @@ from stepgraph.capture.subjects import (
     subject_class,
     zero_step_codes,
 )
+from stepgraph.capture.terms import PLAIN, Terms, clip_nothing, without_clipping
+from stepgraph.capture.window import check_window
+from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.torch_private import Around, Traced, TraceHooks, TraceStop
 
@@ -42,7 +45,7 @@ _FUNCTIONS = (
     (torch.distributions.constraints, "is_dependent", traced.is_dependent),
     (torch.optim.Optimizer, "zero_grad", traced.zero_grad_of_base),
 )
-_REPLACED_FUNCTIONS = [replacement for _, _, replacement in _FUNCTIONS]
+_REPLACED_FUNCTIONS = [*(replacement for _, _, replacement in _FUNCTIONS), clip_nothing]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def capture(
     kwargs: dict[str, Any],
     *,
     subjects: Subjects,
+    terms: Terms = PLAIN,
     dynamic: Sequence[str] = (),
 ) -> Captured:
     """Trace `function(*args, **kwargs)` without running it.
@@ -90,20 +94,22 @@ def capture(
         args: Positional arguments, `self` included.
         kwargs: Keyword arguments.
         subjects: What earlier traces met; extended.
+        terms: The terms of the call.
         dynamic: Dynamo's names of int and float inputs that vary between calls.
 
     Raises:
         Refusal: The step cannot be captured; nothing has changed.
+        ConfigurationError: The terms have no meaning for this step; nothing has changed.
     """
     subjects.refresh()
-    hooks = _Hooks(subjects, function)
+    hooks = _Hooks(subjects, function, terms)
     with _LOCK, _nothing_changes(function):
         for _ in range(_MAX_RESTARTS):
             try:
                 return _capture_once(function, args, kwargs, hooks, dynamic)
             except _Met:
                 continue
-            except Refusal:
+            except (Refusal, ConfigurationError):
                 raise
             except Exception as error:  # the capture boundary: any failure means eager
                 symbolic = hooks.symbolic or "SymInt" in str(error)
@@ -127,12 +133,13 @@ def _capture_once(
         refuse("the arguments do not fit the signature, or a closure variable is unset")
     try:
         scope = torch_private.tracing(hooks.trace_hooks, dynamic, static=hooks.static_sizes)
-        with scope, subjects.standing_in():
+        with scope, subjects.standing_in(hooks.terms), hooks.withheld():
             found = torch_private.trace(function, args, kwargs, hooks.trace_hooks)
             hooks.raise_stopped()
             hooks.symbolic = has_symbolic_sizes(found.graph_module)
             _check_trace(found)
-            flat = flatten(found.graph_module, refuse)
+            recast = hooks.terms.autocast is not None
+            flat = flatten(found.graph_module, refuse, recast=recast)
             _label(flat, found, subjects, local_names)
             guards = found.build_guards(_guard_filter(subjects), local_names)
     except Exception:
@@ -148,20 +155,18 @@ def _capture_once(
     }
     used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
     acted_on = {s.number: s for s in subjects.all if s.number in used}
-    written = frozenset(
-        f"{s.label}.{name}"
-        for s in subjects.all
-        for owner, name in hooks.written
-        if owner is s.value
-    )
+    if hooks.terms.windowed:
+        check_window(flat.graph, subjects)
+    owners = ((subjects.find(owner), name) for owner, name in hooks.written)
+    written = frozenset(f"{owner.label}.{name}" for owner, name in owners if owner is not None)
     return Captured(flat, found.around, guards, acted_on, found.values, written)
 
 
 class _Hooks:
     """The hooks of one trace; remembers why it was stopped, whatever Dynamo makes of that."""
 
-    def __init__(self, subjects: Subjects, function: FunctionType) -> None:
-        self.subjects, self.function = subjects, function
+    def __init__(self, subjects: Subjects, function: FunctionType, terms: Terms) -> None:
+        self.subjects, self.function, self.terms = subjects, function, terms
         self.stopped: TraceStop | None = None
         self.written: list[tuple[Any, str]] = []
         self.symbolic = self.static_sizes = False
@@ -170,13 +175,19 @@ class _Hooks:
             grow=self.grow,
             is_subject=lambda value: subjects.find(value) is not None,
             write=self.write,
-            backward=traced.backward,
+            backward=traced.backward_stand_in(
+                terms.micro_batches, casting=terms.autocast is not None
+            ),
             set_grad=OPS.set_grad.default,
             toggle=OPS.toggle.default,
             refuse=self.refuse,
             functions=_FUNCTIONS,
             quiet=zero_step_codes(),
         )
+
+    def withheld(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the scope in which torch's functions do not clip, where that is not the time."""
+        return contextlib.nullcontext() if self.terms.updates else without_clipping()
 
     def meet(self, value: Any) -> None:
         if isinstance(value, traced.Opaque):
@@ -279,16 +290,21 @@ def _label(
 
 
 def _name_subjects(subjects: Subjects, local_names: dict[str, Any]) -> None:
-    """Call every subject what its author calls it."""
+    """Call every subject what its author calls it; no two the same."""
     names: dict[int, str] = {}
     for name, value in local_names.items():
         names.setdefault(id(value), name)
+        prefix = "" if name == "self" else f"{name}."
         for key, held in getattr(value, "__dict__", {}).items():
-            names.setdefault(id(held), key)
+            names.setdefault(id(held), f"{prefix}{key}")
             for i, item in enumerate(held if isinstance(held, list | tuple) else ()):
-                names.setdefault(id(item), f"{key}[{i}]")
+                names.setdefault(id(item), f"{prefix}{key}[{i}]")
+    taken: set[str] = set()
     for subject in subjects.all:
         subject.name = subject.name or names.get(id(subject.value), "")
+        if subject.label in taken:
+            subject.name = f"{subject.name}#{subject.number}"
+        taken.add(subject.label)
 
 
 def _subject_arguments(target: Any) -> tuple[int, ...]:

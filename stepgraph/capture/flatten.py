@@ -28,11 +28,14 @@ class Flattener(Interpreter):
     Args:
         graph_module: Dynamo's graph.
         refuse: Called with a reason when the graph cannot be kept.
+        recast: Whether weights that an update has changed are to be cast again.
     """
 
-    def __init__(self, graph_module: GraphModule, refuse: Callable[[str], None]) -> None:
+    def __init__(
+        self, graph_module: GraphModule, refuse: Callable[[str], None], *, recast: bool
+    ) -> None:
         super().__init__(graph_module)
-        self.refuse = refuse
+        self.refuse, self.recast = refuse, recast
         self.consumed: set[Any] = set()
         self.logged: list[Tensor] = []
         self.phase = 0
@@ -68,6 +71,8 @@ class Flattener(Interpreter):
             result = OPS.toggle.default(args[0].detach(), args[1])
             args[0].requires_grad_(args[1])
             return result
+        elif name == "step" and self.recast:
+            torch.clear_autocast_cache()
         elif name in ("set_grad", "first_grad"):
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
         return super().call_function(target, args, kwargs)
@@ -97,19 +102,22 @@ class Flattener(Interpreter):
             return Kind.GRAD_NORM if _NORM_FUNCTIONS & set(frame) else Kind.CLIP
         if f'"{traced.__file__}"' in stack:
             last = stack.rpartition(f'"{traced.__file__}"')[2]
-            if "in backward" in last:
+            if "in backward" in last or "in _backward" in last:
                 return Kind.BACKWARD
             if "in zero_grad" in last:
                 return Kind.ZERO_GRAD
         return Kind.FORWARD
 
 
-def flatten(graph_module: GraphModule, refuse: Callable[[str], None]) -> GraphModule:
+def flatten(
+    graph_module: GraphModule, refuse: Callable[[str], None], *, recast: bool = False
+) -> GraphModule:
     """Return the flat ATen graph of a captured step, in program order.
 
     Args:
         graph_module: Dynamo's graph; its placeholders carry the fake tensors to trace with.
         refuse: Called with a reason; raises.
+        recast: Whether autocast, on around the step, casts weights again after an update.
 
     Returns:
         A graph whose nodes carry `stepgraph.kind`, `stepgraph.phase` and `stepgraph.at`.
@@ -117,7 +125,7 @@ def flatten(graph_module: GraphModule, refuse: Callable[[str], None]) -> GraphMo
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     fakes = [node.meta["example_value"] for node in placeholders]
     symbolic = any(_is_symbolic(value) for value in fakes)
-    flattener = Flattener(graph_module, refuse)
+    flattener = Flattener(graph_module, refuse, recast=recast)
 
     def step(*inputs: Any) -> Any:
         with _autocast_cache():

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
@@ -21,7 +22,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
+from stepgraph import torch_private
 from stepgraph.capture import traced
+from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
 
 _numbers = itertools.count()
@@ -52,7 +55,7 @@ class Subject:
         """Take the subject out of the table; traced programs that use it must be gone."""
         vars(TABLE).pop(f"subject_{self.number}", None)
 
-    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+    def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
         """Return the instance attributes that a trace sees."""
         raise NotImplementedError
 
@@ -73,21 +76,52 @@ class Subject:
         raise NotImplementedError
 
 
+class Order:
+    """What has happened to an optimizer so far in the call that is being traced.
+
+    Dynamo may start a trace over; what it had seen until then does not count.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.updates = self.clearings = 0
+        self._trace: Any = None
+
+    def note_update(self) -> None:
+        """The optimizer's update has come, whether or not it is the call to perform it."""
+        self._begin()
+        self.updates += 1
+
+    def may_clear(self) -> bool:
+        """Return whether a `zero_grad()` that has come does something in this call."""
+        self._begin()
+        self.clearings += 1
+        return self.terms.updates if self.updates else self.terms.clears
+
+    def _begin(self) -> None:
+        trace = torch_private.current_trace()
+        if trace is not self._trace:
+            self._trace, self.updates, self.clearings = trace, 0, 0
+
+
 class OptimizerSubject(Subject):
     """A `torch.optim.Optimizer`, the user's own subclasses included."""
 
     def __init__(self, value: Optimizer, name: str = "") -> None:
         super().__init__(value, name)
         self._stepped_as_torch = False
+        self.order = Order(Terms())
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
 
     @override
-    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+    def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
         own = type(self.value)
+        self.order = Order(terms)
         self._stepped_as_torch = self.steps_as_torch()  # asked before a stand-in takes its place
         replaced = traced.optimizer_stand_ins(
             self.number,
+            terms,
             closure_allowed=own.__module__.startswith("torch.optim."),
             own_loop=isinstance(self.value, LBFGS),
         )
@@ -141,12 +175,12 @@ class SchedulerSubject(Subject):
     _HIDDEN = ("last_epoch", "_last_lr", "_step_count", "base_lrs", "num_bad_epochs", "best")
 
     @override
-    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+    def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
         n_groups = len(getattr(self.value.optimizer, "param_groups", ()))
         hidden = Opaque("reads an attribute of a scheduler inside the step")
         return {
             **{name: hidden for name in self._HIDDEN if name in vars(self.value)},
-            **traced.scheduler_stand_ins(self.number, n_groups=n_groups),
+            **traced.scheduler_stand_ins(self.number, terms, n_groups=n_groups),
         }
 
     @override
@@ -161,15 +195,17 @@ class ScalerSubject(Subject):
         super().__init__(value, name)
         self.enabled = value.is_enabled()
         self.scale = getattr(value, "_scale", None)
+        if self.scale is None:  # not used yet: a place holder, for a trace that only looks
+            self.scale = torch.tensor(value.get_scale())
 
     @override
-    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+    def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
         if not self.enabled:
             return traced.disabled_scaler_stand_ins()
         optimizers = {
             id(s.value): s.number for s in subjects.all if isinstance(s, OptimizerSubject)
         }
-        return traced.scaler_stand_ins(self.number, optimizers)
+        return traced.scaler_stand_ins(self.number, terms, optimizers)
 
     @override
     def unchanged(self) -> bool:
@@ -189,8 +225,8 @@ class AveragedModelSubject(Subject):
         self.averages: list[Tensor] = [*value.parameters(), *value.buffers()]
 
     @override
-    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
-        return traced.averaged_model_stand_ins(self.number)
+    def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
+        return traced.averaged_model_stand_ins(self.number, terms)
 
     @override
     def unchanged(self) -> bool:
@@ -213,7 +249,7 @@ class ListSubject(Subject):
         self.get, self.put = holder
 
     @override
-    def stand_ins(self, subjects: Subjects) -> dict[str, Any]:
+    def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
         return {}
 
     @override
@@ -260,7 +296,7 @@ class Subjects:
                 self.add(type(subject)(subject.value, subject.name))
 
     @contextlib.contextmanager
-    def standing_in(self) -> Iterator[None]:
+    def standing_in(self, terms: Terms) -> Iterator[None]:
         """Scope in which the instances show stand-ins; every attribute is restored.
 
         `replaced` says, by id of the object, which attributes.
@@ -273,7 +309,7 @@ class Subjects:
                     continue
                 attributes = subject.value.__dict__
                 before = dict(attributes)
-                replaced = subject.stand_ins(self)
+                replaced = subject.stand_ins(self, terms)
                 self.replaced[id(subject.value)] = tuple(replaced)
                 stack.callback(_restore, attributes, before)
                 attributes.update(replaced)
@@ -308,4 +344,4 @@ def _restore(attributes: dict[str, Any], before: dict[str, Any]) -> None:
 
 def zero_step_codes() -> set[Any]:
     """Return the code of stand-ins whose stores to `.grad` are covered by a marker."""
-    return {traced.optimizer_stand_ins(-1, closure_allowed=False)["zero_grad"].__code__}
+    return {traced.optimizer_stand_ins(-1, Terms(), closure_allowed=False)["zero_grad"].__code__}

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from stepgraph.capture.terms import Terms
 from stepgraph.ir.markers import OPS
+from stepgraph.torch_private import assume_constant_result
 
 _add_grad_ = OPS.add_grad_
 _check = OPS.check
@@ -53,14 +55,41 @@ REFUSE_SCALER = Opaque("uses GradScaler in a way that is not captured")
 REFUSE_EPOCH = Opaque("passes an epoch to scheduler.step()")
 
 
-def backward(
+def backward_stand_in(micro_batches: int, *, casting: bool) -> Any:
+    """Return what replaces `loss.backward()`.
+
+    Args:
+        micro_batches: The backward is seeded with the inverse; 1 for a plain step.
+        casting: Whether autocast is on around the step and must be off in here.
+    """
+
+    def backward(
+        loss: Tensor,
+        leaves: list[Tensor],
+        gradient: Tensor | None,
+        retain_graph: bool | None,
+        allow_unused: bool,
+    ) -> None:
+        if micro_batches > 1:
+            seed = torch.ones_like(loss) if gradient is None else gradient
+            gradient = seed / micro_batches
+        if casting:
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                _backward(loss, leaves, gradient, retain_graph, allow_unused)
+        else:
+            _backward(loss, leaves, gradient, retain_graph, allow_unused)
+
+    return backward
+
+
+def _backward(
     loss: Tensor,
     leaves: list[Tensor],
     gradient: Tensor | None,
     retain_graph: bool | None,
     allow_unused: bool,
 ) -> None:
-    """Trace `loss.backward()`: gradients first, then into `.grad` as `AccumulateGrad` does."""
+    """Compute gradients first, then put them into `.grad` as `AccumulateGrad` does."""
     values = torch.autograd.grad(
         loss, leaves, gradient, retain_graph=retain_graph, allow_unused=allow_unused
     )
@@ -71,6 +100,18 @@ def backward(
                     leaf.grad = _first_grad(leaf, value)
                 else:
                     _add_grad_(leaf.grad, value)
+
+
+@assume_constant_result
+def _note_update(name: str) -> None:
+    """Tell the subject, while the trace goes on, that its update has come."""
+    getattr(TABLE, name).order.note_update()
+
+
+@assume_constant_result
+def _may_clear(name: str) -> bool:
+    """Ask the subject, while the trace goes on, whether clearing means something here."""
+    return bool(getattr(TABLE, name).order.may_clear())
 
 
 def _number(name: str) -> int:
@@ -106,16 +147,18 @@ class Group:
 
 
 def optimizer_stand_ins(
-    number: int, *, closure_allowed: bool, own_loop: bool = False
+    number: int, terms: Terms, *, closure_allowed: bool, own_loop: bool = False
 ) -> dict[str, Any]:
     """Return what replaces `step` and `zero_grad` on an optimizer.
 
     Args:
         number: The optimizer's place in the table.
+        terms: The terms of the call.
         closure_allowed: Whether its `step` is known to call a closure once and first.
         own_loop: Whether its `step` calls the closure as often as it likes.
     """
     name = f"subject_{number}"
+    windowed, updates, clip = terms.windowed, terms.updates, _clipping(terms)
 
     def step(closure: Any = None) -> Any:
         loss = None
@@ -126,12 +169,18 @@ def optimizer_stand_ins(
                 REFUSE_CLOSURE.reason  # noqa: B018
             with torch.enable_grad():
                 loss = closure()
-        parameters = getattr(TABLE, name).parameters
-        with torch.no_grad():
-            _step([p.detach() for p in parameters], _gradients(parameters), _number(name))
+        if windowed:
+            _note_update(name)
+        if updates:
+            parameters = getattr(TABLE, name).parameters
+            clip(parameters)
+            with torch.no_grad():
+                _step([p.detach() for p in parameters], _gradients(parameters), _number(name))
         return loss
 
     def zero_grad(set_to_none: bool = True) -> None:
+        if windowed and not _may_clear(name):
+            return
         parameters = getattr(TABLE, name).parameters
         with torch.no_grad():
             if set_to_none:
@@ -146,16 +195,32 @@ def optimizer_stand_ins(
     return {"step": step, "zero_grad": zero_grad}
 
 
+def _clipping(terms: Terms) -> Any:
+    """Return what clips the gradients of parameters before an update."""
+    norm, value = terms.clip_norm, terms.clip_value
+
+    def clip(parameters: list[Tensor]) -> None:
+        if norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, norm)
+        if value is not None:
+            torch.nn.utils.clip_grad_value_(parameters, value)
+
+    return clip
+
+
 def zero_grad_of_base(self: Any, set_to_none: bool = True) -> None:
     """Trace `Optimizer.zero_grad` where a subclass overrides it and calls `super()`."""
     self.base_zero_grad(set_to_none)
 
 
-def scheduler_stand_ins(number: int, *, n_groups: int) -> dict[str, Any]:
+def scheduler_stand_ins(number: int, terms: Terms, *, n_groups: int) -> dict[str, Any]:
     """Return what replaces the methods of a learning rate scheduler."""
     name, indices = f"subject_{number}", tuple(map(str, range(n_groups)))
+    updates = terms.updates
 
     def step(metrics: Any = None, epoch: Any = None) -> None:
+        if not updates:
+            return
         if epoch is not None or isinstance(metrics, int):
             REFUSE_EPOCH.reason  # noqa: B018
         if isinstance(metrics, float):
@@ -186,15 +251,18 @@ def disabled_scaler_stand_ins() -> dict[str, Any]:
     return {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
 
 
-def scaler_stand_ins(number: int, optimizers: dict[int, int]) -> dict[str, Any]:
+def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> dict[str, Any]:
     """Return what replaces the methods of an enabled `GradScaler`.
 
     Args:
         number: The scaler's place in the table.
+        terms: The terms of the call.
         optimizers: Place in the table of each optimizer, by its id.
     """
     name = f"subject_{number}"
     places = {key: f"subject_{place}" for key, place in optimizers.items()}
+    windowed, updates = terms.windowed, terms.updates
+    clips = terms.clip_norm is not None or terms.clip_value is not None
 
     def scale(outputs: Any) -> Any:
         if not isinstance(outputs, torch.Tensor):
@@ -202,19 +270,29 @@ def scaler_stand_ins(number: int, optimizers: dict[int, int]) -> dict[str, Any]:
         return outputs * getattr(TABLE, name).scale.to(device=outputs.device, non_blocking=True)
 
     def unscale_(optimizer: Any) -> None:
+        if not updates:
+            return
         place = places[id(optimizer)]
         with torch.no_grad():
             gradients = _gradients(getattr(TABLE, place).parameters)
             _unscale(gradients, _number(name), _number(place))
 
     def step(optimizer: Any) -> None:
+        if clips:
+            REFUSE_SCALER.reason  # noqa: B018
         place = places[id(optimizer)]
+        if windowed:
+            _note_update(place)
+        if not updates:
+            return
         parameters = getattr(TABLE, place).parameters
         with torch.no_grad():
             detached = [p.detach() for p in parameters]
             _scaled_step(detached, _gradients(parameters), _number(name), _number(place))
 
     def update(new_scale: Any = None) -> None:
+        if not updates:
+            return
         if new_scale is not None:
             REFUSE_SCALER.reason  # noqa: B018
         _scale_update(getattr(TABLE, name).scale, _number(name))
@@ -231,11 +309,14 @@ def scaler_stand_ins(number: int, optimizers: dict[int, int]) -> dict[str, Any]:
     }
 
 
-def averaged_model_stand_ins(number: int) -> dict[str, Any]:
+def averaged_model_stand_ins(number: int, terms: Terms) -> dict[str, Any]:
     """Return what replaces `update_parameters` of an `AveragedModel`."""
     name = f"subject_{number}"
+    updates = terms.updates
 
     def update_parameters(model: Any) -> None:
+        if not updates:
+            return
         with torch.no_grad():
             averages = [t.detach() for t in getattr(TABLE, name).averages]
             parameters = [t.detach() for t in model.parameters()]

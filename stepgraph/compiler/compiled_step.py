@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 import weakref
@@ -16,8 +17,10 @@ from stepgraph.capture import (
     Captured,
     Refusal,
     Subjects,
+    Terms,
     capture,
     entry_reason,
+    on_terms,
     refusal_of,
     scalars_in,
     scope_reader,
@@ -26,11 +29,20 @@ from stepgraph.capture import (
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks
+from stepgraph.compiler.flush import flush
 from stepgraph.compiler.options import Options
-from stepgraph.compiler.variant import Variant, build, lowered_for, rehearse
-from stepgraph.errors import GuardError
+from stepgraph.compiler.rehearsed import RehearsedCall
+from stepgraph.compiler.rewritten import rewrite
+from stepgraph.compiler.variant import Variant, build
+from stepgraph.compiler.window import Window
+from stepgraph.errors import (
+    CheckpointError,
+    ConfigurationError,
+    GuardError,
+    VerificationError,
+)
 from stepgraph.ir import StepGraph
-from stepgraph.runtime import NeedsEager, results_of, watching
+from stepgraph.runtime import NeedsEager
 
 Owner = Callable[[], Any]
 """Returns the object a step is bound to; a weak reference, or a constant function."""
@@ -64,10 +76,12 @@ class CompiledStep:
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
+        self._window = Window(self._options.terms)
         self._scope = scope_reader(self._function)
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
         self._calls = self._replays = self._captures = self._failures = 0
+        self._observed: list[Any] = []  # guards of paths whose subjects are known
         self._first_call_ms: float | None = None
         self._release = weakref.finalize(self, _release, self._subjects, self._variants)
 
@@ -86,14 +100,25 @@ class CompiledStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay the step, or run it eagerly and perhaps capture it."""
         if torch.compiler.is_compiling():
-            return self.eager(*args, **kwargs)  # part of a larger trace
-        if self._owner is not None:
-            args = (self._owner(), *args)
+            return self._function(*self._bound(args), **kwargs)  # part of a larger trace
+        terms = self._window.terms
+        if terms.autocast is None:
+            result = self._call(self._bound(args), kwargs, terms)
+        else:
+            with terms.casting():
+                result = self._call(self._bound(args), kwargs, terms)
+        if terms.windowed:
+            self._window.advance(args, kwargs)
+        return result
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         refused = entry_reason()
         if refused is None and self._variants:
             scope = self._scope(args, kwargs)
             for variant in self._variants:
-                if scope is not None and variant.matches(scope):
+                if variant.terms is terms and scope is not None and variant.matches(scope):
+                    if variant.program.calls < self._options.verify:
+                        return self._verify(variant, args, kwargs)
                     try:
                         result = variant.run(args, kwargs)
                     except NeedsEager as reason:
@@ -102,12 +127,14 @@ class CompiledStep:
                     self._calls += 1
                     self._replays += 1
                     return result
-        return self._call_unmatched(args, kwargs, refused)
+        return self._call_unmatched(args, kwargs, terms, refused)
+
+    def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return args if self._owner is None else (self._owner(), *args)
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the user's Python."""
-        owner = () if self._owner is None else (self._owner(),)
-        return self._function(*owner, *args, **kwargs)
+        """Run the user's Python once, as the plain step it is: outside of any window."""
+        return self._function(*self._bound(args), **kwargs)
 
     def explain(self) -> Explanation:
         """Return what was captured, and why not where it was not."""
@@ -124,20 +151,66 @@ class CompiledStep:
 
     @property
     def captured_graphs(self) -> tuple[StepGraph, ...]:
-        """The step graphs as captured, one for each variant."""
-        return tuple(variant.graph for variant in self._variants)
+        """The step graphs as captured, before any pass, one for each variant."""
+        return tuple(variant.captured_graph for variant in self._variants)
 
     @property
     def graphs(self) -> tuple[StepGraph, ...]:
-        """The step graphs as replayed, one for each variant, at ATen level."""
-        return self.captured_graphs
+        """The step graphs as replayed, after the passes, one for each variant, at ATen level."""
+        return tuple(variant.graph for variant in self._variants)
 
     def flush(self) -> bool:
-        """Update from a window that is not full. Returns False: nothing is ever pending."""
-        return False
+        """Update from a window that has not come to its end.
+
+        The gradients are multiplied by n/m for a window of m calls instead of n; then everything
+        that waits for the last call of a window is done: clipping, updates, schedules, averages.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            ConfigurationError: The update uses a value that only a whole call computes.
+        """
+        if self._window.index == 0:
+            return False
+        terms, (args, kwargs) = self._window.last_terms, self._window.latest
+        with terms.casting():
+            captured = self._capture(self._bound(args), kwargs, terms)
+            flush(captured, factor=terms.micro_batches / self._window.index)
+        self._window.restart(0)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the window; pending gradients are in `.grad`."""
+        return {"position": self._window.index, "accumulate": self._window.length}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position that `state_dict` has returned.
+
+        Raises:
+            CheckpointError: It belongs to a window of another length.
+        """
+        if state["accumulate"] != self._window.length:
+            raise CheckpointError(
+                "the state belongs to another window",
+                found=f"accumulate={state['accumulate']}, here {self._window.length}",
+                why="gradients were seeded for a window of that length",
+                hint=f"accumulate={state['accumulate']}",
+            )
+        self._window.restart(int(state["position"]))
 
     def reset(self) -> None:
-        """Forget all variants and observations; the next call is eager again."""
+        """Forget all variants and observations; the next call is eager again.
+
+        Raises:
+            ConfigurationError: A window is open.
+        """
+        if self._window.index:
+            raise ConfigurationError(
+                f"{self._function.__qualname__} cannot be reset now",
+                found=f"gradients of {self._window.index} calls that wait for their update",
+                hint="flush() first",
+            )
         self._release()
         self._start_over()
 
@@ -149,62 +222,81 @@ class CompiledStep:
             variant.rebind(function)
 
     def _call_unmatched(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], refused: str | None
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms, refused: str | None
     ) -> Any:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
         self._calls += 1
         if config.current().disable:
-            return self._function(*args, **kwargs)
+            return self._eagerly(args, kwargs, terms)
         if refused is not None:
-            return self._fall_back(Refusal(refused), args, kwargs)
+            return self._fall_back(Refusal(refused), args, kwargs, terms)
         for name, value in scalars_in(self._function, args, kwargs).items():
             if self._scalars.setdefault(name, value) != value:
                 self._dynamic[name] = None  # a number that varies becomes symbolic
         if self._first_call_ms is None:
-            return self._first_call(args, kwargs)
+            return self._first_call(args, kwargs, terms)
         if self._loops:
             return self._call_with_closures(args, kwargs)
-        return self._capture_and_call(args, kwargs)
+        return self._capture_and_call(args, kwargs, terms)
 
-    def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+        """Run eagerly: optimizers and scalers make their state themselves."""
         start = time.perf_counter()
-        result = self._function(*args, **kwargs)
+        result = self._eagerly(args, kwargs, terms)
         self._first_call_ms = (time.perf_counter() - start) * 1e3
         return result
 
-    def _capture_and_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _capture_and_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         started = time.perf_counter()
         try:
             self._admit()
-            captured = self._capture(args, kwargs)
-            lowered = self._attempt(lowered_for, captured, self._options.backend)
-            rehearsed = self._attempt(rehearse, captured, lowered)
+            captured = self._capture(args, kwargs, terms)
+            rewritten = self._attempt(
+                rewrite, captured, self._options.pipeline, self._options.backend
+            )
+            call = self._attempt(RehearsedCall, rewritten, terms, self._subjects)
         except Refusal as refusal:
-            if refusal.keeps_own_loop:
+            if refusal.keeps_own_loop and terms.plain:
                 self._loops = self._subjects.with_own_loop()
                 return self._call_with_closures(args, kwargs)
-            return self._fall_back(refusal, args, kwargs)
-        rehearsal = rehearsed.rehearsal
-        own = [s.value for s in captured.optimizers if not s.steps_as_torch()]
-        with (
-            results_of(own) as returned,
-            watching(rehearsed.owner, rehearsed.method, rehearsal.compare),
-        ):
-            result = self._function(*args, **kwargs)
-        if returned:
+            return self._fall_back(refusal, args, kwargs, terms)
+        result = call(self._function, args, kwargs)
+        if call.refusal is not None:
             self._failures += 1
-            self._fallbacks.note(Refusal("an optimizer whose step() returns a value"))
-            return result
-        if rehearsed.owner is None:
-            rehearsal.compare()
-        rehearsal.compare_result(result)
-        if rehearsal.difference is None:
-            self._captures += 1
-            self._variants.append(build(captured, lowered, self._function, started))
+            self._fallbacks.note(call.refusal)
+        elif call.difference is not None:
+            self._failures += 1
+            self._fallbacks.mismatch(call.difference)
         else:
-            self._failures += 1
-            self._fallbacks.mismatch(rehearsal.difference)
+            self._captures += 1
+            self._variants.append(build(rewritten, self._function, terms, started))
         return result
+
+    def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+        """Run the user's Python, on the terms of this call.
+
+        Raises:
+            ConfigurationError: It is not known what the terms are about; nothing has run.
+        """
+        if terms.plain:
+            return self._function(*args, **kwargs)
+        scope = self._scope(args, kwargs)
+        if scope is None or not any(guards.check(scope) for guards in self._observed):
+            try:
+                self._observed.append(self._capture(args, kwargs, terms).guards)
+            except Refusal as refusal:
+                raise self._no_meaning(refusal) from refusal
+        with on_terms(terms, self._subjects):
+            return self._function(*args, **kwargs)
+
+    def _no_meaning(self, refusal: Refusal) -> ConfigurationError:
+        return ConfigurationError(
+            f"the options of {self._function.__qualname__} cannot be honoured",
+            at=refusal.at,
+            found=refusal.reason,
+            why="without a capture it is not known what they are about",
+            hint=refusal.hint or "write in the step what the options say",
+        )
 
     def _admit(self) -> None:
         """Refuse further captures once enough have been made, or have failed."""
@@ -225,10 +317,16 @@ class CompiledStep:
             )
         raise Refusal(f"no variant for these inputs, and {limits.max_variants} exist already")
 
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
-        dynamic = list(self._dynamic)
+    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Captured:
         captured: Captured = self._attempt(
-            lambda: capture(self._function, args, kwargs, subjects=self._subjects, dynamic=dynamic)
+            lambda: capture(
+                self._function,
+                args,
+                kwargs,
+                subjects=self._subjects,
+                terms=terms,
+                dynamic=list(self._dynamic),
+            )
         )
         return captured
 
@@ -236,6 +334,8 @@ class CompiledStep:
         """Do part of a capture; whatever fails there is a refusal, and counted."""
         try:
             return work(*args)
+        except ConfigurationError:
+            raise
         except Exception as error:  # the capture boundary: the eager call shows its own error
             self._failures += 1
             raise refusal_of(error) from error
@@ -245,9 +345,36 @@ class CompiledStep:
         with self._closures.in_place(self._loops):
             return self._function(*args, **kwargs)
 
-    def _fall_back(self, refusal: Refusal, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _fall_back(
+        self, refusal: Refusal, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+    ) -> Any:
+        """Run eagerly, on the terms of this call."""
         self._fallbacks.note(refusal)
-        return self._function(*args, **kwargs)
+        return self._eagerly(args, kwargs, terms)
+
+    def _verify(self, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a variant and put everything back, then the user's Python, and compare.
+
+        Raises:
+            VerificationError: They differ. The results of the user's Python stay.
+        """
+        self._calls += 1
+        self._replays += 1
+        inputs = variant.inputs(self._function, args, kwargs)
+        captured = dataclasses.replace(variant.captured, inputs=inputs)
+        rewritten = dataclasses.replace(variant.rewritten, captured=captured)
+        call = RehearsedCall(rewritten, variant.terms, self._subjects)
+        result = call(self._function, args, kwargs)
+        variant.program.calls += 1
+        if call.difference is not None:
+            raise VerificationError(
+                f"{self._function.__qualname__} computes something else than the eager step",
+                at=call.difference,
+                found="other bits",
+                why=f"verify={self._options.verify} compares the first replays with eager",
+                hint="report it; STEPGRAPH_DISABLE=1 runs the step eagerly",
+            )
+        return result
 
 
 def _release(subjects: Subjects, variants: list[Variant]) -> None:

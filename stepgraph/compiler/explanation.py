@@ -169,7 +169,7 @@ def explain(
 
 
 def _report(variant: Variant) -> VariantReport:
-    graph = variant.captured.flat.graph
+    graph = variant.rewritten.flat.graph
     return VariantReport(
         nodes=variant.count(),
         operators=sum(node.op == "call_function" for node in graph.nodes),
@@ -191,14 +191,14 @@ def _report(variant: Variant) -> VariantReport:
 
 
 def _why_not_fused(variant: Variant, number: int) -> str | None:
-    update = variant.lowered.updates.get(
+    update = variant.rewritten.lowered.updates.get(
         number, "the eager backend runs the optimizer's own step()"
     )
     return update if isinstance(update, str) else update.refusal
 
 
 def _regions(variant: Variant) -> tuple[RegionReport, ...]:
-    lowered = variant.lowered
+    lowered = variant.rewritten.lowered
     made = (RegionReport(r.operators, r.refusal is None, r.refusal or "") for r in lowered.regions)
     refused = (RegionReport(operators, False, why) for operators, why in lowered.refused)
     return (*made, *refused)

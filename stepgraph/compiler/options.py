@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from stepgraph.capture import Terms
 from stepgraph.errors import ConfigurationError
+from stepgraph.passes import DEFAULT, Pipeline
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,67 @@ class Options:
         _choice("on_fallback", self.on_fallback, ("warn", "error", "silent"))
         _choice("backend", self.backend, ("auto", "eager", "inductor"))
         _choice("precision", self.precision, (None, "bf16-mixed", "16-mixed", "bf16-true"))
-        for name, neutral in _NOT_YET.items():
-            if getattr(self, name) != neutral:
-                raise ConfigurationError(
-                    f"stepgraph.compile: {name} is not implemented yet",
-                    found=f"{name}={getattr(self, name)!r}",
-                    why="running without it would change what the step means",
-                    hint=f"leave {name} at {neutral!r}",
-                )
+        _at_least("accumulate", self.accumulate, 1)
+        _at_least("verify", self.verify, 0)
+        _positive("clip_norm", self.clip_norm)
+        _positive("clip_value", self.clip_value)
+        if self.microbatches != 1:
+            raise _not_yet("microbatches", self.microbatches, "leave it at 1")
+        if self.precision not in (None, "bf16-mixed"):
+            raise _not_yet("precision", self.precision, 'precision="bf16-mixed", or autocast')
+
+    @functools.cached_property
+    def terms(self) -> Terms:
+        """The terms of every call, but for its place in the window."""
+        return Terms(
+            micro_batches=self.accumulate,
+            clip_norm=self.clip_norm,
+            clip_value=self.clip_value,
+            autocast=torch.bfloat16 if self.precision == "bf16-mixed" else None,
+        )
+
+    def pipeline(self) -> Pipeline:
+        """Return the passes to run."""
+        if self.passes is None:
+            return DEFAULT
+        if isinstance(self.passes, Pipeline):
+            return self.passes
+        made = self.passes(DEFAULT) if callable(self.passes) else self.passes
+        if isinstance(made, Pipeline):
+            return made
+        raise ConfigurationError(
+            "stepgraph.compile: passes is no pipeline",
+            found=type(made).__name__,
+            why="a pipeline verifies the step after every pass",
+            hint="a Pipeline, or a function that receives the default one and returns one",
+        )
 
 
-_NOT_YET: dict[str, Any] = {
-    "accumulate": 1,
-    "microbatches": 1,
-    "precision": None,
-    "clip_norm": None,
-    "clip_value": None,
-    "verify": 0,
-    "passes": None,
-}
+def _not_yet(name: str, value: Any, hint: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"stepgraph.compile: this {name} is not implemented yet",
+        found=f"{name}={value!r}",
+        why="running without it would change what the step means",
+        hint=hint,
+    )
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ConfigurationError(
+            f"stepgraph.compile: {name} is no number of calls",
+            found=f"{name}={value!r}",
+            hint=f"a whole number of at least {least}",
+        )
+
+
+def _positive(name: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, int | float) and value > 0):
+        raise ConfigurationError(
+            f"stepgraph.compile: {name} is no bound",
+            found=f"{name}={value!r}",
+            hint="a positive number, or None",
+        )
 
 
 def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

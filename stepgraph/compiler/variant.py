@@ -10,28 +10,16 @@ from types import FunctionType
 from typing import Any
 
 from torch import Tensor
-from torch.fx import GraphModule
 
-from stepgraph.capture import Captured, ListSubject, Subject, has_hooks
-from stepgraph.ir import Kind, Role, Slot, StepGraph, partition
-from stepgraph.lowering import Lowered, compile_region, emit, first_update, lower
-from stepgraph.runtime import (
-    PartialRehearsal,
-    Program,
-    Rehearsal,
-    WholeRehearsal,
-    autocast_devices,
-)
+from stepgraph.capture import Captured, Subject, Terms, has_hooks
+from stepgraph.compiler.rewritten import Rewritten
+from stepgraph.ir import Kind, Role, StepGraph
+from stepgraph.lowering import emit
+from stepgraph.runtime import Program, autocast_devices
 
-UPDATE_METHODS = {
-    "step": "step",
-    "lr_step": "step",
-    "unscale": "unscale_",
-    "scaled_step": "step",
-    "scale_update": "update",
-    "ema": "update_parameters",
-}
-"""The method of a subject that is entered where each marker stands."""
+
+class _Inputs(Exception):  # noqa: N818  (a signal, not an error)
+    """Carries what the Python around a graph has collected for it."""
 
 
 @dataclass
@@ -39,26 +27,39 @@ class Variant:
     """A program for one path through the user's Python.
 
     Attributes:
-        captured: What the trace gave, without the inputs of the traced call.
-        graph: The step graph before passes.
+        rewritten: The step graphs, without the inputs of the traced call.
+        terms: The terms of the calls it is for.
         program: What replays it.
         call: The step as Python around the program: collects inputs, writes results back.
         leaves: Parameters whose hooks the trace would lose.
         capture_ms: Time it took to trace and lower.
         replay_ms: Time of the second replay, or None.
         source: The program as Python.
-        lowered: The graph it was emitted from, and which regions were compiled.
     """
 
-    captured: Captured
-    graph: StepGraph
+    rewritten: Rewritten
+    terms: Terms
     program: Program
     call: Callable[..., Any]
     leaves: tuple[Tensor, ...]
     capture_ms: float
     source: str
-    lowered: Lowered
     replay_ms: float | None = None
+
+    @property
+    def captured(self) -> Captured:
+        """What the trace gave."""
+        return self.rewritten.captured
+
+    @property
+    def captured_graph(self) -> StepGraph:
+        """The step graph before the passes."""
+        return self.rewritten.before
+
+    @property
+    def graph(self) -> StepGraph:
+        """The step graph after the passes."""
+        return self.rewritten.graph
 
     @property
     def subjects(self) -> dict[int, Subject]:
@@ -67,9 +68,10 @@ class Variant:
 
     def matches(self, scope: dict[str, Any]) -> bool:
         """Return whether everything the trace took as a fact holds for a call."""
-        if not self.captured.guards.check(scope) or has_hooks(self.leaves):
+        captured = self.rewritten.captured
+        if not captured.guards.check(scope) or has_hooks(self.leaves):
             return False
-        return all(subject.unchanged() for subject in self.captured.subjects.values())
+        return all(subject.unchanged() for subject in captured.subjects.values())
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Replay the step."""
@@ -79,6 +81,23 @@ class Variant:
         result = self.call(*args, **kwargs)
         self.replay_ms = (time.perf_counter() - start) * 1e3
         return result
+
+    def inputs(
+        self, function: FunctionType, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return what the program would be called with; nothing runs."""
+
+        def collect(*inputs: Any) -> Any:
+            raise _Inputs(inputs)
+
+        around = self.captured.around
+        try:
+            around.function(collect, function.__closure__)(*args, **kwargs)
+        except _Inputs as collected:
+            return tuple(collected.args[0])
+        finally:
+            self.rebind(function)
+        raise AssertionError("the Python around a graph always calls it")
 
     def rebind(self, function: FunctionType) -> None:
         """Use the closure variables of `function`, which has the code that was traced."""
@@ -90,80 +109,33 @@ class Variant:
         return {kind.value: counted[kind] for kind in Kind if counted.get(kind)}
 
 
-def lowered_for(captured: Captured, backend: str) -> Lowered:
-    """Return what is emitted for a captured step: its flat graph, or one of compiled regions."""
-    if backend == "inductor":
-        optimizers = {subject.number: subject.value for subject in captured.optimizers}
-        return lower(captured.flat, compile_region, optimizers)
-    return Lowered(captured.flat)
-
-
-def build(captured: Captured, lowered: Lowered, function: FunctionType, started: float) -> Variant:
-    """Make the program of a captured step.
+def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: float) -> Variant:
+    """Lower a captured step.
 
     Args:
-        captured: What the trace gave.
-        lowered: What is emitted for it.
+        rewritten: The step after the passes.
         function: The user's step, whose closure the program shares.
+        terms: The terms of the calls it is for.
         started: `time.perf_counter()` when the capture began.
     """
-    graph = partition(captured.flat)
+    captured = rewritten.captured
+    lowered = rewritten.lowered
     emitted = emit(lowered.flat, captured.subjects, updates=lowered.fused)
-    inputs = list(zip(captured.inputs, _slots(captured.flat), strict=True))
+    inputs = list(zip(captured.inputs, rewritten.slots, strict=True))
     reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)
     program = Program(emitted.function, autocast_devices=autocast_devices(), leaves=batch)
     leaves = {id(inputs[i][0]): inputs[i][0] for i in reached if i not in batch}
+    without_inputs = dataclasses.replace(captured, inputs=())
     return Variant(
-        captured=dataclasses.replace(captured, inputs=()),
-        graph=graph,
+        rewritten=dataclasses.replace(rewritten, captured=without_inputs),
+        terms=terms,
         program=program,
         call=captured.around.function(program, function.__closure__),
         leaves=tuple(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
-        lowered=lowered,
     )
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """A rehearsal and the place to compare at: entry of a method, or the end of the call."""
-
-    rehearsal: Rehearsal
-    owner: Any = None
-    method: str | None = None
-
-
-def rehearse(captured: Captured, lowered: Lowered) -> Rehearsed:
-    """Run a captured step once without a trace: whole, or on copies up to its first update."""
-    flat, subjects = lowered.flat, captured.subjects
-    inputs, names = captured.inputs, _names(flat)
-    devices = autocast_devices()
-    if all(subject.may_rehearse() for subject in subjects.values()):
-        emitted = emit(flat, subjects, withhold=True)
-        owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
-        program = Program(emitted.function, autocast_devices=devices)
-        return Rehearsed(WholeRehearsal(program, inputs, names, owners, captured.written))
-    emitted = emit(flat, subjects, withhold=True, until_update=True)
-    program = Program(emitted.function, autocast_devices=devices)
-    rehearsal = PartialRehearsal(program, inputs, names)
-    update: Any = first_update(flat.graph)
-    if update is None:
-        return Rehearsed(rehearsal)
-    arguments = [argument.name for argument in update.target._schema.arguments]
-    owner = subjects[update.args[arguments.index("subject")]].value
-    marker = update.target._schema.name.partition("::")[2]
-    return Rehearsed(rehearsal, owner, UPDATE_METHODS.get(marker))
-
-
-def _slots(flat: GraphModule) -> list[Slot]:
-    return [n.meta["stepgraph.slot"] for n in flat.graph.nodes if n.op == "placeholder"]
-
-
-def _names(flat: GraphModule) -> list[str]:
-    """Return a name for every input of a flat graph."""
-    return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in _slots(flat)]
 
 
 def _is_leaf(value: Any) -> bool:

@@ -1,9 +1,16 @@
 """The step graph: what a captured training step is, and what its nodes read and write."""
 
 from stepgraph.ir.dependencies import dependency_graph
-from stepgraph.ir.effects import all_storages, draws_random, storages_of, writes_of
+from stepgraph.ir.effects import (
+    all_storages,
+    draws_random,
+    storages_of,
+    writes_of,
+    written_arguments,
+)
 from stepgraph.ir.flatten import flatten
 from stepgraph.ir.kind import Kind, marker_kind, marker_name
+from stepgraph.ir.kind import argument as marker_argument
 from stepgraph.ir.region import partition
 from stepgraph.ir.resources import OPAQUE
 from stepgraph.ir.signature import Role, Slot
@@ -21,10 +28,12 @@ __all__ = [
     "dependency_graph",
     "draws_random",
     "flatten",
+    "marker_argument",
     "marker_kind",
     "marker_name",
     "meaning",
     "partition",
     "storages_of",
     "writes_of",
+    "written_arguments",
 ]

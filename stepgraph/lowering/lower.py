@@ -40,6 +40,13 @@ class Lowered:
         """The fused updates, by number."""
         return {n: u for n, u in self.updates.items() if isinstance(u, FusedUpdate)}
 
+    def try_again(self) -> tuple[Region, ...]:
+        """Let the next call of every compiled region be a trial again; return them."""
+        compiled = tuple(r for r in self.regions if r.tried and r.refusal is None)
+        for region in compiled:
+            region.try_again()
+        return compiled
+
 
 def lower(
     flat: GraphModule, compile_region: Compile, optimizers: Mapping[int, Any] | None = None

@@ -59,6 +59,10 @@ class Region:
         """Run it; programs call `run`."""
         return self.run(list(inputs))
 
+    def try_again(self) -> None:
+        """Make the next call a trial."""
+        self.tried, self.run = False, self._try
+
     def _try(self, inputs: list[Any]) -> Sequence[Any]:
         before = self._copied(inputs)
         compiled_inputs = self._copied(inputs)

@@ -10,7 +10,12 @@ from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
 from stepgraph.torch_private.traced import Around, Traced, trace
-from stepgraph.torch_private.tracing import shield_constants, tracing
+from stepgraph.torch_private.tracing import (
+    assume_constant_result,
+    current_trace,
+    shield_constants,
+    tracing,
+)
 
 __all__ = [
     "Around",
@@ -18,7 +23,9 @@ __all__ = [
     "TraceHooks",
     "TraceStop",
     "Traced",
+    "assume_constant_result",
     "compile_inference",
+    "current_trace",
     "has_unbacked",
     "is_unsupported",
     "shield_constants",

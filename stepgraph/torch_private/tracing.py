@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import torch
 import torch._dynamo.config as dynamo_config
+from torch import _dynamo
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables import constant
 
 from stepgraph.torch_private.hooks import TraceHooks
@@ -31,6 +33,8 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "verbose": False,
     "record_runtime_overhead": False,  # it would measure in every call
 }
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _COMPILER_CONFIG: Any = torch.compiler.config  # its `patch` is added at import
 
@@ -56,6 +60,16 @@ def tracing(hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False) 
         for owner, name, replacement in replacements(hooks):
             stack.enter_context(mock.patch.object(owner, name, replacement))
         yield
+
+
+def assume_constant_result(function: _Function) -> _Function:
+    """Let a trace call `function` for real and take what it returns as a constant."""
+    return cast(_Function, _dynamo.assume_constant_result(function))
+
+
+def current_trace() -> Any:
+    """Return what stands for the trace that is going on: another object whenever it starts over."""
+    return InstructionTranslator.current_tx().output
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:

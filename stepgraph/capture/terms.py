@@ -1,0 +1,94 @@
+"""The terms of a call: what the options of `compile` make of a plain step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How one call of a step differs from the plain step.
+
+    A trace and an eager call honour the same terms: the trace by the stand-ins it shows, the
+    eager call by methods replaced on the instances (`eager.py`).
+
+    Attributes:
+        micro_batches: Length of a window. Every backward is seeded with the inverse.
+        clears: Whether `zero_grad()` in front of an update does something: in the first call of a
+            window.
+        updates: Whether updates, schedules, averages, clipping, and `zero_grad()` behind an
+            update do something: in the last call of a window.
+        clip_norm: Norm to which an optimizer's gradients are clipped before its update.
+        clip_value: Absolute value to which they are clipped.
+        autocast: Type to which autocast casts, in everything but backward and updates.
+    """
+
+    micro_batches: int = 1
+    clears: bool = True
+    updates: bool = True
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    autocast: torch.dtype | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step means what it says."""
+        return self == PLAIN
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the call is one of several that make an update."""
+        return self.micro_batches > 1
+
+    @contextlib.contextmanager
+    def casting(self) -> Iterator[None]:
+        """Scope of the whole call, in which autocast is on where the terms say so."""
+        if self.autocast is None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for device in autocast_devices():
+                stack.enter_context(torch.autocast(device, dtype=self.autocast))
+            yield
+
+
+PLAIN = Terms()
+"""The step means what it says."""
+
+
+def autocast_devices() -> tuple[str, ...]:
+    """Return the device types that autocast is switched on for."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@contextlib.contextmanager
+def without_clipping() -> Iterator[None]:
+    """Scope in which torch's clipping functions compute norms and change no gradient.
+
+    Users import these functions by name, so what is replaced lies behind them.
+    """
+    inner = _cell_of(clip_grad.clip_grad_value_)
+    norm, value = clip_grad._clip_grads_with_norm_, inner.cell_contents
+    clip_grad._clip_grads_with_norm_ = clip_nothing
+    inner.cell_contents = clip_nothing
+    try:
+        yield
+    finally:
+        clip_grad._clip_grads_with_norm_ = norm
+        inner.cell_contents = value
+
+
+def _cell_of(wrapper: Any) -> Any:
+    """Return the cell that holds the function which `no_grad` wraps."""
+    (cell,) = wrapper.__closure__
+    return cell
+
+
+def clip_nothing(*args: Any, **kwargs: Any) -> None:
+    """Take the place of what clips."""

@@ -1,0 +1,25 @@
+"""The update of a window that ends early."""
+
+from __future__ import annotations
+
+from stepgraph.capture import Captured
+from stepgraph.ir import flatten, partition
+from stepgraph.lowering import emit
+from stepgraph.passes import Pipeline, UpdateFromShortWindow
+from stepgraph.runtime import Program, autocast_devices
+
+
+def flush(captured: Captured, *, factor: float) -> None:
+    """Do what waits for the last call of a window.
+
+    Args:
+        captured: The step, traced on the terms of the last call; its gradients are updated from,
+            its subjects and what it updates are changed.
+        factor: By what the gradients are multiplied before.
+
+    Raises:
+        ConfigurationError: The update uses a value that only a whole call computes.
+    """
+    graph, _ = Pipeline((UpdateFromShortWindow(factor),))(partition(captured.flat))
+    emitted = emit(flatten(graph), captured.subjects)
+    Program(emitted.function, autocast_devices=autocast_devices())(*captured.inputs)

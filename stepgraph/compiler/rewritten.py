@@ -1,0 +1,68 @@
+"""A captured step after the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.fx import GraphModule
+
+from stepgraph.capture import Captured
+from stepgraph.ir import Role, Slot, StepGraph, flatten, partition
+from stepgraph.lowering import Lowered, compile_region, lower
+from stepgraph.passes import PassRecord, Pipeline
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What is lowered.
+
+    Attributes:
+        captured: What the trace gave.
+        before: The step graph as captured.
+        graph: The step graph after the passes.
+        flat: The same, as one flat graph of ATen nodes and markers.
+        records: What each pass did.
+        lowered: What is emitted: the flat graph, or one of compiled regions.
+    """
+
+    captured: Captured
+    before: StepGraph
+    graph: StepGraph
+    flat: GraphModule
+    records: tuple[PassRecord, ...]
+    lowered: Lowered
+
+    @property
+    def slots(self) -> list[Slot]:
+        """What the inputs are, in order."""
+        nodes = self.flat.graph.nodes
+        return [node.meta["stepgraph.slot"] for node in nodes if node.op == "placeholder"]
+
+    @property
+    def input_names(self) -> list[str]:
+        """A name for every input."""
+        return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in self.slots]
+
+
+def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) -> Rewritten:
+    """Cut a captured step into typed nodes, run the passes over them and lower the result.
+
+    Raises:
+        VerifyError: A pass left a step graph that does not verify.
+    """
+    passes = pipeline()
+    before = graph = partition(captured.flat)
+    flat = captured.flat
+    records: tuple[PassRecord, ...] = ()
+    if passes.passes:
+        graph, records = passes(partition(captured.flat))
+        flat = flatten(graph)
+    return Rewritten(captured, before, graph, flat, records, _lowered(captured, flat, backend))
+
+
+def _lowered(captured: Captured, flat: GraphModule, backend: str) -> Lowered:
+    if backend != "inductor":
+        return Lowered(flat)
+    optimizers = {subject.number: subject.value for subject in captured.optimizers}
+    return lower(flat, compile_region, optimizers)

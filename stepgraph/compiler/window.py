@@ -1,0 +1,51 @@
+"""The window of calls that make one update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from stepgraph.capture import Terms
+
+
+class Window:
+    """Where a compiled step is between two updates.
+
+    Args:
+        terms: What holds for every call: all but the place in the window.
+
+    Attributes:
+        index: Calls of the present window so far.
+        terms: The terms of the next call. One object for each place, so that `is` compares them.
+        latest: Arguments of the latest call, kept while the window is open.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.length = terms.micro_batches
+        first = replace(terms, updates=self.length == 1)
+        middle, last = replace(first, clears=False), replace(terms, clears=self.length == 1)
+        self._first, self._middle, self._last = first, middle, last
+        self.latest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.restart(0)
+
+    @property
+    def last_terms(self) -> Terms:
+        """The terms of the call that updates."""
+        return self._last
+
+    def restart(self, index: int) -> None:
+        """Go to a place in the window."""
+        self.index = index
+        if index == self.length - 1:
+            self.terms = self._last
+        else:
+            self.terms = self._middle if index else self._first
+        if index == 0:
+            self.latest = ((), {})
+
+    def advance(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count a call that has succeeded."""
+        if self.length > 1:
+            self.restart((self.index + 1) % self.length)
+            if self.index:
+                self.latest = args, kwargs

@@ -1,0 +1,61 @@
+"""Erase what nobody uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from stepgraph.ir import Kind, StepGraph, draws_random, flatten, marker_name, partition
+from stepgraph.ir import written_arguments as written
+from stepgraph.passes.base import Pass
+
+
+@dataclass(frozen=True)
+class DropUnusedNorm(Pass):
+    """Drop the computation of a gradient norm, or of a clipping factor, that nobody uses.
+
+    In the calls of a window that do not update, `clip_grad_norm_` clips nothing; its norm matters
+    only where the step returns or logs it. Other unused values stay: eager computes them, and
+    they may raise.
+
+    Before::                                  After::
+
+        norm = linalg_vector_norm(w.grad)         w.grad += g
+        w.grad += g
+
+    Preserves: every result, bit for bit.
+    Cost: O(nodes).
+    """
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        """Return the step without norms that nobody uses."""
+        flat = flatten(step)
+        kinds = (Kind.GRAD_NORM, Kind.CLIP)
+        norms = {n for n in flat.graph.nodes if n.meta.get("stepgraph.kind") in kinds}
+        erased = erase(flat.graph, lambda node: node in norms and not is_effect(node))
+        return partition(flat) if erased else step
+
+
+def erase(graph: Graph, unwanted: Callable[[Node], bool]) -> int:
+    """Erase the unwanted nodes whose values nobody uses, users first; return how many.
+
+    Cost: O(nodes).
+    """
+    erased = 0
+    for node in reversed(graph.nodes):
+        if node.op in ("call_function", "get_attr") and not node.users and unwanted(node):
+            graph.erase_node(node)
+            erased += 1
+    return erased
+
+
+def is_effect(node: Node) -> bool:
+    """Return whether `node` changes something: a marker, a write, a draw of random numbers."""
+    if node.op != "call_function":
+        return False
+    name = marker_name(node)
+    if name is not None:
+        return name not in ("first_grad", "hyper")
+    return bool(written(node)) or draws_random(node)
