@@ -145,14 +145,13 @@ class FusedUpdate:
 
     def _look_up_states(self) -> None:
         """Bind the state of every parameter; again when the optimizer holds other dicts."""
-        held = self._optimizer.state
-        if len(held) == len(self._known) and all(map(operator.is_, held.values(), self._known)):
+        held, groups = self._optimizer.state, self._optimizer.param_groups
+        same = len(held) == len(self._known) and len(groups) == len(self._order)
+        if same and all(map(operator.is_, held.values(), self._known)):
             return
         empty: State = {}
         self._known = list(held.values())
-        self._order = [
-            [held.get(p, empty) for p in group["params"]] for group in self._optimizer.param_groups
-        ]
+        self._order = [[held.get(p, empty) for p in group["params"]] for group in groups]
 
     def _fitting(
         self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]

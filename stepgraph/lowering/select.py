@@ -105,8 +105,8 @@ def _operator_reason(node: Node) -> str | None:
     mutable = any(a.alias_info and a.alias_info.is_write for a in target._schema.arguments)
     if not mutable and written_arguments(node) and target._schema.name not in _HIDDEN_WRITES:
         return "an operator that writes unannounced"
-    if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(target.tags):
-        return "a size or number that depends on values"
+    if torch.Tag.data_dependent_output in target.tags:
+        return "a number that depends on values"
     if target is torch.ops.aten.mkldnn_rnn_layer.default:
         return "an operator that looks at the grad mode"
     return None
@@ -126,6 +126,7 @@ class _Selector:
         self.run: Run | None = None
         self.written: set[Node] = set()
         self.logged: set[Node] = set()
+        self.computes = False
         self.storages = all_storages(graph)
 
     def add(self, node: Node) -> None:
@@ -138,7 +139,8 @@ class _Selector:
         elif self.run is None and (name is not None or _stays_out(node)):
             self.items.append(node)
         elif name in _WAIT and self._may_wait(node, name):
-            self._put(self._open().after, node)
+            idle = not (self.computes or any(map(self._depends, node.all_input_nodes)))
+            self._put(self._open().before if idle else self._open().after, node)
             self.logged |= self.storages[_first(node)] if name == "log" else set()
         elif name == "hyper" or self._moves_before(node):
             self._put(self._open().before, node)
@@ -150,7 +152,7 @@ class _Selector:
     def close(self) -> None:
         """End the open run; one that is not worth a call dissolves."""
         run, self.run = self.run, None
-        self.written, self.logged = set(), set()
+        self.written, self.logged, self.computes = set(), set(), False
         if run is not None and run.operators < SMALLEST:
             place = self.items.index(run)
             self.items[place : place + 1] = run.nodes
@@ -160,6 +162,7 @@ class _Selector:
         if written & self.logged:
             self.close()  # a log that waits would see the new value
         self.written |= written
+        self.computes = self.computes or not is_glue(node)
         self._put(self._open().inside, node)
 
     def _open(self) -> Run:
@@ -232,8 +235,9 @@ def has_static_sizes(node: Node) -> bool:
 
 
 def _stays_out(node: Node) -> bool:
-    """Return whether `node`, where it needs nothing of a run, is no part of it: sizes, items."""
-    return node.target is operator.getitem or isinstance(node.meta.get("val"), int | torch.SymInt)
+    """Return whether `node`, where it needs nothing of a run, is no part of it."""
+    is_name = node.target in (operator.getitem, torch.ops.aten.detach.default)
+    return is_name or isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
 def _first(node: Node) -> Node:
