@@ -23,6 +23,26 @@ _REPLACED = {
     # needs no copy, the real memory decides again, as in eager.
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
 }
+_DIRECT = {
+    torch.ops.aten.add.Tensor: torch.add,
+    torch.ops.aten.addmm.default: torch.addmm,
+    torch.ops.aten.bmm.default: torch.bmm,
+    torch.ops.aten.mm.default: torch.mm,
+    torch.ops.aten.mul.Tensor: torch.mul,
+    torch.ops.aten.permute.default: torch.permute,
+    torch.ops.aten.relu.default: torch.relu,
+    torch.ops.aten.reshape.default: torch.reshape,
+    torch.ops.aten.select.int: torch.select,
+    torch.ops.aten.sigmoid.default: torch.sigmoid,
+    torch.ops.aten.stack.default: torch.stack,
+    torch.ops.aten.sub.Tensor: torch.sub,
+    torch.ops.aten.sum.dim_IntList: torch.sum,
+    torch.ops.aten.t.default: torch.t,
+    torch.ops.aten.tanh.default: torch.tanh,
+    torch.ops.aten.transpose.int: torch.transpose,
+}
+"""The same operators by a shorter way: half a microsecond to one less for each call."""
+
 _LOOK_AT_GRAD_MODE = {torch.ops.aten.mkldnn_rnn_layer.default}
 _sources = 0
 
@@ -102,7 +122,7 @@ class _Emitter:
         elif isinstance(getattr(node.args[0] if node.args else None, "target", None), Region):
             return  # unpacked where the region is called
         else:
-            function = self.function(node.target)
+            function = self.function(node)
             call = f"{function}({self.arguments(node)})"
             self.body.append(f"{self.name(node)} = {call}" if node.users else call)
         dead = [self.names[n] for n in self.last_use.get(node, ()) if n in self.names]
@@ -170,10 +190,12 @@ class _Emitter:
     def name(self, node: Node) -> str:
         return self.names.setdefault(node, f"t{len(self.names)}")
 
-    def function(self, target: Any) -> str:
-        target = _REPLACED.get(target, target)
+    def function(self, node: Any) -> str:
+        target = _REPLACED.get(node.target, node.target)
         if target in _LOOK_AT_GRAD_MODE:
             return self.constant(target.__name__, effects.below_autograd(target._op))
+        if target in _DIRECT and not node.kwargs and _takes_tensors(node):
+            return self.constant(_DIRECT[target].__name__, _DIRECT[target])
         if isinstance(target, torch._ops.OpOverload):
             return self.constant(str(target).replace("::", ".").replace(".", "_"), target._op)
         return self.constant(getattr(target, "__name__", "f"), target)
@@ -217,6 +239,13 @@ class _Emitter:
         namespace = dict(self.constants)
         exec(compile(source, file, "exec"), namespace)
         return Emitted(namespace["program"], source)
+
+
+def _takes_tensors(node: Any) -> bool:
+    """Return whether every tensor argument is one: a number might mean another overload."""
+    given = zip(node.target._schema.arguments, node.args, strict=False)
+    tensors = [value for argument, value in given if str(argument.type) == "Tensor"]
+    return all(isinstance(v, Node) and isinstance(v.meta.get("val"), Tensor) for v in tensors)
 
 
 def _last_uses(graph: Graph) -> dict[Node, list[Node]]:

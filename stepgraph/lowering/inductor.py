@@ -39,7 +39,11 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
     try:
         inputs = torch_private.FakeInputs([node.meta["val"] for node in placeholders])
         compiled = torch_private.compile_inference(
-            _spelled_out(graph_module), inputs, _strides(graph_module)
+            _spelled_out(graph_module),
+            inputs,
+            _strides(graph_module),
+            # with fixed sizes the trial has shown what every kernel returns
+            assertions=bool(inputs.symbols) or not all(map(_is_guarded, placeholders)),
         )
     except Exception as error:  # the boundary to a compiler: any failure means eager
         raise Unsupported(_first_line(error)) from error
@@ -55,6 +59,11 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
         compiled=_guarded(compiled, eager, inputs) if inputs.symbols else compiled,
         written=_written(graph_module, placeholders),
     )
+
+
+def _is_guarded(placeholder: Node) -> bool:
+    """Return whether an input always has the layout that the graph says."""
+    return bool(placeholder.meta.get("stepgraph.guarded"))
 
 
 def _guarded(

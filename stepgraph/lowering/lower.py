@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir.effects import all_storages, is_glue, written_arguments
+from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
 from stepgraph.lowering.fused import FusedUpdate, fused_update
 from stepgraph.lowering.region import Region, Unsupported
 from stepgraph.lowering.select import Run, select
@@ -106,12 +106,21 @@ class _Lowerer:
         for node in inputs:
             values[node] = graph.create_node("placeholder", node.name, name=node.name)
             values[node].meta["val"] = self.value(node)
+            values[node].meta["stepgraph.guarded"] = self.is_guarded(node, run)
         for node in run.inside:
             values[node] = graph.node_copy(node, values.__getitem__)
         graph.output(tuple(values[node] for node in outputs))
         return self.compile_region(
             GraphModule({}, graph), f"region_{len(self.regions) + len(self.refused)}"
         )
+
+    def is_guarded(self, node: Node, run: Run) -> bool:
+        """Return whether the layout of an input is sure: an input of the step, or made to order."""
+        made = node in self.values and self.values[node].target is operator.getitem
+        source = self.values[node].args[0] if made else None
+        of_region = isinstance(source, Node) and isinstance(source.target, Region)
+        drawn = node in run.before and draws_random(node)  # into memory made to order
+        return node.op in ("placeholder", "get_attr") or of_region or drawn
 
     def value(self, node: Node) -> Any:
         if node.op == "get_attr":

@@ -111,7 +111,11 @@ class FakeInputs:
 
 
 def compile_inference(
-    graph_module: GraphModule, inputs: FakeInputs, strides: Sequence[tuple[int, ...] | None]
+    graph_module: GraphModule,
+    inputs: FakeInputs,
+    strides: Sequence[tuple[int, ...] | None],
+    *,
+    assertions: bool = True,
 ) -> Compiled:
     """Compile a graph without autograd; it may write its inputs.
 
@@ -119,6 +123,7 @@ def compile_inference(
         graph_module: ATen operators, no random ones. Its output is a tuple. Unchanged.
         inputs: Stand-ins for its inputs.
         strides: For each output the strides it must have; None where the graph decides.
+        assertions: Check sizes and strides of inputs and of what kernels return in every call.
 
     Returns:
         A function of a list of the inputs, which it empties.
@@ -141,13 +146,10 @@ def compile_inference(
             )(*inputs.values)
         functional.graph.eliminate_dead_code()
         _fix_outputs(functional, strides, compile_fx.record_original_output_strides)
-        with config.patch(OPTIONS):
+        with config.patch(size_asserts=assertions):
             compiled = compile_fx.compile_fx_inner(functional, inputs.values, is_inference=True)
     function: Compiled = compiled.current_callable or compiled
     return function
-
-
-OPTIONS: dict[str, Any] = {}
 
 
 def _fix_outputs(

@@ -264,7 +264,7 @@ def test_a_size_that_depends_on_values_cuts_the_step():
 
 
 def test_a_region_that_inductor_refuses_runs_eagerly_and_says_so(monkeypatch):
-    def refuse(*args: Any) -> Any:
+    def refuse(*args: Any, **options: Any) -> Any:
         raise RuntimeError("no compiler in this test\nand more lines")
 
     monkeypatch.setattr(torch_private, "compile_inference", refuse)
