@@ -227,6 +227,7 @@ class CompiledStep:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
         self._calls += 1
         if config.current().disable:
+            self._fallbacks.count(Refusal("STEPGRAPH_DISABLE is set"))
             return self._eagerly(args, kwargs, terms)
         if refused is not None:
             return self._fall_back(Refusal(refused), args, kwargs, terms)

@@ -73,8 +73,9 @@ class Explanation:
     closures: tuple[Explanation, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the explanation as plain dicts and lists."""
-        return dataclasses.asdict(self)
+        """Return the explanation as plain dicts, lists, strings and numbers."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self._verdict()}"]
@@ -107,6 +108,15 @@ class Explanation:
         if self.variants:
             return "captured, not replayed yet"
         return "not captured yet: the first call is eager, the second is captured"
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with lists in the place of tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
 def _variant_lines(index: int, variant: VariantReport) -> list[str]:
