@@ -9,6 +9,7 @@ from typing import Any
 
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variant import Variant
+from stepgraph.passes import PassRecord
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class OptimizerReport:
 
 @dataclass(frozen=True)
 class VariantReport:
-    """A variant: nodes by kind, optimizers, and times in milliseconds."""
+    """A variant: nodes by kind, passes, optimizers, and times in milliseconds."""
 
     nodes: dict[str, int]
     operators: int
@@ -32,6 +33,7 @@ class VariantReport:
     capture_ms: float
     replay_ms: float | None
     replays: int
+    passes: tuple[PassRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,22 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
             f"               {optimizer.label}: {optimizer.tensors} tensors, "
             f"{optimizer.elements:,} elements, {how}"
         )
+    lines += [f"               {_pass_line(record)}" for record in variant.passes]
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     lines.append(
         f"               capture {variant.capture_ms:.0f} ms, replay {replay}, "
         f"replayed {variant.replays} times"
     )
     return lines
+
+
+def _pass_line(record: PassRecord) -> str:
+    if not record.acted:
+        return f"{record.name}: nothing to do"
+    return (
+        f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes, "
+        f"{record.operators_before} -> {record.operators_after} operators"
+    )
 
 
 def explain(
@@ -183,4 +195,5 @@ def _report(variant: Variant) -> VariantReport:
         capture_ms=variant.capture_ms,
         replay_ms=variant.replay_ms,
         replays=variant.program.calls,
+        passes=variant.rewritten.records,
     )

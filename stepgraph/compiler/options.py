@@ -40,6 +40,7 @@ class Options:
             raise _not_yet("microbatches", self.microbatches, "leave it at 1")
         if self.precision not in (None, "bf16-mixed"):
             raise _not_yet("precision", self.precision, 'precision="bf16-mixed", or autocast')
+        self.pipeline()
         if self.backend == "inductor":
             raise ConfigurationError(
                 "stepgraph.compile: the inductor backend is not implemented yet",
