@@ -142,10 +142,17 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
 def _pass_line(record: PassRecord) -> str:
     if not record.acted:
         return f"{record.name}: nothing to do"
-    return (
+    line = (
         f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes, "
         f"{record.operators_before} -> {record.operators_after} operators"
     )
+    if record.flops_saved:
+        line += f", {record.flops_saved:,} floating-point operations saved"
+    names = [resource.removeprefix("grad:") for resource in record.lost if "grad:" in resource]
+    if names:
+        more = f", ... ({len(names)} in all)" if len(names) > 2 else ""
+        line += f", not computed: gradients of {', '.join(names[:2])}{more}"
+    return line
 
 
 def explain(

@@ -10,7 +10,7 @@ import torch
 
 from stepgraph.capture import Terms
 from stepgraph.errors import ConfigurationError
-from stepgraph.passes import DEFAULT, Pipeline
+from stepgraph.passes import DEFAULT, DropDeadGradients, Pipeline
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,12 @@ class Options:
 
     def pipeline(self) -> Pipeline:
         """Return the passes to run."""
+        default = DEFAULT if self.keep_grads else DEFAULT.then(DropDeadGradients())
         if self.passes is None:
-            return DEFAULT
+            return default
         if isinstance(self.passes, Pipeline):
             return self.passes
-        made = self.passes(DEFAULT) if callable(self.passes) else self.passes
+        made = self.passes(default) if callable(self.passes) else self.passes
         if isinstance(made, Pipeline):
             return made
         raise ConfigurationError(

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from stepgraph.capture import Captured
 from stepgraph.ir import Role, Slot, StepGraph, flatten, partition
-from stepgraph.passes import PassRecord, Pipeline
+from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradients
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Rewritten:
         graph: The step graph after the passes.
         flat: The same, as one flat graph of ATen nodes and markers.
         records: What each pass did.
+        dropped: Parameters whose gradients are not what eager leaves, by name.
+        clears: Parameters whose gradients are cleared before anything is done with them.
     """
 
     captured: Captured
@@ -29,6 +31,8 @@ class Rewritten:
     graph: StepGraph
     flat: GraphModule
     records: tuple[PassRecord, ...]
+    dropped: frozenset[str] = frozenset()
+    clears: frozenset[str] = frozenset()
 
     @property
     def slots(self) -> list[Slot]:
@@ -50,7 +54,14 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline]) -> Rewritten:
     """
     passes = pipeline()
     before = partition(captured.flat)
-    if not passes.passes:
-        return Rewritten(captured, before, before, captured.flat, ())
     graph, records = passes(partition(captured.flat))
-    return Rewritten(captured, before, graph, flatten(graph), records)
+    flat = flatten(graph)
+    return Rewritten(
+        captured=captured,
+        before=before,
+        graph=graph,
+        flat=flat,
+        records=records,
+        dropped=dropped_gradients(flat.graph),
+        clears=cleared_first(flat.graph),
+    )
