@@ -130,7 +130,7 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
             f"               {optimizer.label}: {optimizer.tensors} tensors, "
             f"{optimizer.elements:,} elements, {how}"
         )
-    lines += [f"               {_pass_line(record)}" for record in variant.passes]
+    lines += [f"               {line}" for line in _pass_lines(variant.passes)]
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     lines.append(
         f"               capture {variant.capture_ms:.0f} ms, replay {replay}, "
@@ -139,9 +139,13 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
     return lines
 
 
+def _pass_lines(records: Sequence[PassRecord]) -> list[str]:
+    idle = ", ".join(record.name for record in records if not record.acted)
+    lines = [_pass_line(record) for record in records if record.acted]
+    return [*lines, f"nothing to do for {idle}"] if idle else lines
+
+
 def _pass_line(record: PassRecord) -> str:
-    if not record.acted:
-        return f"{record.name}: nothing to do"
     line = (
         f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes, "
         f"{record.operators_before} -> {record.operators_after} operators"
