@@ -190,6 +190,7 @@ class Trainer:
         self.num_training_batches: int | None = None
         self.val_interval: int | None = None
         self.validates = False
+        self.loop: FitLoop | None = None
         self.steps: tuple[CompiledStep, ...] = ()
         self.is_last_batch = self.should_stop = self.in_training_step = False
         self.global_step = 0
@@ -266,12 +267,12 @@ class Trainer:
         self._forget()
         if self.options.seed is not None:
             seed_everything(self.options.seed)
-        loop = None
         try:
             loop = self._prepare(module, train_dataloaders, loaders_of(val_dataloaders))
             if saved is not None:
                 loop.resumed = whole_state.restore(self, module, saved)
                 self.global_step = self.progress.global_step
+            self.loop = loop
             self._run(module, loop)
         except BaseException as error:
             if self.stage is not None:
