@@ -12,6 +12,7 @@ from stepgraph.train import (
     LearningRateMonitor,
     ModelCheckpoint,
     Module,
+    OptimizerWrapper,
     TensorBoardLogger,
     Trainer,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "LearningRateMonitor",
     "ModelCheckpoint",
     "Module",
+    "OptimizerWrapper",
     "StepGraph",
     "TensorBoardLogger",
     "Trainer",
