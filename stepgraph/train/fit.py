@@ -92,6 +92,7 @@ class FitLoop:
         set_epoch(self.loader, progress.epoch)
         length = trainer.num_training_batches
         if progress.phase == at.EPOCH_START:
+            self._restore_randomness()
             trainer.choose_accumulation()
             self._call("on_train_epoch_start")
             progress.start_epoch(trainer.accumulate_grad_batches)
@@ -107,11 +108,15 @@ class FitLoop:
             assert self.resumed is not None
             self.epoch.begin(self.resumed["epoch_start"], skip=progress.batch)
             trainer.is_last_batch = self.epoch.is_last()
-        if self.resumed is not None:
-            set_random_state(self.resumed["now"], trainer.generators(self.loader))
-            self.resumed = None
+            self._restore_randomness()
         for step in self.automatic:
             step.epoch = progress.epoch
+
+    def _restore_randomness(self) -> None:
+        """Go on with the random numbers where the checkpoint was written."""
+        if self.resumed is not None:
+            set_random_state(self.resumed["now"], self.trainer.generators(self.loader))
+            self.resumed = None
 
     def _run_batch(self) -> bool:
         """Train on one batch; return whether the rest of the epoch is to be skipped."""

@@ -137,8 +137,6 @@ class ModelCheckpoint(Callback):
             self._save_last(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        if self._saved_at == _place(trainer):
-            return
         score = self._score(trainer)
         self._saved_at = _place(trainer)
         path = str(self._folder / f"{self._name(trainer)}.ckpt")
@@ -200,6 +198,5 @@ class ModelCheckpoint(Callback):
 
 
 def _place(trainer: Trainer) -> tuple[int, ...]:
-    """Return where the training is, as far as a checkpoint tells apart."""
-    progress = trainer.progress
-    return progress.epoch, progress.batches, progress.global_step
+    """Return how far the training is."""
+    return trainer.progress.batches, trainer.progress.global_step
