@@ -13,6 +13,7 @@ from stepgraph.train import (
     ModelCheckpoint,
     Module,
     OptimizerWrapper,
+    ProgressBar,
     TensorBoardLogger,
     Trainer,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "ModelCheckpoint",
     "Module",
     "OptimizerWrapper",
+    "ProgressBar",
     "StepGraph",
     "TensorBoardLogger",
     "Trainer",

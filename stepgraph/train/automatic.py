@@ -80,8 +80,11 @@ class AutomaticStep:
         self.own_zero_grad = _overrides(module, "optimizer_zero_grad")
         self.zero_grad_indexed = takes(module.optimizer_zero_grad, "optimizer_idx")
         self.epoch = 0
-        self.forward_backward = compiled(self._forward_backward)
-        self.whole = self.forward_backward if self.hosted else compiled(self._whole)
+        if index is None:  # only a forward: there is nothing to compile
+            self.forward_backward, self.whole = self._forward_backward, self._whole
+        else:
+            self.forward_backward = compiled(self._forward_backward)
+            self.whole = self.forward_backward if self.hosted else compiled(self._whole)
 
     @property
     def handle(self) -> OptimizerHandle:
@@ -107,7 +110,7 @@ class AutomaticStep:
     ) -> Any:
         """Forward to schedules; one compiled step with a variant for each combination of flags."""
         outputs = self._forward_backward(batch, batch_idx, first, length)
-        if updates and not (first and outputs is None):
+        if updates and self.index is not None and not (first and outputs is None):
             self._update()
             for scheduler, advances in zip(self.schedulers, due):  # noqa: B905  (traced)
                 if advances:
