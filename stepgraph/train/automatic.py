@@ -80,11 +80,10 @@ class AutomaticStep:
         self.own_zero_grad = _overrides(module, "optimizer_zero_grad")
         self.zero_grad_indexed = takes(module.optimizer_zero_grad, "optimizer_idx")
         self.epoch = 0
-        if index is None:  # only a forward: there is nothing to compile
-            self.forward_backward, self.whole = self._forward_backward, self._whole
-        else:
-            self.forward_backward = compiled(self._forward_backward)
-            self.whole = self.forward_backward if self.hosted else compiled(self._whole)
+        if index is None:
+            compiled = _as_it_is  # only a forward: there is nothing to compile
+        self.forward_backward = compiled(self._forward_backward)
+        self.whole = self.forward_backward if self.hosted else compiled(self._whole)
 
     @property
     def handle(self) -> OptimizerHandle:
@@ -257,6 +256,10 @@ class _Closure:
         else:
             updates.scaler.step(handle.optimizer, **kwargs)
             updates.scaling[handle._index].touched = True
+
+
+def _as_it_is(method: Any) -> Any:
+    return method
 
 
 def _needs_host(module: Module, optimizer: Any) -> bool:

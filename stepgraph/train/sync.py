@@ -36,7 +36,7 @@ class GradientSync:
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average the gradients of those `parameters` that require one, in place."""
         if tracing():
-            self.untraceable  # noqa: B018  (a trace stops here, with the reason)
+            self.untraceable.reason  # noqa: B018  (the trace meets it and stops)
         groups: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
         for parameter in parameters:
             if parameter.requires_grad:
