@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.optimizers import OptimizerHandle, tracing
+from stepgraph.train.optimizers import OptimizerWrapper
 from stepgraph.train.precision import Precision
 from stepgraph.train.signatures import accepted, overridden, step_arguments, takes
 from stepgraph.train.updates import SkippedUpdate, Updates, counted, plain_torch
@@ -86,11 +86,10 @@ class AutomaticStep:
         self.whole = self.forward_backward if self.hosted else compiled(self._whole)
 
     @property
-    def handle(self) -> OptimizerHandle:
-        """The optimizer, as a trace or as the user sees it."""
+    def wrapper(self) -> OptimizerWrapper:
+        """The optimizer, as the user sees it."""
         assert self.index is not None
-        known = self.updates.handles if tracing() else self.updates.wrappers
-        return known[self.index]
+        return self.updates.wrappers[self.index]
 
     def run(self, batch: Any, batch_idx: int, micro: Micro, due: tuple[bool, ...]) -> Any:
         """Perform the step; return the detached outputs, or None if there was no loss."""
@@ -131,35 +130,35 @@ class AutomaticStep:
         return _detached(outputs)
 
     def _zero_grad(self, batch_idx: int) -> None:
-        handle = self.handle
+        wrapper = self.wrapper
         for hook in self.updates.before_zero_grad:
-            hook(handle.optimizer)
+            hook(wrapper.optimizer)
         if not self.own_zero_grad:
-            handle.zero_grad()
+            wrapper.zero_grad()
         elif self.zero_grad_indexed:
-            self.module.optimizer_zero_grad(self.epoch, batch_idx, handle, self.index)
+            self.module.optimizer_zero_grad(self.epoch, batch_idx, wrapper, self.index)
         else:
-            self.module.optimizer_zero_grad(self.epoch, batch_idx, handle)
+            self.module.optimizer_zero_grad(self.epoch, batch_idx, wrapper)
 
     def _update(self) -> None:
         """Clip and step, with gradients that are complete."""
-        handle, updates = self.handle, self.updates
-        raw = handle.optimizer
+        wrapper, updates = self.wrapper, self.updates
+        raw = wrapper.optimizer
         if updates.before_step or self.clips:
-            updates.unscale_(handle)
+            updates.unscale_(wrapper)
         for hook in updates.before_step:
             hook(raw)
-        self._clip(handle)
+        self._clip(wrapper)
         if updates.scaler is None:
             raw.step()
         else:
             updates.scaler.step(raw)
-        updates.stepped.append(handle._index)
+        updates.stepped.append(wrapper._index)
 
-    def _clip(self, handle: OptimizerHandle) -> None:
+    def _clip(self, wrapper: OptimizerWrapper) -> None:
         if self.clips:
             self.module.configure_gradient_clipping(
-                handle, self.clipping.limit, self.clipping.algorithm
+                wrapper, self.clipping.limit, self.clipping.algorithm
             )
 
     def _on_host(self, batch: Any, batch_idx: int, micro: Micro) -> Any:
@@ -180,8 +179,8 @@ class AutomaticStep:
         return run.outputs
 
     def _call_optimizer_step(self, batch_idx: int, closure: _Closure) -> None:
-        override, handle = self.module.optimizer_step, self.handle
-        position: list[Any] = [self.epoch, batch_idx, handle]
+        override, wrapper = self.module.optimizer_step, self.wrapper
+        position: list[Any] = [self.epoch, batch_idx, wrapper]
         if takes(override, "optimizer_idx"):
             position.append(self.index)
         extras = accepted(
@@ -189,13 +188,13 @@ class AutomaticStep:
             {
                 "on_tpu": False,
                 "using_native_amp": self.precision.scales,
-                "using_lbfgs": not plain_torch(handle.optimizer),
+                "using_lbfgs": not plain_torch(wrapper.optimizer),
             },
         )
         if _overrides(self.module, "optimizer_step"):
             override(*position, closure, **extras)
         else:
-            handle.step(closure=closure)
+            wrapper.step(closure=closure)
 
 
 class _Closure:
@@ -220,42 +219,42 @@ class _Closure:
         )
         return _loss_of(self.outputs)
 
-    def step(self, handle: OptimizerHandle, closure: Any, kwargs: dict[str, Any]) -> Any:
+    def step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
         """Stand in for `optimizer.step` while the override runs."""
-        raw = handle.optimizer
+        raw = wrapper.optimizer
         try:
             if closure is None or not self.owner.loops:
                 loss = None if closure is None else closure()
-                self._before_update(handle)
-                self._step(handle, kwargs)
+                self._before_update(wrapper)
+                self._step(wrapper, kwargs)
                 return loss
-            return raw.step(closure=lambda: self._evaluate(handle, closure), **kwargs)
+            return raw.step(closure=lambda: self._evaluate(wrapper, closure), **kwargs)
         except SkippedUpdate:
             return None
 
-    def _evaluate(self, handle: OptimizerHandle, closure: Callable[[], Any]) -> Any:
+    def _evaluate(self, wrapper: OptimizerWrapper, closure: Callable[[], Any]) -> Any:
         loss = closure()
-        self._before_update(handle)
+        self._before_update(wrapper)
         return loss
 
-    def _before_update(self, handle: OptimizerHandle) -> None:
+    def _before_update(self, wrapper: OptimizerWrapper) -> None:
         """Check that there is something to update with; unscale, call hooks, clip."""
         if self.ran and self.outputs is None and self.micro.first:
             raise SkippedUpdate
         owner = self.owner
         if owner.updates.before_step or owner.clips:
-            owner.updates.unscale_(handle)
+            owner.updates.unscale_(wrapper)
         for hook in owner.updates.before_step:
-            hook(handle.optimizer)
-        owner._clip(handle)
+            hook(wrapper.optimizer)
+        owner._clip(wrapper)
 
-    def _step(self, handle: OptimizerHandle, kwargs: dict[str, Any]) -> None:
+    def _step(self, wrapper: OptimizerWrapper, kwargs: dict[str, Any]) -> None:
         updates = self.owner.updates
         if updates.scaler is None:
-            handle.optimizer.step(**kwargs)
+            wrapper.optimizer.step(**kwargs)
         else:
-            updates.scaler.step(handle.optimizer, **kwargs)
-            updates.scaling[handle._index].touched = True
+            updates.scaler.step(wrapper.optimizer, **kwargs)
+            updates.scaling[wrapper._index].touched = True
 
 
 def _as_it_is(method: Any) -> Any:

@@ -17,7 +17,6 @@ from stepgraph.train.clipping import checked_algorithm, checked_value
 from stepgraph.train.hooks import ModuleHooks
 from stepgraph.train.hparams import HyperParameters, chosen, init_arguments
 from stepgraph.train.metrics import number_of
-from stepgraph.train.optimizers import tracing
 
 if TYPE_CHECKING:
     from stepgraph.train.trainer import Trainer
@@ -155,7 +154,7 @@ class Module(ModuleHooks, nn.Module):
         if not use_wrappers:
             found: list[Any] = list(updates.optimizers)
         else:
-            found = list(updates.handles if tracing() else updates.wrappers)
+            found = list(updates.wrappers)
         return found[0] if len(found) == 1 else found
 
     def lr_schedulers(self) -> Any:
@@ -211,8 +210,8 @@ class Module(ModuleHooks, nn.Module):
         if gradient_clip_val is None:
             limit = self.trainer.gradient_clip_val
         algorithm = gradient_clip_algorithm or self.trainer.gradient_clip_algorithm
-        handle = updates.of(optimizer, "clip_gradients")
-        return updates.clip(handle, limit, checked_algorithm(algorithm))
+        wrapper = updates.of(optimizer, "clip_gradients")
+        return updates.clip(wrapper, limit, checked_algorithm(algorithm))
 
     def configure_gradient_clipping(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._guards import TracingContext
 
 from stepgraph.errors import ConfigurationError
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 _OWN = ("optimizer", "_updates", "_index", "step", "zero_grad")
 
 
-class OptimizerHandle:
+class OptimizerWrapper:
     """An optimizer whose `step` also scales, calls hooks and counts.
 
-    Everything else is the optimizer's: reads and writes go through to it. Compiled steps see
-    handles, which Dynamo takes for ordinary objects and traces through, so that the real optimizer
-    is what a step graph names; the user sees `OptimizerWrapper`.
+    Everything else is the optimizer's: reads and writes go through to it, and `isinstance` takes
+    the wrapper for it. Only a trace sees an ordinary object, through which it finds the real
+    optimizer: that is what a step graph names.
 
     Attributes:
         optimizer: The user's own optimizer. Its `step()` knows nothing of precision and hooks.
@@ -96,13 +97,9 @@ class OptimizerHandle:
         else:
             setattr(self.optimizer, name, value)
 
-
-class OptimizerWrapper(OptimizerHandle):
-    """An optimizer handle that passes for the optimizer: `isinstance` says so."""
-
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return type(self.optimizer)
+        return type(self) if being_traced() else type(self.optimizer)
 
     def __repr__(self) -> str:
         return f"OptimizerWrapper({self.optimizer!r})"
@@ -116,9 +113,14 @@ class OptimizerWrapper(OptimizerHandle):
 
 def unwrapped(optimizer: Any) -> Any:
     """Return the user's own optimizer behind a wrapper; anything else as it is."""
-    if issubclass(type(optimizer), OptimizerHandle):
+    if type(optimizer) is OptimizerWrapper:
         return optimizer.optimizer
     return optimizer
+
+
+def being_traced() -> bool:
+    """Return whether a trace is looking at objects right now, from outside of the traced code."""
+    return TracingContext.try_get() is not None
 
 
 def tracing() -> bool:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.clipping import clip
-from stepgraph.train.optimizers import OptimizerHandle, OptimizerWrapper, tracing, unwrapped
+from stepgraph.train.optimizers import OptimizerWrapper, tracing, unwrapped
 from stepgraph.train.sync import GradientSync
 from stepgraph.train.toggles import Toggles
 
@@ -38,7 +38,6 @@ class Updates:
 
     Attributes:
         wrappers: What `self.optimizers()` returns.
-        handles: What it returns inside a trace.
         stepped: Indices of the optimizers that have stepped since the trainer last looked.
         in_place: Called in the place of `step` while automatic optimization runs, or None.
         synchronise: Whether a backward reduces gradients between processes.
@@ -57,7 +56,6 @@ class Updates:
         self.synchronise = True
         self.toggles = Toggles(self.optimizers)
         self.wrappers = [OptimizerWrapper(o, self, i) for i, o in enumerate(self.optimizers)]
-        self.handles = [OptimizerHandle(o, self, i) for i, o in enumerate(self.optimizers)]
         self.stepped: list[int] = []
         self.scaling = [Scaling() for _ in self.optimizers]
         self.before_backward: tuple[Callable[..., Any], ...] = ()
@@ -73,16 +71,16 @@ class Updates:
         self.before_step = hooks["on_before_optimizer_step"]
         self.before_zero_grad = hooks["on_before_zero_grad"]
 
-    def of(self, optimizer: Any, what: str) -> OptimizerHandle:
-        """Return the handle of an optimizer, given as the user has it.
+    def of(self, optimizer: Any, what: str) -> OptimizerWrapper:
+        """Return the wrapper of an optimizer, given as the user has it.
 
         Raises:
             ConfigurationError: It was not returned by `configure_optimizers`.
         """
         raw = unwrapped(optimizer)
-        for known, handle in zip(self.optimizers, self.handles):  # noqa: B905  (traced)
+        for known, wrapper in zip(self.optimizers, self.wrappers):  # noqa: B905  (traced)
             if known is raw:
-                return handle
+                return wrapper
         raise ConfigurationError(
             f"{what}: this optimizer does not belong to the training",
             at="the argument `optimizer`",
@@ -105,20 +103,20 @@ class Updates:
         for hook in self.after_backward:
             hook()
 
-    def step(self, handle: OptimizerHandle, closure: Any, kwargs: dict[str, Any]) -> Any:
+    def step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
         """Update with one optimizer; the rest of `optimizer.step` of a wrapper."""
         if self.in_place is not None:
-            return self.in_place(handle, closure, kwargs)
+            return self.in_place(wrapper, closure, kwargs)
         if self.scaler is not None:
-            return self._scaled_step(handle, closure, kwargs)
-        raw = handle.optimizer
+            return self._scaled_step(wrapper, closure, kwargs)
+        raw = wrapper.optimizer
         if closure is None:
             for hook in self.before_step:
                 hook(raw)
             result = raw.step(**kwargs)
         else:
             result = raw.step(self._hooked(raw, closure), **kwargs)
-        self.stepped.append(handle._index)
+        self.stepped.append(wrapper._index)
         return result
 
     def _hooked(self, raw: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -135,41 +133,41 @@ class Updates:
 
         return closure_and_hooks
 
-    def _scaled_step(self, handle: OptimizerHandle, closure: Any, kwargs: dict[str, Any]) -> Any:
+    def _scaled_step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
         """Unscale and update, unless a gradient overflowed.
 
         The scale is updated once a batch, by the trainer: a change between two optimizers would
         unscale the second one's gradients with a number they were not scaled with.
         """
-        raw, index = handle.optimizer, handle._index
+        raw, index = wrapper.optimizer, wrapper._index
         if not tracing() and index in self.stepped:
             raise _steps_twice(raw)
         result = None if closure is None else closure()
         if not _has_gradients(raw):
             return result
         if self.before_step:
-            self.unscale_(handle)
+            self.unscale_(wrapper)
             for hook in self.before_step:
                 hook(raw)
         self.scaler.step(raw, **kwargs)  # type: ignore[union-attr]
         self.stepped.append(index)
         return result
 
-    def unscale_(self, handle: OptimizerHandle) -> None:
+    def unscale_(self, wrapper: OptimizerWrapper) -> None:
         """Divide an optimizer's gradients by the loss scale, once between two updates."""
-        state = self.scaling[handle._index]
+        state = self.scaling[wrapper._index]
         if self.scaler is not None and not state.unscaled:
-            self.scaler.unscale_(handle.optimizer)
+            self.scaler.unscale_(wrapper.optimizer)
             state.unscaled = state.touched = True
 
-    def clip(self, handle: OptimizerHandle, limit: float | None, algorithm: str) -> Tensor | None:
+    def clip(self, wrapper: OptimizerWrapper, limit: float | None, algorithm: str) -> Tensor | None:
         """Clip an optimizer's gradients, unscaled; return their norm before."""
         if limit is None:
             return None
-        if self.scaler is not None and not _has_gradients(handle.optimizer):
+        if self.scaler is not None and not _has_gradients(wrapper.optimizer):
             return torch.zeros(())
-        self.unscale_(handle)
-        return clip(handle.optimizer, limit, algorithm)
+        self.unscale_(wrapper)
+        return clip(wrapper.optimizer, limit, algorithm)
 
     def end_batch(self) -> list[int]:
         """Update the loss scale; return the indices of the optimizers that really stepped."""
@@ -224,7 +222,7 @@ def plain_torch(optimizer: Optimizer) -> bool:
 
 
 def counted(optimizer: Optimizer, count: Callable[[], None]) -> Any:
-    """Register `count` for every update of `optimizer`; returns the hook's handle."""
+    """Register `count` for every update of `optimizer`; returns the hook's wrapper."""
     return optimizer.register_step_post_hook(functools.partial(_count, count))
 
 

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 
+import stepgraph
 from stepgraph import OptimizerWrapper
 from stepgraph.errors import ConfigurationError
-from train.worlds import Manual, Regression, made, quiet, regression_batches
+from train.worlds import Manual, Regression, assert_same_weights, made, quiet, regression_batches
 
 
 @pytest.fixture
@@ -141,3 +142,24 @@ def test_schedulers_come_back_as_they_were_given():
         quiet(max_epochs=1, limit_train_batches=1).fit(module, regression_batches())
         expected = [None, module.made[0] if count else None, module.made][count]
         assert module.found is expected or module.found == expected
+
+
+def test_a_wrapper_that_a_module_keeps_is_traced_through():
+    class Keeps(Manual):
+        def on_fit_start(self):
+            self.opt = self.optimizers()
+
+        @stepgraph.compile
+        def training_step(self, batch):
+            self.opt.zero_grad()
+            self.manual_backward(self.compute_loss(batch))
+            self.opt.step()
+
+    module, trainer = made(Keeps), quiet(max_epochs=1, compile=True)
+    trainer.fit(module, regression_batches())
+    expected = made(Regression)
+    quiet(max_epochs=1).fit(expected, regression_batches())
+
+    assert_same_weights(expected, module)
+    assert module.training_step.explain().captured
+    assert trainer.optimizer_steps == [5]
