@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from stepgraph.train.module import Module
 
 
-@dataclass(frozen=True)
-class Micro:
+class Micro(NamedTuple):
     """Where a batch is in its accumulation window.
 
     Attributes:
@@ -153,7 +152,6 @@ class AutomaticStep:
             raw.step()
         else:
             updates.scaler.step(raw)
-        updates.stepped.append(wrapper._index)
 
     def _clip(self, wrapper: OptimizerWrapper) -> None:
         if self.clips:

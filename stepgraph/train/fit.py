@@ -126,39 +126,38 @@ class FitLoop:
         batch = moved(self.precision.convert_batch(batch), trainer.device)
         trainer.is_last_batch = self.epoch.is_last()
         progress.stepped = []
-        if -1 in hooks.call("on_train_batch_start", batch, batch_idx):
+        starting = hooks["on_train_batch_start"]
+        if starting and -1 in [hook(batch, batch_idx) for hook in starting]:
             progress.close_window()
             return True
         trainer.in_training_step = True
         try:
-            outputs = self._optimize(batch, batch_idx)
+            with self.precision.default_dtype():
+                outputs = self._optimize(batch, batch_idx)
         finally:
             trainer.in_training_step = False
         self._count()
         progress.batch += 1
         progress.batches += 1
         self._advance_after_batch()
-        trainer.metrics.take(
-            self.module._log_entries,
-            stage="train",
-            per_batch=True,
-            batch_size=batch_size_of(batch),
-        )
+        self._take_logged(batch)
         for hook in hooks["on_train_batch_end"]:
             hook(outputs, batch, batch_idx)
-        if self.module._log_entries:
-            trainer.metrics.take(
-                self.module._log_entries,
-                stage="train",
-                per_batch=True,
-                batch_size=batch_size_of(batch),
-            )
+        self._take_logged(batch)
         self._count()
         self._write_metrics()
         progress.phase = at.BATCH_DONE
         for hook in trainer.saving_hooks["on_train_batch_end"]:
             hook(outputs, batch, batch_idx)
         return False
+
+    def _take_logged(self, batch: Any) -> None:
+        """Take what was logged for this batch."""
+        entries = self.module._log_entries
+        if entries:
+            self.trainer.metrics.take(
+                entries, stage="train", per_batch=True, batch_size=batch_size_of(batch)
+            )
 
     def _count(self) -> None:
         """Count the updates since the last call, and end the batch for the loss scale."""
@@ -167,12 +166,11 @@ class FitLoop:
             self.trainer.global_step = self.progress.global_step
 
     def _optimize(self, batch: Any, batch_idx: int) -> Any:
-        with self.precision.default_dtype():
-            if self.module.automatic_optimization:
-                return self._optimize_automatically(batch, batch_idx)
-            given = {"batch": batch, "batch_idx": batch_idx}
-            with self.precision.forward(cache=False):
-                outputs = self.step(*[given[name] for name in self.arguments])
+        if self.module.automatic_optimization:
+            return self._optimize_automatically(batch, batch_idx)
+        given = {"batch": batch, "batch_idx": batch_idx}
+        with self.precision.forward(cache=False):
+            outputs = self.step(*[given[name] for name in self.arguments])
         return _manual_outputs(outputs)
 
     def _optimize_automatically(self, batch: Any, batch_idx: int) -> Any:
@@ -186,8 +184,11 @@ class FitLoop:
             first = index is None or not progress.pending[index]
             micro = Micro(first, ends, length)
             outputs = self._one_optimizer(step, batch, batch_idx, micro)
-            if index is not None and outputs is not None:
-                progress.pending[index] = True
+            if index is not None:
+                if outputs is not None:
+                    progress.pending[index] = True
+                if ends and progress.pending[index] and not step.hosted:
+                    self.updates.stepped.append(index)
             if outputs is None and self.trainer.world_size > 1 and not step.hosted:
                 raise _none_between_processes()
         if ends:

@@ -25,6 +25,19 @@ _ALIASES: dict[str, str] = {
 CHOICES = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
 
+_NO_SCOPE = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    was = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(was)
+
+
 @dataclass(frozen=True)
 class Precision:
     """One of `CHOICES`.
@@ -78,19 +91,10 @@ class Precision:
             lambda x: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, batch
         )
 
-    @contextlib.contextmanager
-    def default_dtype(self) -> Iterator[None]:
-        """Scope in which new tensors have the dtype of the module."""
+    def default_dtype(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a scope in which new tensors have the dtype of the module."""
         dtype = _MODULE.get(self.name)
-        if dtype is None:
-            yield
-            return
-        was = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(was)
+        return _NO_SCOPE if dtype is None else _default_dtype(dtype)
 
     def forward(self, *, cache: bool = True) -> contextlib.AbstractContextManager[Any]:
         """Return the scope of a forward.
