@@ -167,13 +167,15 @@ class AutomaticStep:
             return run.outputs
         assert self.index is not None
         raw, index = self.updates.optimizers[self.index], self.index
-        hook = counted(raw, lambda: self.updates.stepped.append(index))
+        stepped: list[int] = []
+        hook = counted(raw, lambda: stepped.append(index))
         self.updates.in_place = run.step
         try:
             self._call_optimizer_step(batch_idx, run)
         finally:
             self.updates.in_place = None
             hook.remove()
+            self.updates.stepped += stepped[:1]  # a subclass's step may call its parent's
         return run.outputs
 
     def _call_optimizer_step(self, batch_idx: int, closure: _Closure) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stepgraph.errors import ConfigurationError
 from stepgraph.train import progress as at
 from stepgraph.train.automatic import AutomaticStep, Micro
-from stepgraph.train.batches import Epoch, moved, set_epoch
+from stepgraph.train.batches import Epoch, generators_of, moved, set_epoch
 from stepgraph.train.checks import undecorated
 from stepgraph.train.metrics import batch_size_of
 from stepgraph.train.randomness import set_random_state
@@ -93,7 +93,7 @@ class FitLoop:
         length = trainer.num_training_batches
         if progress.phase == at.EPOCH_START:
             self._restore_randomness()
-            trainer.choose_accumulation()
+            trainer.accumulate_grad_batches = trainer.options.accumulation_in(progress.epoch)
             self._call("on_train_epoch_start")
             progress.start_epoch(trainer.accumulate_grad_batches)
             self.epoch = trainer.epoch_batches = Epoch(
@@ -115,7 +115,7 @@ class FitLoop:
     def _restore_randomness(self) -> None:
         """Go on with the random numbers where the checkpoint was written."""
         if self.resumed is not None:
-            set_random_state(self.resumed["now"], self.trainer.generators(self.loader))
+            set_random_state(self.resumed["now"], generators_of(self.loader))
             self.resumed = None
 
     def _run_batch(self) -> bool:

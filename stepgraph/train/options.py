@@ -74,6 +74,19 @@ class Options:
         reached = [start for start in self.accumulation if start <= epoch]
         return self.accumulation[max(reached)] if reached else 1
 
+    def updates_in(self, num_batches: int | None) -> int | float:
+        """Return how many updates a training makes whose epochs have `num_batches` batches.
+
+        Infinite where nothing ends it, or where the number is unknown.
+        """
+        bound = math.inf if self.max_steps < 0 else self.max_steps
+        if num_batches is None or self.epochs < 0:
+            return bound
+        windows = (
+            math.ceil(num_batches / self.accumulation_in(epoch)) for epoch in range(self.epochs)
+        )
+        return min(sum(windows), bound)
+
     def val_interval(self, num_batches: int | None) -> int | None:
         """Return after how many batches a validation is due; None for the end of an epoch.
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stepgraph.compiler import CompiledStep, compile
+from stepgraph.compiler import CompiledStep
 from stepgraph.errors import ConfigurationError
 from stepgraph.train import checkpoint as files
 from stepgraph.train import state as whole_state
-from stepgraph.train.automatic import AutomaticStep, Clipping
 from stepgraph.train.batches import (
     Epoch,
-    generators_of,
     known_length,
     limited_length,
     shared_out,
 )
 from stepgraph.train.checks import check_fit, check_optimizers, undecorated
+from stepgraph.train.composition import composed_steps
 from stepgraph.train.configuration import Configuration, SchedulerConfig, configuration
 from stepgraph.train.fit import FitLoop
 from stepgraph.train.hooks import Callback, HookTable
@@ -35,7 +32,6 @@ from stepgraph.train.precision import Precision
 from stepgraph.train.processes import Processes
 from stepgraph.train.progress import Progress
 from stepgraph.train.randomness import seed_everything
-from stepgraph.train.schedules import by_steps
 from stepgraph.train.signatures import overridden
 from stepgraph.train.standard_callbacks import standard_callbacks
 from stepgraph.train.updates import Updates
@@ -234,14 +230,7 @@ class Trainer:
     @property
     def estimated_stepping_batches(self) -> int | float:
         """How many updates the training will make; infinite where nothing ends it."""
-        bound = math.inf if self.max_steps < 0 else self.max_steps
-        if self.num_training_batches is None or self.max_epochs < 0:
-            return bound
-        per_epoch = [
-            math.ceil(self.num_training_batches / self.options.accumulation_in(epoch))
-            for epoch in range(self.max_epochs)
-        ]
-        return min(sum(per_epoch), bound)
+        return self.options.updates_in(self.num_training_batches)
 
     def fit(
         self,
@@ -324,7 +313,7 @@ class Trainer:
         )
         self._adopt(module, found)
         plain, decorated = undecorated(module), module.training_step
-        composed = self._compose(module, plain) if automatic else []
+        composed = composed_steps(self, module, plain) if automatic else []
         compiled = [decorated] if isinstance(decorated, CompiledStep) and not automatic else []
         if not self.options.compile:
             compiled = []
@@ -357,37 +346,6 @@ class Trainer:
         module._updates = self.updates
         module._toggled = ()
         module.__dict__["_optimizers"] = self.updates.optimizers  # their names in step graphs
-
-    def _compose(self, module: Module, training_step: Callable[..., Any]) -> list[AutomaticStep]:
-        indices: list[int | None] = list(range(len(self.updates.optimizers))) or [None]
-        with_scaler = self.updates.scaler is not None
-        steps = []
-        for index in indices:
-            inside = [
-                config
-                for config in self.lr_scheduler_configs
-                if config.optimizer_index == index and by_steps(config) and not with_scaler
-            ]
-            step = AutomaticStep(
-                module,
-                self.updates,
-                index,
-                training_step=training_step,
-                precision=self.precision,
-                schedulers=inside,
-                clipping=Clipping(self.gradient_clip_val, self.gradient_clip_algorithm),
-                compiled=self._compiled,
-            )
-            if step.hosted:  # the trainer advances them: only it knows whether there was a step
-                step.configs = []
-            steps.append(step)
-        return steps
-
-    def _compiled(self, method: Any) -> Any:
-        if not self.options.compile:
-            return method
-        distributed = self.world_size > 1
-        return compile(method, on_fallback="silent" if distributed else "warn")
 
     def validate(self, module: Module, dataloaders: Any) -> list[dict[str, float]]:
         """Evaluate a module; return what it logged, once for all loaders.
@@ -440,14 +398,6 @@ class Trainer:
     def reduce_metric(self, value: Tensor, operation: str) -> Tensor:
         """Combine a metric between processes."""
         return self.processes.reduce(value, operation)
-
-    def generators(self, loader: Any) -> list[torch.Generator]:
-        """Return the generators that a loader draws from."""
-        return generators_of(loader)
-
-    def choose_accumulation(self) -> None:
-        """Set the accumulation of the epoch that begins."""
-        self.accumulate_grad_batches = self.options.accumulation_in(self.progress.epoch)
 
     def finished(self) -> bool:
         """Return whether no further epoch is to begin."""

@@ -39,6 +39,7 @@ def image_batches(count=BATCHES):
 def quiet(**options):
     """A trainer that writes nothing."""
     defaults = {"max_epochs": EPOCHS, "logger": False, "enable_checkpointing": False}
+    defaults["accelerator"] = "cpu"  # the loops they are compared with run there
     return Trainer(**{**defaults, "enable_progress_bar": False, "compile": False, **options})
 
 
