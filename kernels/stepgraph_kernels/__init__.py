@@ -1,0 +1,8 @@
+"""Fused optimizer kernels, one folder each. Depends on torch and triton, never on stepgraph."""
+
+from stepgraph_kernels.adam import ADAM
+from stepgraph_kernels.launch import MultiTensorUpdate
+from stepgraph_kernels.sgd import SGD
+from stepgraph_kernels.spec import Family, Rule, Target, Tuning
+
+__all__ = ["ADAM", "SGD", "Family", "MultiTensorUpdate", "Rule", "Target", "Tuning"]

@@ -1,0 +1,59 @@
+"""Every kernel there is: which optimizers it serves, and the options that make another kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from stepgraph_kernels.adam import ADAM
+from stepgraph_kernels.sgd import SGD
+from stepgraph_kernels.spec import Family, Group, Scalar
+
+FAMILIES: dict[type[Optimizer], Family] = {
+    torch.optim.SGD: SGD,
+    torch.optim.Adam: ADAM,
+    torch.optim.AdamW: ADAM,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One optimizer with one choice of its options.
+
+    Attributes:
+        name: For reports and test ids.
+        optimizer: The class.
+        options: What its constructor gets.
+    """
+
+    name: str
+    optimizer: Callable[..., Optimizer]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        """The kernels of this optimizer."""
+        return FAMILIES[self.optimizer]  # type: ignore[index]
+
+    def group(self) -> Group:
+        """A `param_group` as the constructor makes it."""
+        made = self.optimizer([torch.zeros(2, 2)], **self.options)
+        return {name: value for name, value in made.param_groups[0].items() if name != "params"}
+
+
+_DECAY: dict[str, Scalar] = {"lr": 0.03, "weight_decay": 0.1}
+
+VARIANTS = (
+    Variant("sgd", torch.optim.SGD, _DECAY),
+    Variant("sgd maximize", torch.optim.SGD, {"lr": 0.03, "maximize": True}),
+    Variant("sgd momentum", torch.optim.SGD, _DECAY | {"momentum": 0.9, "dampening": 0.3}),
+    Variant("sgd nesterov", torch.optim.SGD, _DECAY | {"momentum": 0.9, "nesterov": True}),
+    Variant("adam", torch.optim.Adam, {"lr": 0.03}),
+    Variant("adam l2", torch.optim.Adam, _DECAY | {"betas": (0.0, 0.95)}),
+    Variant("adamw", torch.optim.AdamW, _DECAY),
+    Variant("adamw amsgrad", torch.optim.AdamW, _DECAY | {"amsgrad": True, "maximize": True}),
+)

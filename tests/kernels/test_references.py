@@ -1,0 +1,54 @@
+"""Each reference is torch.optim's own arithmetic, to the bit."""
+
+import copy
+
+import pytest
+import torch
+
+from stepgraph_kernels.catalogue import VARIANTS
+
+OURS = ("lion", "lamb")  # not in torch; see their own tests
+IN_TORCH = [v for v in VARIANTS if not v.name.startswith(OURS)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", IN_TORCH, ids=lambda v: v.name)
+def test_reference_equals_torch_bit_for_bit(variant, dtype):
+    torch.manual_seed(0)
+    theirs = [torch.nn.Parameter(torch.randn(7, 5).to(dtype))]
+    ours = [p.detach().clone() for p in theirs]
+    optimizer = variant.optimizer(theirs, **variant.options)
+    for group in optimizer.param_groups:
+        group["foreach"] = False
+    states = [{} if not optimizer.state[p] else copy.deepcopy(optimizer.state[p]) for p in theirs]
+
+    for step in range(8):
+        for index, p in enumerate(theirs):
+            p.grad = torch.randn_like(p) * (step + 1)
+            if not states[index] and not variant.family.optional_counters:
+                states[index] = variant.family.initial_state(ours[index], variant.group())
+            variant.family.reference(ours[index], p.grad.clone(), states[index], variant.group())
+        optimizer.step()
+
+    for p, q, state in zip(theirs, ours, states, strict=True):
+        assert torch.equal(p, q)
+        for name, value in optimizer.state[p].items():
+            if value is not None:
+                assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_initial_state_is_the_one_the_optimizer_creates(variant):
+    param = torch.nn.Parameter(torch.randn(4, 3))
+    optimizer = variant.optimizer([param], **variant.options)
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    theirs = {name: value for name, value in optimizer.state[param].items() if value is not None}
+
+    ours = variant.family.initial_state(param.detach(), variant.group())
+
+    private = set(variant.family.counters) if variant.family.optional_counters else set()
+    assert set(ours) - private == set(theirs)
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape, name
+        assert ours[name].dtype == value.dtype, name
