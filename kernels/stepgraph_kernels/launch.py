@@ -80,6 +80,7 @@ class MultiTensorUpdate:
         norm: `[]` float32, the unscaled norm of all gradients (with `clip` or `check_finite`).
         skipped: `[]` float32, 1 if the last update was skipped, else 0.
         max_norm: `[]` float32, what `clip` clips to.
+        group_count: How many groups it was made for; for another number make another update.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class MultiTensorUpdate:
         self._hyper = torch.zeros(
             len(groups), 2 + len(family.hyper_names), dtype=torch.float64, device=device
         )
+        self.group_count = len(groups)
         self._hyper_values: list[tuple[Any, ...]] = []
         self._addresses: list[list[int]] = []
         self._layout: object = None
@@ -160,6 +162,7 @@ class MultiTensorUpdate:
         self._tables = self._build(targets, buckets, addresses)
         self.targets, self._stand_ins = list(targets), stand_ins
         self._addresses, self._layout = addresses, layout
+        self._written = _written(rules, targets, self.grads)
         return True
 
     def set_hyper(self, groups: Sequence[Group], *, average_weight: float | None = None) -> None:
@@ -190,6 +193,7 @@ class MultiTensorUpdate:
             for bucket, chunks in zip(self._tables.buckets, self._tables.ranges, strict=True):
                 if chunks[1]:
                     self._sweep(bucket, *chunks)
+        torch.autograd.graph.increment_version(self._written)
 
     def _decide(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         tables, tensors = self._tables, len(self.targets)
@@ -325,6 +329,18 @@ def _layout(target: Target, rule: Rule) -> tuple[object, ...]:
     )
     missing = tuple(name for name in rule.states if name not in target.state)
     return (rule, target.group, described, missing)
+
+
+def _written(
+    rules: Sequence[Rule], targets: Sequence[Target], grads: GradientsAfter
+) -> list[Tensor]:
+    """What an update changes behind autograd's back, so that it can be told."""
+    written: list[Tensor | None] = []
+    for rule, target in zip(rules, targets, strict=True):
+        written += [target.param, target.shadow, target.average]
+        written += [target.state[name] for name in rule.states]
+        written += [target.grad] if grads != "keep" else []
+    return [tensor for tensor in written if tensor is not None and not tensor.is_inference()]
 
 
 def _unchanged(values: Sequence[Scalar], before: Sequence[Scalar]) -> bool:
