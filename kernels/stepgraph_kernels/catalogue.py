@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from stepgraph_kernels.adagrad import ADAGRAD
 from stepgraph_kernels.adam import ADAM
+from stepgraph_kernels.adamax import ADAMAX
+from stepgraph_kernels.lion import LION, Lion
+from stepgraph_kernels.nadam import NADAM
+from stepgraph_kernels.radam import RADAM
+from stepgraph_kernels.rmsprop import RMSPROP
 from stepgraph_kernels.sgd import SGD
 from stepgraph_kernels.spec import Family, Group, Scalar
 
@@ -17,6 +23,12 @@ FAMILIES: dict[type[Optimizer], Family] = {
     torch.optim.SGD: SGD,
     torch.optim.Adam: ADAM,
     torch.optim.AdamW: ADAM,
+    torch.optim.NAdam: NADAM,
+    torch.optim.RAdam: RADAM,
+    torch.optim.RMSprop: RMSPROP,
+    torch.optim.Adagrad: ADAGRAD,
+    torch.optim.Adamax: ADAMAX,
+    Lion: LION,
 }
 
 
@@ -42,7 +54,8 @@ class Variant:
     def group(self) -> Group:
         """A `param_group` as the constructor makes it."""
         made = self.optimizer([torch.zeros(2, 2)], **self.options)
-        return {name: value for name, value in made.param_groups[0].items() if name != "params"}
+        group = made.defaults | made.param_groups[0]  # Adagrad keeps its initial value apart
+        return {name: value for name, value in group.items() if name != "params"}
 
 
 _DECAY: dict[str, Scalar] = {"lr": 0.03, "weight_decay": 0.1}
@@ -56,4 +69,23 @@ VARIANTS = (
     Variant("adam l2", torch.optim.Adam, _DECAY | {"betas": (0.0, 0.95)}),
     Variant("adamw", torch.optim.AdamW, _DECAY),
     Variant("adamw amsgrad", torch.optim.AdamW, _DECAY | {"amsgrad": True, "maximize": True}),
+    Variant("nadam", torch.optim.NAdam, _DECAY | {"maximize": True}),
+    Variant("nadam decoupled", torch.optim.NAdam, _DECAY | {"decoupled_weight_decay": True}),
+    Variant("radam", torch.optim.RAdam, _DECAY | {"maximize": True}),
+    Variant("radam decoupled", torch.optim.RAdam, _DECAY | {"decoupled_weight_decay": True}),
+    Variant("rmsprop", torch.optim.RMSprop, _DECAY | {"maximize": True}),
+    Variant("rmsprop momentum", torch.optim.RMSprop, _DECAY | {"momentum": 0.9}),
+    Variant("rmsprop centered", torch.optim.RMSprop, _DECAY | {"centered": True}),
+    Variant(
+        "rmsprop centered momentum",
+        torch.optim.RMSprop,
+        _DECAY | {"centered": True, "momentum": 0.9},
+    ),
+    Variant(
+        "adagrad",
+        torch.optim.Adagrad,
+        _DECAY | {"lr_decay": 0.1, "initial_accumulator_value": 0.2, "maximize": True},
+    ),
+    Variant("adamax", torch.optim.Adamax, _DECAY | {"maximize": True}),
+    Variant("lion", Lion, _DECAY | {"maximize": True}),
 )

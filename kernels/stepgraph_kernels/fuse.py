@@ -152,13 +152,14 @@ class _KernelStep:
         names = self._family.rule(group).states
         if self._family.optional_counters:
             return self._state_with_private_counter(state, param, group, names)
+        complete = {**optimizer.defaults, **group}  # Adagrad keeps its initial value apart
         if not state:
-            state.update(self._family.initial_state(param.detach(), group))
+            state.update(self._family.initial_state(param.detach(), complete))
         for name in self._family.counters:
             state[name] = _counter(state[name], param.device)
         for name in names:
             if name not in state:  # an option that was switched on later, as torch allows
-                state[name] = self._family.initial_state(param.detach(), group)[name]
+                state[name] = self._family.initial_state(param.detach(), complete)[name]
         return state
 
     def _state_with_private_counter(

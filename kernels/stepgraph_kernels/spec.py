@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Group = Mapping[str, Any]
@@ -113,3 +114,13 @@ class Tuning:
     narrow_hint: Literal[8, 16] = 8
     eviction: Literal["", "evict_first"] = ""
     reduce_threads: int = 128
+
+
+def counter(param: Tensor, value: float = 0.0) -> Tensor:
+    """A counter of a new state: one float32 beside its parameter."""
+    return torch.full((), value, dtype=torch.float32, device=param.device)
+
+
+def zeros_like(param: Tensor, rule: Rule) -> State:
+    """The states of a rule that all start at zero."""
+    return {name: torch.zeros_like(param) for name in rule.states}

@@ -52,3 +52,18 @@ def test_initial_state_is_the_one_the_optimizer_creates(variant):
     for name, value in theirs.items():
         assert ours[name].shape == value.shape, name
         assert ours[name].dtype == value.dtype, name
+
+
+def test_lion_steps_by_the_sign_of_the_mix_and_keeps_the_slower_momentum():
+    """Algorithm 2 of arXiv 2302.06675, worked by hand."""
+    variant = next(v for v in VARIANTS if v.name == "lion")
+    group = {**variant.group(), "lr": 0.5, "betas": (0.5, 0.75), "maximize": False}
+    group["weight_decay"] = 0.25
+    param, grad = torch.tensor([1.0, -2.0, 4.0]), torch.tensor([4.0, -4.0, 2.0])
+    state = {"exp_avg": torch.tensor([-8.0, -4.0, -2.0])}
+
+    variant.family.reference(param, grad, state, group)
+
+    # mix: -2, -4, 0; decay: 1 - 0.5 * 0.25 = 0.875
+    assert param.tolist() == [0.875 + 0.5, -1.75 + 0.5, 3.5]
+    assert state["exp_avg"].tolist() == [-5.0, -4.0, -1.0]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from stepgraph_kernels.adam.kernel import adam_prepare, adam_update, amsgrad_update
 from stepgraph_kernels.adam.reference import adam_reference_
-from stepgraph_kernels.spec import Family, Group, Rule, Scalar, State
+from stepgraph_kernels.spec import Family, Group, Rule, Scalar, State, counter, zeros_like
 
 __all__ = ["ADAM", "adam_reference_"]
 
@@ -26,8 +25,7 @@ def _hyper(group: Group) -> tuple[Scalar, ...]:
 
 
 def _initial_state(param: Tensor, group: Group) -> State:
-    state = {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
-    return state | {name: torch.zeros_like(param) for name in _rule(group).states}
+    return {"step": counter(param)} | zeros_like(param, _rule(group))
 
 
 ADAM = Family(

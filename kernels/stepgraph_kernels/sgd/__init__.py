@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from stepgraph_kernels.sgd.kernel import (
@@ -12,7 +11,7 @@ from stepgraph_kernels.sgd.kernel import (
     sgd_update,
 )
 from stepgraph_kernels.sgd.reference import sgd_reference_
-from stepgraph_kernels.spec import Family, Group, Rule, Scalar, State
+from stepgraph_kernels.spec import Family, Group, Rule, Scalar, State, counter, zeros_like
 
 __all__ = ["SGD", "sgd_reference_"]
 
@@ -29,8 +28,7 @@ def _hyper(group: Group) -> tuple[Scalar, ...]:
 
 
 def _initial_state(param: Tensor, group: Group) -> State:
-    state = {name: torch.zeros_like(param) for name in _rule(group).states}
-    return state | {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
+    return {"step": counter(param)} | zeros_like(param, _rule(group))
 
 
 SGD = Family(
