@@ -2,6 +2,7 @@
 
 from stepgraph_kernels.catalogue import FAMILIES, VARIANTS
 from stepgraph_kernels.fuse import Fusion, fuse
+from stepgraph_kernels.lamb import Lamb
 from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.lion import Lion
 from stepgraph_kernels.spec import Family, Rule, Target, Tuning
@@ -11,6 +12,7 @@ __all__ = [
     "VARIANTS",
     "Family",
     "Fusion",
+    "Lamb",
     "Lion",
     "MultiTensorUpdate",
     "Rule",

@@ -26,11 +26,12 @@ from triton.compiler import ASTSource
 
 from stepgraph_kernels.catalogue import VARIANTS, Variant
 from stepgraph_kernels.decide import decide_kernel
-from stepgraph_kernels.launch import PARTIALS, WIDTH, sweep_constants
+from stepgraph_kernels.launch import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.layouts import LAYOUTS, Layout
+from stepgraph_kernels.measure import measure_kernel
 from stepgraph_kernels.spec import Family, GradientsAfter, Target, Tuning
 from stepgraph_kernels.sweep import sweep_kernel
-from stepgraph_kernels.table import bucket_of
+from stepgraph_kernels.table import Bucket, bucket_of
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -57,6 +58,10 @@ _TYPES = {
     "tensors": "i32",
     "chunks": "i32",
     "first_chunk": "i32",
+    "chunk_place": "*i32",
+    "tensor_place": "*i32",
+    "tensor_chunks": "*i32",
+    "partials": "*fp32",
 }
 _ANYWHERE = ("scale", "found_inf", "max_norm")  # the caller's scalars may lie inside other tensors
 
@@ -92,14 +97,20 @@ def sweep_report(
     variant: Variant, layout: Layout, target: str, *, grads: GradientsAfter = "keep"
 ) -> Report:
     """Compile the second launch for one variant and layout."""
-    group, family = variant.group(), variant.family
-    rule = family.rule(group)
-    tuning = Tuning()
-    constants = sweep_constants(
-        family, bucket_of(_aligned(family, variant, layout), rule, grads, tuning), tuning
-    )
+    family, tuning = variant.family, Tuning()
+    bucket = _bucket(variant, layout, grads, tuning)
+    constants = sweep_constants(family, bucket, tuning)
     compiled = _compile(sweep_kernel, constants, target, tuning.threads)
     return _report(compiled, f"sweep {variant.name}", layout.name, target)
+
+
+def measure_report(variant: Variant, layout: Layout, target: str) -> Report:
+    """Compile the launch between for a variant whose rule has one."""
+    tuning = Tuning()
+    bucket = _bucket(variant, layout, "keep", tuning)
+    constants = measure_constants(variant.family, bucket, tuning)
+    compiled = _compile(measure_kernel, constants, target, tuning.threads)
+    return _report(compiled, f"measure {variant.name}", layout.name, target)
 
 
 def decide_report(family: Family, target: str, *, kinds: int = 1, clip: bool = True) -> Report:
@@ -128,6 +139,8 @@ def reports(targets: Sequence[str], *, all_layouts: bool) -> Iterator[Report]:
             every = all_layouts or variant.name == "adamw"
             for layout in LAYOUTS if every else LAYOUTS[:1]:
                 yield sweep_report(variant, layout, target)
+                if variant.family.rule(variant.group()).measure is not None:
+                    yield measure_report(variant, layout, target)
             if variant.name == "adamw":
                 yield sweep_report(variant, LAYOUTS[-1], target, grads="zero")
         families = {variant.family.name: variant.family for variant in VARIANTS}
@@ -137,19 +150,17 @@ def reports(targets: Sequence[str], *, all_layouts: bool) -> Iterator[Report]:
         yield decide_report(families["Adam"], target, clip=False)
 
 
-def _aligned(family: Family, variant: Variant, layout: Layout) -> Target:
-    """A target as the allocator would give it, to find the bucket of a layout."""
-    param = torch.empty(16, dtype=layout.param)
-    state = {
-        name: torch.empty(16, dtype=layout.state) for name in family.rule(variant.group()).states
-    }
-    return Target(
-        param=param,
+def _bucket(variant: Variant, layout: Layout, grads: GradientsAfter, tuning: Tuning) -> Bucket:
+    """The bucket of a layout, for tensors as the allocator gives them."""
+    rule = variant.family.rule(variant.group())
+    target = Target(
+        param=torch.empty(16, dtype=layout.param),
         grad=torch.empty(16, dtype=layout.grad),
-        state=state,
+        state={name: torch.empty(16, dtype=layout.state) for name in rule.states},
         shadow=torch.empty(16, dtype=layout.shadow) if layout.shadow is not None else None,
         average=torch.empty(16) if layout.averaged else None,
     )
+    return bucket_of(target, rule, grads, tuning)
 
 
 def _compile(function: Any, constants: dict[str, Any], target: str, threads: int) -> Any:

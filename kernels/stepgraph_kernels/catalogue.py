@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from stepgraph_kernels.adagrad import ADAGRAD
 from stepgraph_kernels.adam import ADAM
 from stepgraph_kernels.adamax import ADAMAX
+from stepgraph_kernels.lamb import LAMB, Lamb
 from stepgraph_kernels.lion import LION, Lion
 from stepgraph_kernels.nadam import NADAM
 from stepgraph_kernels.radam import RADAM
@@ -29,6 +30,7 @@ FAMILIES: dict[type[Optimizer], Family] = {
     torch.optim.Adagrad: ADAGRAD,
     torch.optim.Adamax: ADAMAX,
     Lion: LION,
+    Lamb: LAMB,
 }
 
 
@@ -88,4 +90,5 @@ VARIANTS = (
     ),
     Variant("adamax", torch.optim.Adamax, _DECAY | {"maximize": True}),
     Variant("lion", Lion, _DECAY | {"maximize": True}),
+    Variant("lamb", Lamb, _DECAY | {"maximize": True}),
 )

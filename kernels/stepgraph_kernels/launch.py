@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stepgraph_kernels.decide import decide_kernel
+from stepgraph_kernels.measure import measure_kernel
 from stepgraph_kernels.memory import check_overlaps, check_targets
 from stepgraph_kernels.spec import (
     MAX_COEFFICIENTS,
@@ -28,9 +29,11 @@ from stepgraph_kernels.spec import (
 from stepgraph_kernels.sweep import sweep_kernel
 from stepgraph_kernels.table import (
     Bucket,
+    Chunks,
     address_rows,
     bucket_of,
     grad_kind,
+    partial_places,
     split,
 )
 
@@ -47,6 +50,17 @@ _TYPES: dict[torch.dtype | None, Any] = {
 
 
 @dataclass(frozen=True)
+class _Norms:
+    """Where the norms of single tensors are added up; see `measure_kernel`."""
+
+    chunk_place: Tensor
+    tensor_place: Tensor
+    tensor_chunks: Tensor
+    arrivals: Tensor
+    partials: Tensor
+
+
+@dataclass(frozen=True)
 class _Tables:
     """The layout of one set of targets, on the device. Addresses are patched, the rest stays."""
 
@@ -60,6 +74,7 @@ class _Tables:
     buckets: list[Bucket]
     ranges: list[tuple[int, int]]
     kinds: int
+    norms: _Norms
 
 
 class MultiTensorUpdate:
@@ -191,6 +206,8 @@ class MultiTensorUpdate:
         with _on(self._device):
             self._decide(scale, found_inf)
             for bucket, chunks in zip(self._tables.buckets, self._tables.ranges, strict=True):
+                if chunks[1] and bucket.rule.measure is not None:
+                    self._measure(bucket, *chunks)
                 if chunks[1]:
                     self._sweep(bucket, *chunks)
         torch.autograd.graph.increment_version(self._written)
@@ -229,6 +246,28 @@ class MultiTensorUpdate:
             WIDTH=WIDTH,
             PARTIALS=PARTIALS,
             num_warps=self._warps(self.tuning.reduce_threads),
+        )
+
+    def _measure(self, bucket: Bucket, first: int, count: int) -> None:
+        tables, norms = self._tables, self._tables.norms
+        measure_kernel[(count,)](
+            tables.addresses,
+            tables.chunk_tensor,
+            tables.chunk_offset,
+            tables.chunk_length,
+            norms.chunk_place,
+            norms.tensor_place,
+            norms.tensor_chunks,
+            norms.arrivals,
+            norms.partials,
+            tables.coefficients,
+            self._verdict,
+            len(self.targets),
+            tables.chunk_tensor.numel(),
+            first,
+            **measure_constants(self.family, bucket, self.tuning),
+            num_warps=self._warps(self.tuning.threads),
+            **_FUSED_MULTIPLY_ADD,
         )
 
     def _sweep(self, bucket: Bucket, first: int, count: int) -> None:
@@ -273,6 +312,18 @@ class MultiTensorUpdate:
             buckets=distinct,
             ranges=chunks.ranges,
             kinds=sum(1 << kind for kind in set(kinds)),
+            norms=self._build_norms(chunks, len(targets)),
+        )
+
+    def _build_norms(self, chunks: Chunks, tensors: int) -> _Norms:
+        places = partial_places(chunks, tensors)
+        put = _uploader(self._device)
+        return _Norms(
+            chunk_place=put(places.chunk, torch.int32),
+            tensor_place=put(places.tensor, torch.int32),
+            tensor_chunks=put(places.count, torch.int32),
+            arrivals=torch.zeros(tensors, dtype=torch.int32, device=self._device),
+            partials=torch.zeros(2, len(chunks.tensor), dtype=torch.float32, device=self._device),
         )
 
     def _stand_in_counters(self, targets: Sequence[Target]) -> list[Tensor]:
@@ -296,6 +347,7 @@ def sweep_constants(family: Family, bucket: Bucket, tuning: Tuning) -> dict[str,
     return {
         "UPDATE": bucket.rule.update,
         "STATES": len(bucket.rule.states),
+        "STORES": len(bucket.rule.states) if bucket.rule.measure is None else 0,
         "COEFFICIENTS": family.coefficients,
         "PARAM": _TYPES[param],
         "GRAD": _TYPES[grad],
@@ -308,6 +360,20 @@ def sweep_constants(family: Family, bucket: Bucket, tuning: Tuning) -> dict[str,
         "EVICTION": tuning.eviction,
         # an average is one more stream: half the elements keep the registers under 64
         "BLOCK": tuning.block // 2 if bucket.averaged else tuning.block,
+    }
+
+
+def measure_constants(family: Family, bucket: Bucket, tuning: Tuning) -> dict[str, Any]:
+    """The compile-time arguments of `measure_kernel` for one bucket."""
+    sweep = sweep_constants(family, bucket, tuning)
+    shared = ("COEFFICIENTS", "PARAM", "GRAD", "STATE", "PARAM_ALIGN", "GRAD_ALIGN", "STATE_ALIGN")
+    assert len(bucket.rule.states) == 2
+    return {
+        "MEASURE": bucket.rule.measure,
+        **{name: sweep[name] for name in shared},
+        "EVICTION": tuning.eviction,
+        "BLOCK": tuning.block // 2,  # two sums beside four streams: keeps the registers under 64
+        "WIDTH": 2 * WIDTH,
     }
 
 

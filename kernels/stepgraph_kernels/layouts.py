@@ -41,7 +41,10 @@ class Layout:
         grads = self.grad.itemsize * (1 + norm + zero)
         shadow = self.shadow.itemsize if self.shadow is not None else 0
         states = 2 * self.state.itemsize * len(rule.states)
-        return 2 * self.param.itemsize + grads + states + shadow + 8 * self.averaged
+        once = 2 * self.param.itemsize + grads + states + shadow + 8 * self.averaged
+        # the sweep after a measuring launch reads the parameter and the states again
+        again = self.param.itemsize + self.state.itemsize * len(rule.states)
+        return once if rule.measure is None else once + again
 
 
 LAYOUTS = (

@@ -31,10 +31,15 @@ class Rule:
             blocks. `a`, `b`, `c` are the states in order (unused ones are returned as they came);
             `k` is the tuple of coefficients that the family's `prepare` left for this tensor.
         states: The names of the states, at most three, each of the shape of the parameter.
+        measure: For rules that need norms of the whole tensor: a `@triton.jit` function
+            `(param, grad, a, b, k) -> (direction, a, b)` that a launch before the sweep runs. It
+            writes the (two) states and leaves |param| / |direction| as the last coefficient; then
+            `update` only reads the states.
     """
 
     update: Any
     states: tuple[str, ...]
+    measure: Any = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,21 @@ class Chunks:
     ranges: list[tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where partial sums go: those of one tensor side by side, in the order of its elements.
+
+    Attributes:
+        chunk: The place of each chunk.
+        tensor: The first place of each tensor.
+        count: How many places each tensor has.
+    """
+
+    chunk: list[int]
+    tensor: list[int]
+    count: list[int]
+
+
 def bucket_of(target: Target, rule: Rule, grads: GradientsAfter, tuning: Tuning) -> Bucket:
     """Find the variant of the sweep that a target needs."""
     state = [target.state[name] for name in rule.states]
@@ -100,6 +115,20 @@ def split(numels: Sequence[int], buckets: Sequence[int], count: int, chunk: int 
         length=[piece[2] for piece in ordered],
         ranges=ranges,
     )
+
+
+def partial_places(chunks: Chunks, tensors: int) -> Places:
+    """Find a place for the partial sums of each chunk."""
+    order = sorted(range(len(chunks.tensor)), key=lambda i: (chunks.tensor[i], chunks.offset[i]))
+    place = [0] * len(order)
+    first, count = [0] * tensors, [0] * tensors
+    for position, index in enumerate(order):
+        tensor = chunks.tensor[index]
+        place[index] = position
+        if count[tensor] == 0:
+            first[tensor] = position
+        count[tensor] += 1
+    return Places(place, first, count)
 
 
 def chunk_size(total: int) -> int:

@@ -63,13 +63,18 @@ def test_sweeps_move_128_bits_at_a_time(sweeps):
 
 
 def test_float32_sweeps_have_two_wide_accesses_for_each_stream(sweeps):
-    """Eight elements a thread: two 128-bit accesses for p, g and each state."""
+    """Eight elements a thread: two 128-bit accesses for p, g and each state.
+
+    After a measuring launch the states are only read, and the gradient not at all.
+    """
     for report in sweeps:
         if report["layout"] == "float32" and report["target"].startswith("sm"):
             variant = next(v for v in VARIANTS if report["kernel"] == f"sweep {v.name}")
-            states = len(variant.family.rule(variant.group()).states)
-            assert report["wide_loads"] == 2 * (2 + states), report
-            assert report["wide_stores"] == 2 * (1 + states), report
+            rule = variant.family.rule(variant.group())
+            reads = (rule.measure is None) + 1 + len(rule.states)
+            writes = 1 + (len(rule.states) if rule.measure is None else 0)
+            assert report["wide_loads"] == 2 * reads, report
+            assert report["wide_stores"] == 2 * writes, report
 
 
 def test_first_launches_spill_nothing_and_read_128_bits_at_a_time(reports):
@@ -80,6 +85,17 @@ def test_first_launches_spill_nothing_and_read_128_bits_at_a_time(reports):
         assert report["spilled_bytes"] == 0, report
         assert report["registers"] <= 80, report
     assert all(r["wide_loads"] for r in launches if r["shared_bytes"] > 1000)
+
+
+def test_measuring_launches_spill_nothing_and_move_128_bits_at_a_time(reports):
+    launches = [r for r in reports if r["kernel"].startswith("measure")]
+
+    assert {r["target"] for r in launches} == set(TARGETS)
+    for report in launches:
+        assert report["spilled_bytes"] == 0, report
+        assert report["registers"] <= 80, report
+        assert report["wide_loads"] >= 4, report
+        assert report["wide_stores"] >= 2, report
 
 
 @pytest.mark.slow

@@ -104,8 +104,12 @@ def test_nothing_is_written_behind_the_end_or_before_the_start(variant):
         assert not backing[margin:-margin].isnan().any()
 
 
+# (a layer-wise norm is of the whole tensor, on purpose)
+ELEMENTWISE = [v for v in VARIANTS if v.family.rule(v.group()).measure is None]
+
+
 @settings(max_examples=8)
-@given(numel=st.integers(1, 3000), cut=st.floats(0, 1), variant=st.sampled_from(VARIANTS))
+@given(numel=st.integers(1, 3000), cut=st.floats(0, 1), variant=st.sampled_from(ELEMENTWISE))
 def test_splitting_a_tensor_changes_nothing(numel, cut, variant):
     (whole,) = drawn([(numel,)], [TAIL], variant)
     (other,) = drawn([(numel,)], [TAIL], variant)

@@ -67,3 +67,33 @@ def test_lion_steps_by_the_sign_of_the_mix_and_keeps_the_slower_momentum():
     # mix: -2, -4, 0; decay: 1 - 0.5 * 0.25 = 0.875
     assert param.tolist() == [0.875 + 0.5, -1.75 + 0.5, 3.5]
     assert state["exp_avg"].tolist() == [-5.0, -4.0, -1.0]
+
+
+def test_lamb_moves_a_layer_by_lr_times_its_norm():
+    """Algorithm 2 of arXiv 1904.00962: whatever the gradient, |change| = lr |weights|."""
+    variant = next(v for v in VARIANTS if v.name == "lamb")
+    torch.manual_seed(0)
+    param = torch.randn(6, 4, dtype=torch.float64)
+    before = param.clone()
+    state = variant.family.initial_state(param, variant.group())
+    group = {**variant.group(), "weight_decay": 0.0, "maximize": False}
+    grad = torch.randn_like(param)
+
+    variant.family.reference(param, grad, state, group)
+
+    change = param - before
+    torch.testing.assert_close(change.norm(), group["lr"] * before.norm())
+    # the first step of Adam is the sign of the gradient
+    torch.testing.assert_close(change / change[0, 0].abs(), -grad.sign(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(state["exp_avg"], 0.1 * grad)
+
+
+def test_lamb_leaves_a_layer_of_zeros_the_plain_step():
+    variant = next(v for v in VARIANTS if v.name == "lamb")
+    param = torch.zeros(3)
+    group = {**variant.group(), "lr": 0.5, "eps": 0.0, "maximize": False}
+
+    state = variant.family.initial_state(param, group)
+    variant.family.reference(param, torch.tensor([2.0, -1.0, 4.0]), state, group)
+
+    torch.testing.assert_close(param, torch.tensor([-0.5, 0.5, -0.5]))

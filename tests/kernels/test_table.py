@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepgraph_kernels.table import chunk_size, split
+from stepgraph_kernels.table import chunk_size, partial_places, split
 
 NUMELS = st.lists(st.integers(0, 9000), min_size=1, max_size=20)
 
@@ -44,3 +44,17 @@ def test_offsets_do_not_wrap():
 )
 def test_chunks_are_large_enough_to_be_worth_it_and_small_enough_to_fill_a_gpu(total, size):
     assert chunk_size(total) == size
+
+
+@given(numels=NUMELS, chunk=st.sampled_from([16, 2048]))
+def test_partial_sums_of_a_tensor_lie_side_by_side_in_order(numels, chunk):
+    chunks = split(numels, [i % 2 for i in range(len(numels))], 2, chunk)
+
+    places = partial_places(chunks, len(numels))
+
+    assert sorted(places.chunk) == list(range(len(chunks.tensor)))
+    for tensor, numel in enumerate(numels):
+        mine = [i for i, owner in enumerate(chunks.tensor) if owner == tensor]
+        assert places.count[tensor] == len(mine) == -(-numel // chunk)
+        for i in mine:
+            assert places.chunk[i] == places.tensor[tensor] + chunks.offset[i] // chunk

@@ -9,8 +9,8 @@ from stepgraph_kernels.comparison import Settings, worst_difference
 from stepgraph_kernels.layouts import LAYOUTS
 
 BLOCK = INTERPRETER.block
-# around one block, below the vector width, and never only powers of two
-SHAPES = [(1,), (7,), (31, 33), (BLOCK - 1,), (BLOCK,), (BLOCK + 9,)]
+# around one block, below the vector width, several chunks, and never only powers of two
+SHAPES = [(1,), (7,), (31, 33), (BLOCK - 1,), (BLOCK,), (4 * BLOCK + 9,)]
 
 
 @pytest.mark.parametrize("step", [0, 1, 1000])

@@ -247,3 +247,18 @@ def test_layouts_count_their_bytes():
     master = Layout("m", grad=torch.bfloat16, shadow=torch.bfloat16)
     assert master.bytes_per_element(rule, norm=True) == 30
     assert isinstance(drawn()[0], Target)
+
+
+def test_a_skipped_lamb_step_leaves_states_and_ratios_for_the_next_one():
+    variant = next(v for v in VARIANTS if v.name == "lamb")
+    targets, twins = (drawn(variant=variant) for _ in range(2))
+    update, twin = (update_of(t, variant) for t in (targets, twins))
+    before = snapshot(targets)
+
+    update.launch(found_inf=torch.ones((), device=DEVICE))
+    assert unchanged(targets, before)
+    update.launch()
+    twin.launch()
+
+    for a, b in zip(targets, twins, strict=True):
+        assert torch.equal(a.param, b.param)

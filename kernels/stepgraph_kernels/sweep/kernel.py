@@ -69,7 +69,7 @@ def _after(
 def _span(
     offsets, mask, param_ptr, grad_ptr, a_ptr, b_ptr, c_ptr, shadow_ptr, average_ptr,
     multiplier, sign, weight, k,
-    UPDATE: tl.constexpr, STATES: tl.constexpr,
+    UPDATE: tl.constexpr, STATES: tl.constexpr, STORES: tl.constexpr,
     PARAM: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, SHADOW: tl.constexpr,
     HAS_SHADOW: tl.constexpr, HAS_AVERAGE: tl.constexpr, GRADS: tl.constexpr,
     EVICTION: tl.constexpr,
@@ -91,11 +91,11 @@ def _span(
         c = c.to(tl.float32)
     param, a, b, c = UPDATE(param, grad * sign, a, b, c, k)
     tl.store(param_ptr + offsets, param.to(PARAM), mask=mask)
-    if STATES > 0:
+    if STORES > 0:
         tl.store(a_ptr + offsets, a.to(STATE), mask=mask, eviction_policy=EVICTION)
-    if STATES > 1:
+    if STORES > 1:
         tl.store(b_ptr + offsets, b.to(STATE), mask=mask, eviction_policy=EVICTION)
-    if STATES > 2:
+    if STORES > 2:
         tl.store(c_ptr + offsets, c.to(STATE), mask=mask, eviction_policy=EVICTION)
     _after(
         offsets, mask, param, grad, grad_ptr, shadow_ptr, average_ptr, weight,
@@ -130,6 +130,7 @@ def sweep_kernel(
     first_chunk,
     UPDATE: tl.constexpr,
     STATES: tl.constexpr,
+    STORES: tl.constexpr,
     COEFFICIENTS: tl.constexpr,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
@@ -196,14 +197,14 @@ def sweep_kernel(
             _span(
                 offsets, offsets < body, param_ptr, grad_ptr, a_ptr, b_ptr, c_ptr,
                 shadow_ptr, average_ptr, multiplier, sign, weight, k,
-                UPDATE, STATES, PARAM, GRAD, STATE, SHADOW,
+                UPDATE, STATES, STORES, PARAM, GRAD, STATE, SHADOW,
                 HAS_SHADOW, HAS_AVERAGE, GRADS, EVICTION,
             )  # fmt: skip
         if body < length:
             _span(
                 tail, tail < length, param_ptr, grad_ptr, a_ptr, b_ptr, c_ptr,
                 shadow_ptr, average_ptr, multiplier, sign, weight, k,
-                UPDATE, STATES, PARAM, GRAD, STATE, SHADOW,
+                UPDATE, STATES, STORES, PARAM, GRAD, STATE, SHADOW,
                 HAS_SHADOW, HAS_AVERAGE, GRADS, EVICTION,
             )  # fmt: skip
     elif HAS_SHADOW or HAS_AVERAGE or GRADS != "keep":
