@@ -10,6 +10,7 @@ from stepgraph_kernels.catalogue import Variant
 from stepgraph_kernels.comparison import Settings, make_target, worst_difference
 from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS
+from stepgraph_kernels.muon import MUON, MuonUpdate
 from stepgraph_kernels.spec import Target, Tuning
 
 STEPS = (0, 1, 1000)
@@ -25,6 +26,7 @@ def checks(
         yield from _layouts(variant, device, tuning)
         yield _guarded(f"{variant.name}: same bits twice", _same_twice, variant, device, tuning)
         yield _guarded(f"{variant.name}: unaligned", _unaligned, variant, device, tuning)
+    yield _guarded("muon: reference", _muon, device, tuning)
     if device.type == "cuda":
         for variant in variants:
             yield _guarded(f"{variant.name}: CUDA graph", _graph, variant, device, tuning)
@@ -127,6 +129,30 @@ def _graph(variant: Variant, device: torch.device, tuning: Tuning) -> str:
         graph.replay()
     torch.cuda.synchronize(device)
     return _difference(launched, replayed)
+
+
+def _muon(device: torch.device, tuning: Tuning) -> str:
+    """Momentum as the reference has it; weights within the bf16 of the matrix products."""
+    shapes = ((64, 192), (192, 64), (64, 192)) if device.type == "cuda" else ((8, 12), (12, 8))
+    generator = torch.Generator().manual_seed(0)
+    group = torch.optim.Muon([torch.zeros(2, 2)], lr=0.05).param_groups[0]
+    drawn = [
+        [torch.randn(shape, generator=generator).to(device) for _ in range(2)] for shape in shapes
+    ]
+    targets = [Target(p, g, MUON.initial_state(p, group), name="matrix") for p, g in drawn]
+    wanted = [
+        (p.clone(), {n: s.clone() for n, s in t.state.items()})
+        for (p, _), t in zip(drawn, targets, strict=True)
+    ]
+    MuonUpdate(MUON, targets, [group], tuning=tuning).launch()
+    for target, (param, state) in zip(targets, wanted, strict=True):
+        MUON.reference(param, target.grad, state, group)
+        buffers = (target.state["momentum_buffer"], state["momentum_buffer"])
+        momentum = float((buffers[0] - buffers[1]).abs().max())
+        weights = float((target.param - param).abs().max())
+        if not (momentum <= 1e-5 and weights <= 0.1 * group["lr"]):
+            return f"momentum off by {momentum}, weights by {weights}"
+    return ""
 
 
 def _difference(ones: list[Target], others: list[Target]) -> str:

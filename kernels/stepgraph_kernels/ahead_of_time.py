@@ -29,7 +29,8 @@ from stepgraph_kernels.decide import decide_kernel
 from stepgraph_kernels.launch import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.layouts import LAYOUTS, Layout
 from stepgraph_kernels.measure import measure_kernel
-from stepgraph_kernels.spec import Family, GradientsAfter, Target, Tuning
+from stepgraph_kernels.muon import APPLY, MUON
+from stepgraph_kernels.spec import Family, GradientsAfter, Rule, Target, Tuning
 from stepgraph_kernels.sweep import sweep_kernel
 from stepgraph_kernels.table import Bucket, bucket_of
 
@@ -97,17 +98,36 @@ def sweep_report(
     variant: Variant, layout: Layout, target: str, *, grads: GradientsAfter = "keep"
 ) -> Report:
     """Compile the second launch for one variant and layout."""
-    family, tuning = variant.family, Tuning()
-    bucket = _bucket(variant, layout, grads, tuning)
-    constants = sweep_constants(family, bucket, tuning)
+    rule = variant.family.rule(variant.group())
+    return _sweep_report(variant.name, variant.family, rule, layout, target, grads)
+
+
+def muon_reports(target: str) -> Iterator[Report]:
+    """Compile the launches on either side of Muon's matrix products."""
+    bf16 = torch.bfloat16
+    for nesterov in (False, True):
+        rule = MUON.rule({"nesterov": nesterov})
+        name = "muon gather nesterov" if nesterov else "muon gather"
+        yield _sweep_report(name, MUON, rule, Layout("float32", param=bf16), target, "keep")
+    rule = APPLY.rule({})
+    yield _sweep_report("muon apply", APPLY, rule, Layout("float32", grad=bf16), target, "keep")
+    for family in (MUON, APPLY):
+        yield decide_report(family, target)
+
+
+def _sweep_report(
+    name: str, family: Family, rule: Rule, layout: Layout, target: str, grads: GradientsAfter
+) -> Report:
+    tuning = Tuning()
+    constants = sweep_constants(family, _bucket(rule, layout, grads, tuning), tuning)
     compiled = _compile(sweep_kernel, constants, target, tuning.threads)
-    return _report(compiled, f"sweep {variant.name}", layout.name, target)
+    return _report(compiled, f"sweep {name}", layout.name, target)
 
 
 def measure_report(variant: Variant, layout: Layout, target: str) -> Report:
     """Compile the launch between for a variant whose rule has one."""
     tuning = Tuning()
-    bucket = _bucket(variant, layout, "keep", tuning)
+    bucket = _bucket(variant.family.rule(variant.group()), layout, "keep", tuning)
     constants = measure_constants(variant.family, bucket, tuning)
     compiled = _compile(measure_kernel, constants, target, tuning.threads)
     return _report(compiled, f"measure {variant.name}", layout.name, target)
@@ -143,6 +163,7 @@ def reports(targets: Sequence[str], *, all_layouts: bool) -> Iterator[Report]:
                     yield measure_report(variant, layout, target)
             if variant.name == "adamw":
                 yield sweep_report(variant, LAYOUTS[-1], target, grads="zero")
+        yield from muon_reports(target)
         families = {variant.family.name: variant.family for variant in VARIANTS}
         for family in families.values():
             yield decide_report(family, target)
@@ -150,9 +171,8 @@ def reports(targets: Sequence[str], *, all_layouts: bool) -> Iterator[Report]:
         yield decide_report(families["Adam"], target, clip=False)
 
 
-def _bucket(variant: Variant, layout: Layout, grads: GradientsAfter, tuning: Tuning) -> Bucket:
+def _bucket(rule: Rule, layout: Layout, grads: GradientsAfter, tuning: Tuning) -> Bucket:
     """The bucket of a layout, for tensors as the allocator gives them."""
-    rule = variant.family.rule(variant.group())
     target = Target(
         param=torch.empty(16, dtype=layout.param),
         grad=torch.empty(16, dtype=layout.grad),

@@ -13,7 +13,9 @@ from stepgraph_kernels.adagrad import ADAGRAD
 from stepgraph_kernels.adam import ADAM
 from stepgraph_kernels.adamax import ADAMAX
 from stepgraph_kernels.lamb import LAMB, Lamb
+from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.lion import LION, Lion
+from stepgraph_kernels.muon import MUON, MuonUpdate
 from stepgraph_kernels.nadam import NADAM
 from stepgraph_kernels.radam import RADAM
 from stepgraph_kernels.rmsprop import RMSPROP
@@ -31,7 +33,15 @@ FAMILIES: dict[type[Optimizer], Family] = {
     torch.optim.Adamax: ADAMAX,
     Lion: LION,
     Lamb: LAMB,
+    torch.optim.Muon: MUON,
 }
+
+Update = MultiTensorUpdate | MuonUpdate
+
+
+def update_class(family: Family) -> type[Update]:
+    """What runs a family: the two launches, unless it needs more than its own elements."""
+    return MuonUpdate if family is MUON else MultiTensorUpdate
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class Variant:
 
 _DECAY: dict[str, Scalar] = {"lr": 0.03, "weight_decay": 0.1}
 
+# Muon, which takes matrices only, has tests of its own
 VARIANTS = (
     Variant("sgd", torch.optim.SGD, _DECAY),
     Variant("sgd maximize", torch.optim.SGD, {"lr": 0.03, "maximize": True}),

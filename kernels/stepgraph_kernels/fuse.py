@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from triton import knobs
 
-from stepgraph_kernels.catalogue import FAMILIES
-from stepgraph_kernels.launch import MultiTensorUpdate
+from stepgraph_kernels.catalogue import FAMILIES, Update, update_class
 from stepgraph_kernels.spec import Family, GradientsAfter, Group, State, Target, Tuning
 
 Implementation = Literal["triton", "torch fused", "torch"]
@@ -96,7 +95,7 @@ class _KernelStep:
     def __init__(self, family: Family, tuning: Tuning | None) -> None:
         self._family = family
         self._tuning = tuning
-        self._updates: dict[GradientsAfter, MultiTensorUpdate] = {}
+        self._updates: dict[GradientsAfter, Update] = {}
         # counts of updates that torch's state has no place for, each with the state it belongs to
         self._private: dict[Tensor, tuple[State, Tensor]] = {}
 
@@ -120,13 +119,11 @@ class _KernelStep:
             if held[1].item() == 0 and index in state_dict["state"]:
                 state_dict["state"][index] = {}
 
-    def _update(
-        self, targets: list[Target], optimizer: Optimizer, grads: GradientsAfter
-    ) -> MultiTensorUpdate:
+    def _update(self, targets: list[Target], optimizer: Optimizer, grads: GradientsAfter) -> Update:
         groups: Sequence[Group] = optimizer.param_groups
         update = self._updates.get(grads)
         if update is None or update.group_count != len(groups):
-            update = MultiTensorUpdate(
+            update = update_class(self._family)(
                 self._family, targets, groups, grads=grads, tuning=self._tuning
             )
             self._updates[grads] = update

@@ -49,6 +49,7 @@ def test_every_variant_is_compiled_for_every_target(reports):
     found = {(r["target"], r["kernel"]) for r in reports}
 
     assert found >= {(t, f"sweep {v.name}") for t in TARGETS for v in VARIANTS}
+    assert found >= {(t, f"sweep muon {part}") for t in TARGETS for part in ("gather", "apply")}
 
 
 def test_sweeps_spill_nothing_and_use_no_shared_memory(sweeps):
@@ -68,6 +69,8 @@ def test_float32_sweeps_have_two_wide_accesses_for_each_stream(sweeps):
     After a measuring launch the states are only read, and the gradient not at all.
     """
     for report in sweeps:
+        if "muon" in report["kernel"]:
+            continue  # bf16 on one side, whatever the layout is called
         if report["layout"] == "float32" and report["target"].startswith("sm"):
             variant = next(v for v in VARIANTS if report["kernel"] == f"sweep {v.name}")
             rule = variant.family.rule(variant.group())
