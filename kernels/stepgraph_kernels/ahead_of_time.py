@@ -25,8 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stepgraph_kernels.catalogue import VARIANTS, Variant
+from stepgraph_kernels.constants import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.decide import decide_kernel
-from stepgraph_kernels.launch import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.layouts import LAYOUTS, Layout
 from stepgraph_kernels.measure import measure_kernel
 from stepgraph_kernels.muon import APPLY, MUON

@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from stepgraph_kernels.constants import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.decide import decide_kernel
 from stepgraph_kernels.measure import measure_kernel
 from stepgraph_kernels.memory import check_overlaps, check_targets
 from stepgraph_kernels.spec import (
-    MAX_COEFFICIENTS,
-    MAX_STATES,
     Family,
     GradientsAfter,
     Group,
@@ -36,17 +34,6 @@ from stepgraph_kernels.table import (
     partial_places,
     split,
 )
-
-PARTIALS = (
-    1024  # programs of the first launch, whatever the device: the order of a sum depends on it
-)
-WIDTH = 128  # tensors whose coefficients one program prepares at a time: float64 needs registers
-_TYPES: dict[torch.dtype | None, Any] = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-    None: tl.float32,
-}
 
 
 @dataclass(frozen=True)
@@ -150,6 +137,8 @@ class MultiTensorUpdate:
         self._hyper_values: list[tuple[Any, ...]] = []
         self._addresses: list[list[int]] = []
         self._layout: object = None
+        self._variant: object = None
+        self._stand_ins: list[Tensor] = []
         self._tables: _Tables
         self.rebind(targets, groups)
         self.set_hyper(groups, average_weight=average_weight)
@@ -157,7 +146,8 @@ class MultiTensorUpdate:
     def rebind(self, targets: Sequence[Target], groups: Sequence[Group]) -> bool:
         """Take other tensors, or the same ones at other addresses; cheap if nothing moved.
 
-        Not inside a CUDA graph: it copies to the device. Counters that a state lacks start anew.
+        Not inside a CUDA graph: it copies to the device. Tensors that only moved cost one copy of
+        addresses; another layout, or other tensors, cost new tables.
 
         Returns:
             Whether anything had moved.
@@ -166,17 +156,23 @@ class MultiTensorUpdate:
         layout = [_layout(target, rule) for target, rule in zip(targets, rules, strict=True)]
         if layout != self._layout:
             check_targets(self.family, rules, targets)
-        stand_ins = self._stand_in_counters(targets)
-        addresses = address_rows(self.family, rules, targets, stand_ins)
+        if len(self._stand_ins) != len(targets):
+            self._stand_ins = self._stand_in_counters(len(targets))
+        addresses = address_rows(self.family, rules, targets, self._stand_ins)
         if addresses == self._addresses and layout == self._layout:
             return False
         check_overlaps(self.family, rules, targets)
         buckets = [
-            bucket_of(t, r, self.grads, self.tuning) for t, r in zip(targets, rules, strict=True)
+            bucket_of(target, rule, self.grads, self.tuning)
+            for target, rule in zip(targets, rules, strict=True)
         ]
-        self._tables = self._build(targets, buckets, addresses)
-        self.targets, self._stand_ins = list(targets), stand_ins
-        self._addresses, self._layout = addresses, layout
+        variant = (buckets, [grad_kind(target) for target in targets])
+        if layout == self._layout and variant == self._variant:
+            _copy(addresses, into=self._tables.addresses)
+        else:
+            self._tables = self._build(targets, buckets, addresses)
+        self.targets, self._addresses = list(targets), addresses
+        self._layout, self._variant = layout, variant
         self._written = _written(rules, targets, self.grads)
         return True
 
@@ -326,55 +322,17 @@ class MultiTensorUpdate:
             partials=torch.zeros(2, len(chunks.tensor), dtype=torch.float32, device=self._device),
         )
 
-    def _stand_in_counters(self, targets: Sequence[Target]) -> list[Tensor]:
-        ones = torch.ones(len(targets), dtype=torch.float32, device=self._device)
+    def _stand_in_counters(self, tensors: int) -> list[Tensor]:
+        """For states without counters: a count that is past the first update."""
+        ones = torch.ones(tensors, dtype=torch.float32, device=self._device)
         return list(ones.unbind())
 
     def _upload_row(self, row: int, values: tuple[Scalar, ...]) -> None:
         numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
-        self._hyper[row].copy_(_uploader(self._device)(numbers, torch.float64))
+        _copy(numbers, into=self._hyper[row])
         for column, value in enumerate(values):
             if isinstance(value, Tensor):
                 self._hyper[row, column].copy_(value.detach().reshape(()), non_blocking=True)
-
-
-def sweep_constants(family: Family, bucket: Bucket, tuning: Tuning) -> dict[str, Any]:
-    """The compile-time arguments of `sweep_kernel` for one bucket."""
-    param, grad, state, shadow = bucket.dtypes
-    assert len(bucket.rule.states) <= MAX_STATES
-    assert family.coefficients <= MAX_COEFFICIENTS
-    names = ("PARAM_ALIGN", "GRAD_ALIGN", "STATE_ALIGN", "SHADOW_ALIGN", "AVERAGE_ALIGN")
-    return {
-        "UPDATE": bucket.rule.update,
-        "STATES": len(bucket.rule.states),
-        "STORES": len(bucket.rule.states) if bucket.rule.measure is None else 0,
-        "COEFFICIENTS": family.coefficients,
-        "PARAM": _TYPES[param],
-        "GRAD": _TYPES[grad],
-        "STATE": _TYPES[state],
-        "SHADOW": _TYPES[shadow],
-        **dict(zip(names, bucket.alignments, strict=True)),
-        "HAS_SHADOW": shadow is not None,
-        "HAS_AVERAGE": bucket.averaged,
-        "GRADS": bucket.grads,
-        "EVICTION": tuning.eviction,
-        # an average is one more stream: half the elements keep the registers under 64
-        "BLOCK": tuning.block // 2 if bucket.averaged else tuning.block,
-    }
-
-
-def measure_constants(family: Family, bucket: Bucket, tuning: Tuning) -> dict[str, Any]:
-    """The compile-time arguments of `measure_kernel` for one bucket."""
-    sweep = sweep_constants(family, bucket, tuning)
-    shared = ("COEFFICIENTS", "PARAM", "GRAD", "STATE", "PARAM_ALIGN", "GRAD_ALIGN", "STATE_ALIGN")
-    assert len(bucket.rule.states) == 2
-    return {
-        "MEASURE": bucket.rule.measure,
-        **{name: sweep[name] for name in shared},
-        "EVICTION": tuning.eviction,
-        "BLOCK": tuning.block // 2,  # two sums beside four streams: keeps the registers under 64
-        "WIDTH": 2 * WIDTH,
-    }
 
 
 # Contraction is triton's default up to 3.9 and not after; we want it, and say so.
@@ -412,6 +370,11 @@ def _written(
 def _unchanged(values: Sequence[Scalar], before: Sequence[Scalar]) -> bool:
     """A tensor may have changed in place: only plain numbers are known to be the same."""
     return not any(isinstance(value, Tensor) for value in values) and values == before
+
+
+def _copy(values: Any, *, into: Tensor) -> None:
+    """Overwrite a tensor on the device without waiting for it."""
+    into.copy_(_uploader(into.device)(values, into.dtype))
 
 
 def _uploader(device: torch.device) -> Callable[[Any, torch.dtype], Tensor]:

@@ -224,10 +224,11 @@ def test_what_a_kernel_cannot_take_is_refused_before_anything_is_written(case):
     assert torch.equal(first.param, before)
 
 
-def test_a_moved_gradient_is_followed_and_unchanged_tensors_cost_no_upload():
+def test_tensors_that_did_not_move_cost_nothing_and_moved_ones_keep_the_tables():
     targets = drawn([(40,), (7,)])
     group = ADAMW.group()
     update = MultiTensorUpdate(ADAMW.family, targets, [group], tuning=INTERPRETER)
+    tables = update._tables
     assert not update.rebind(targets, [group])
 
     targets[1].grad = torch.zeros_like(targets[1].grad)
@@ -236,4 +237,27 @@ def test_a_moved_gradient_is_followed_and_unchanged_tensors_cost_no_upload():
     assert update.rebind(targets, [group])
     update.launch()
 
+    assert update._tables is tables
     torch.testing.assert_close(targets[1].param, want)
+
+
+def test_a_gradient_that_moved_off_its_alignment_gets_other_tables():
+    targets = drawn([(40,), (7,)])
+    group = ADAMW.group()
+    update = MultiTensorUpdate(ADAMW.family, targets, [group], tuning=INTERPRETER)
+    tables = update._tables
+
+    targets[1].grad = shifted(1)(targets[1].grad)
+    update.rebind(targets, [group])
+
+    assert update._tables is not tables
+    assert len(update._tables.buckets) == 2
+
+
+def test_a_state_without_counters_does_not_look_moved():
+    variant = next(v for v in VARIANTS if v.name == "sgd momentum")
+    targets = drawn([(40,)], variant=variant)
+    del targets[0].state["step"]
+    update = MultiTensorUpdate(variant.family, targets, [variant.group()], tuning=INTERPRETER)
+
+    assert not update.rebind(targets, [variant.group()])
