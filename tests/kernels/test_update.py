@@ -8,6 +8,9 @@ from stepgraph_kernels.catalogue import VARIANTS
 from stepgraph_kernels.comparison import Settings, worst_difference
 from stepgraph_kernels.layouts import LAYOUTS
 
+# the interpreter is NumPy, which warns about inf and nan
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+
 BLOCK = INTERPRETER.block
 # around one block, below the vector width, several chunks, and never only powers of two
 SHAPES = [(1,), (7,), (31, 33), (BLOCK - 1,), (BLOCK,), (4 * BLOCK + 9,)]
@@ -57,3 +60,15 @@ def test_average_moves_by_its_weight(weight):
     if weight == 1.0:
         assert torch.equal(targets[0].average, targets[0].param)
     assert targets[0].param.device.type == DEVICE
+
+
+def test_lanes_behind_the_end_have_no_direction():
+    """With eps 0 such a lane computes 0 / 0, which must not reach the norm of the layer."""
+    variant = next(v for v in VARIANTS if v.name == "lamb")
+    group = {**variant.group(), "eps": 0.0}
+    settings = Settings(step=3, tuning=INTERPRETER)
+    targets = targets_for(variant, LAYOUTS[:1], [(13,), (BLOCK + 9,)], settings)
+
+    errors = worst_difference(variant.family, group, targets, settings)
+
+    assert max(errors.values()) <= 1, errors
