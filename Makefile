@@ -17,6 +17,7 @@ help:
 	@echo "make check   lint, types, floors"
 	@echo "make format  format the code"
 	@echo "make bench   run the benchmarks"
+	@echo "make gpu     check and measure the kernels on this machine's GPU (needs torch, triton)"
 	@echo "make clean   remove $(VENV) and caches"
 
 venv: $(INSTALLED)
@@ -52,8 +53,9 @@ bench: $(INSTALLED)
 	@test -e benchmarks/run.py || { echo "make bench: there are no benchmarks yet" >&2; exit 1; }
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+# in the environment at hand, not in $(VENV): a GPU machine brings its own torch and triton
 gpu:
-	@echo "make gpu: nothing runs on a GPU yet" >&2; exit 1
+	PYTHONPATH=kernels $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 docs:
 	@echo "make docs: there is no documentation to build yet; read README.md and docs/" >&2; exit 1
