@@ -17,7 +17,6 @@ from stepgraph.ir import Kind, Role, StepGraph
 from stepgraph.lowering import emit
 from stepgraph.runtime import Program, autocast_devices
 
-
 _TIMED = 8
 """Replays that are timed, for the explanation."""
 

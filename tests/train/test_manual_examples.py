@@ -389,10 +389,6 @@ EXAMPLES = {
     "raw optimizer": (raw_access, minimal_loop, regression_batches),
 }
 
-KNOWN_FALLBACKS = {  # the last batch of an epoch, a window of its own; others are captured
-    "toggled GAN": "keeps a gradient that the step replaces",
-}
-
 
 def run_example(name, decorate, **options):
     make, loop, batches = EXAMPLES[name]
@@ -417,7 +413,7 @@ def test_a_decorated_example_does_what_the_plain_loop_does(name):
     module, _, expected = run_example(name, decorate, compile=True)
 
     assert_same_weights(expected, module)
-    assert module.training_step.explain().fallback_reason == KNOWN_FALLBACKS.get(name)
+    assert module.training_step.explain().fallback_reason is None
     explanation = module.training_step.explain()
     parts = explanation.closures if name == "LBFGS" else [explanation]
     assert parts
