@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
@@ -208,11 +208,6 @@ def overflowed(scaler: GradScaler, optimizer: Optimizer) -> bool:
     """Return whether the latest update of an optimizer was skipped; before `scaler.update()`."""
     found = scaler._found_inf_per_device(optimizer)
     return any(flag.item() for flag in found.values())
-
-
-def parameters_of(optimizer: Any) -> list[nn.Parameter]:
-    """Return the parameters of an optimizer, in order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def plain_torch(optimizer: Optimizer) -> bool:
