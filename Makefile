@@ -17,6 +17,7 @@ help:
 	@echo "make check   lint, types, floors"
 	@echo "make format  format the code"
 	@echo "make bench   measure training steps side by side (ARGS=--quick: within 3 minutes)"
+	@echo "make gpu     check and measure the kernels on this machine's GPU (needs torch, triton)"
 	@echo "make clean   remove $(VENV) and caches"
 
 venv: $(INSTALLED)
@@ -41,7 +42,7 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict --package stepgraph
+	$(BIN)/mypy --strict --package stepgraph --package stepgraph_kernels
 	$(BIN)/lint-imports
 
 format: $(INSTALLED)
@@ -51,8 +52,9 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+# in the environment at hand, not in $(VENV): a GPU machine brings its own torch and triton
 gpu:
-	@echo "make gpu: nothing runs on a GPU yet" >&2; exit 1
+	PYTHONPATH=kernels $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 docs:
 	@echo "make docs: there is no documentation to build yet; read README.md and docs/" >&2; exit 1

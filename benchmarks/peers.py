@@ -51,7 +51,7 @@ def calling(problem: Problem, step: Callable[..., Any]) -> Runner:
             start = time.perf_counter()
             loss = step(*batch)
             seconds.append(time.perf_counter() - start)
-            losses.append(float(loss))
+            losses.append(loss.item())
         return seconds, losses
 
     return Runner(run)

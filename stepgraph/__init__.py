@@ -3,7 +3,40 @@
 from stepgraph import errors
 from stepgraph.compiler import CompiledStep, Explanation, compile
 from stepgraph.ir import StepGraph
+from stepgraph.train import (
+    EMA,
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    Module,
+    OptimizerWrapper,
+    ProgressBar,
+    TensorBoardLogger,
+    Trainer,
+)
 
-__all__ = ["CompiledStep", "Explanation", "StepGraph", "__version__", "compile", "errors"]
+__all__ = [
+    "EMA",
+    "CSVLogger",
+    "Callback",
+    "CompiledStep",
+    "EarlyStopping",
+    "Explanation",
+    "GradientAccumulationScheduler",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "Module",
+    "OptimizerWrapper",
+    "ProgressBar",
+    "StepGraph",
+    "TensorBoardLogger",
+    "Trainer",
+    "__version__",
+    "compile",
+    "errors",
+]
 
 __version__ = "0.1.0.dev0"

@@ -20,7 +20,7 @@ from stepgraph.capture import traced
 from stepgraph.capture.flatten import flatten, has_symbolic_sizes
 from stepgraph.capture.holders import holder_of
 from stepgraph.capture.names import slots
-from stepgraph.capture.preflight import tensor_reason, wrapper_reason
+from stepgraph.capture.preflight import object_reason, tensor_reason
 from stepgraph.capture.refusal import Refusal, refusal_of, refuse
 from stepgraph.capture.scope import scope_reader
 from stepgraph.capture.subjects import (
@@ -192,7 +192,7 @@ class _Hooks:
     def meet(self, value: Any) -> None:
         if isinstance(value, traced.Opaque):
             self.refuse(value.reason)
-        if reason := wrapper_reason(value):
+        if reason := object_reason(value):
             self.refuse(reason)
         kind = subject_class(value)
         if kind is not None and self.subjects.find(value) is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 _GLOBAL_HOOKS = tuple(
     getattr(nn_module, name)
@@ -33,11 +36,21 @@ def entry_reason() -> str | None:
         return "called under no_grad or inference_mode"
     if torch._C._len_torch_dispatch_stack():
         return "called under a dispatch mode"
+    if torch._C._len_torch_function_stack() and not _only_devices():
+        return "called under a function mode"
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return "called under hooks on saved tensors"
     if torch.is_anomaly_enabled():
         return "called under detect_anomaly"
     if any(_GLOBAL_HOOKS):
         return "global module hooks are registered"
     return None
+
+
+def _only_devices() -> bool:
+    """Return whether all function modes around the call set a default device."""
+    modes = _get_current_function_mode_stack()
+    return all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def tensor_reason(tensors: Iterable[Any]) -> str | None:
@@ -56,11 +69,14 @@ def tensor_reason(tensors: Iterable[Any]) -> str | None:
     return None
 
 
-def wrapper_reason(value: Any) -> str | None:
+def object_reason(value: Any) -> str | None:
     """Return why a step that uses `value` cannot be captured, or None.
 
-    Data-parallel wrappers reduce gradients in hooks of the autograd engine that no trace sees.
+    A trace would lose the state of a `random.Random`. Data-parallel wrappers reduce gradients in
+    hooks of the autograd engine that no trace sees.
     """
+    if isinstance(value, random.Random):
+        return "host randomness: draws from a random.Random inside the step"
     if not isinstance(value, nn.Module):
         return None
     names = {base.__name__ for base in type(value).__mro__} & _DATA_PARALLEL

@@ -50,26 +50,41 @@ _NAMED: tuple[tuple[str, str, str | None], ...] = (
         "data-dependent branch: Python decides by the value of a tensor",
         "torch.where, or decide outside the step",
     ),
-    (r"builtin.*print|print\(|reorderable_logging", "calls print inside the step", "return it"),
-    (r"register_hook|_hooks|backward hook", "hooks that a trace would lose", None),
+    (r"builtin.*print|reorderable_logging.*print", "calls print inside the step", "return it"),
+    (
+        r"qualname: Random\.|module: random,",
+        "host randomness: `random` is called inside the step",
+        "draw outside the step and pass the number, or draw from torch",
+    ),
+    (
+        r"manual_seed|rng_state|fork_rng",
+        "host randomness: seeds, or touches a random state, inside the step",
+        "seed outside",
+    ),
     (r"Generator", "host randomness: uses a torch.Generator inside the step", None),
-    (r"manual_seed|set_rng_state", "host randomness: seeds inside the step", "seed outside"),
+    (r"_warnings\.warn|module: _warnings", "warns inside the step", "warn outside"),
+    (r"register_hook|_hooks|backward hook", "hooks that a trace would lose", None),
     (r"numpy|np\.", "calls NumPy inside the step", "compute with torch"),
     (r"sparse|Sparse", "sparse gradients or tensors", None),
-    (r"closure", "passes a closure that is not captured", None),
     (r"modified by an inplace operation", "backward through a tensor that was changed", None),
 )
+
+_SKIPPED = re.compile(r"marked as skipped.*qualname: ([\w.<>]+),", re.DOTALL)
+_DETAILS = re.compile(r"For more details about this graph break.*", re.DOTALL)
 
 
 def refusal_of(error: BaseException) -> Refusal:
     """Translate any exception of a failed capture."""
     if isinstance(error, Refusal):
         return error
-    message = str(error)
+    message = _DETAILS.sub("", str(error))  # what follows quotes the user's own lines
     at = _user_line(error)
     for pattern, reason, hint in _NAMED:
         if re.search(pattern, message):
             return Refusal(reason, at, hint)
+    skipped = _SKIPPED.search(message)
+    if skipped is not None:
+        return Refusal(f"calls {skipped[1]}, which cannot be traced", at)
     first = next((line.strip() for line in message.splitlines() if line.strip()), "")
     kind = "cannot be traced" if torch_private.is_unsupported(error) else type(error).__name__
     return Refusal(f"{kind}: {first}" if first else kind, at)

@@ -114,6 +114,12 @@ def _may_clear(name: str) -> bool:
     return bool(getattr(TABLE, name).order.may_clear())
 
 
+@assume_constant_result
+def _recast() -> None:
+    """Let weights that have changed be cast again, while the trace goes on."""
+    torch.clear_autocast_cache()
+
+
 def _number(name: str) -> int:
     """Return the number in the name of a subject.
 
@@ -159,6 +165,7 @@ def optimizer_stand_ins(
     """
     name = f"subject_{number}"
     windowed, updates, clip = terms.windowed, terms.updates, _clipping(terms)
+    casting = terms.autocast is not None
 
     def step(closure: Any = None) -> Any:
         loss = None
@@ -176,6 +183,8 @@ def optimizer_stand_ins(
             clip(parameters)
             with torch.no_grad():
                 _step([p.detach() for p in parameters], _gradients(parameters), _number(name))
+            if casting:
+                _recast()
         return loss
 
     def zero_grad(set_to_none: bool = True) -> None:

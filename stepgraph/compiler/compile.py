@@ -107,9 +107,14 @@ def _runs_later(function: FunctionType) -> bool:
 
 
 def _not_a_step(step: Any) -> ConfigurationError:
+    function = getattr(step, "__func__", step)
+    found = type(step).__name__
+    if isinstance(function, FunctionType):
+        kind = "generator" if inspect.isgeneratorfunction(function) else "coroutine"
+        found = f"a {kind} function, {function.__qualname__}"
     return ConfigurationError(
         "stepgraph.compile takes a function or a method",
-        found=type(step).__name__,
+        found=found,
         why="it captures the Python of a whole training step",
         hint="decorate the function that calls backward() and step()",
     )

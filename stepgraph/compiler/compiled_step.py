@@ -25,6 +25,7 @@ from stepgraph.capture import (
     scalars_in,
     scope_reader,
     self_test,
+    varied_number,
 )
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
@@ -32,7 +33,7 @@ from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.flush import flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.rehearsed import RehearsedCall
-from stepgraph.compiler.rewritten import rewrite
+from stepgraph.compiler.rewritten import Rewritten, rewrite
 from stepgraph.compiler.variant import Variant, build
 from stepgraph.compiler.window import Window
 from stepgraph.errors import (
@@ -81,6 +82,7 @@ class CompiledStep:
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
         self._calls = self._replays = self._captures = self._failures = 0
+        self._dropped: frozenset[str] = frozenset()  # gradients that the latest call left out
         self._observed: list[Any] = []  # guards of paths whose subjects are known
         self._first_call_ms: float | None = None
         self._release = weakref.finalize(self, _release, self._subjects, self._variants)
@@ -117,6 +119,7 @@ class CompiledStep:
             scope = self._scope(args, kwargs)
             for variant in self._variants:
                 if variant.terms is terms and scope is not None and variant.matches(scope):
+                    self._check_dropped(variant.rewritten)
                     if variant.program.calls < self._options.verify:
                         return self._verify(variant, args, kwargs)
                     try:
@@ -126,6 +129,7 @@ class CompiledStep:
                         break
                     self._calls += 1
                     self._replays += 1
+                    self._dropped = variant.rewritten.dropped
                     return result
         return self._call_unmatched(args, kwargs, terms, refused)
 
@@ -227,17 +231,27 @@ class CompiledStep:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
         self._calls += 1
         if config.current().disable:
+            self._fallbacks.count(Refusal("STEPGRAPH_DISABLE is set"))
             return self._eagerly(args, kwargs, terms)
         if refused is not None:
             return self._fall_back(Refusal(refused), args, kwargs, terms)
-        for name, value in scalars_in(self._function, args, kwargs).items():
-            if self._scalars.setdefault(name, value) != value:
-                self._dynamic[name] = None  # a number that varies becomes symbolic
+        self._note_what_varies(args, kwargs)
         if self._first_call_ms is None:
             return self._first_call(args, kwargs, terms)
         if self._loops:
             return self._call_with_closures(args, kwargs)
         return self._capture_and_call(args, kwargs, terms)
+
+    def _note_what_varies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let numbers that vary between calls become symbolic: arguments, attributes, globals."""
+        for name, value in scalars_in(self._function, args, kwargs).items():
+            if self._scalars.setdefault(name, value) != value:
+                self._dynamic[name] = None
+        scope = self._scope(args, kwargs) or {}
+        for variant in self._variants if scope else ():
+            varied = varied_number(variant.captured.guards, scope)
+            if varied is not None:
+                self._dynamic[varied] = None
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         """Run eagerly: optimizers and scalers make their state themselves."""
@@ -254,6 +268,7 @@ class CompiledStep:
             rewritten = self._attempt(
                 rewrite, captured, self._options.pipeline, self._options.backend
             )
+            self._check_dropped(rewritten)
             call = self._attempt(RehearsedCall, rewritten, terms, self._subjects)
         except Refusal as refusal:
             if refusal.keeps_own_loop and terms.plain:
@@ -261,6 +276,7 @@ class CompiledStep:
                 return self._call_with_closures(args, kwargs)
             return self._fall_back(refusal, args, kwargs, terms)
         result = call(self._function, args, kwargs)
+        self._dropped = frozenset()
         if call.refusal is not None:
             self._failures += 1
             self._fallbacks.note(call.refusal)
@@ -271,6 +287,22 @@ class CompiledStep:
             self._captures += 1
             self._variants.append(build(rewritten, self._function, terms, started))
         return result
+
+    def _check_dropped(self, rewritten: Rewritten) -> None:
+        """Check that the gradients the call before has dropped are cleared first in this one.
+
+        Raises:
+            ConfigurationError: One of them is used; nothing has run.
+        """
+        missed = sorted(self._dropped - rewritten.clears)
+        if missed:
+            raise ConfigurationError(
+                f"{self._function.__qualname__} uses a gradient that was not kept",
+                at=f"{missed[0]}.grad",
+                found="a call that does not clear it first",
+                why="keep_grads=False lets a call drop gradients that the next one clears",
+                hint="keep_grads=True",
+            )
 
     def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         """Run the user's Python, on the terms of this call.

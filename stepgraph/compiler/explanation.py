@@ -9,6 +9,7 @@ from typing import Any
 
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variant import Variant
+from stepgraph.passes import PassRecord
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class VariantReport:
-    """A variant: nodes by kind, optimizers, compiled regions, and times in milliseconds."""
+    """A variant: nodes by kind, passes, optimizers, compiled regions, times in milliseconds."""
 
     nodes: dict[str, int]
     operators: int
@@ -41,6 +42,7 @@ class VariantReport:
     capture_ms: float
     replay_ms: float | None
     replays: int
+    passes: tuple[PassRecord, ...] = ()
     regions: tuple[RegionReport, ...] = ()
 
 
@@ -83,8 +85,9 @@ class Explanation:
     closures: tuple[Explanation, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the explanation as plain dicts and lists."""
-        return dataclasses.asdict(self)
+        """Return the explanation as plain dicts, lists, strings and numbers."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self._verdict()}"]
@@ -119,6 +122,15 @@ class Explanation:
         return "not captured yet: the first call is eager, the second is captured"
 
 
+def _plain(value: Any) -> Any:
+    """Return `value` with lists in the place of tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
 def _variant_lines(index: int, variant: VariantReport) -> list[str]:
     nodes = ", ".join(f"{count} {kind}" for kind, count in variant.nodes.items())
     lines = [f"  variant {index}    {nodes}; {variant.operators} operators"]
@@ -128,6 +140,7 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
             f"               {optimizer.label}: {optimizer.tensors} tensors, "
             f"{optimizer.elements:,} elements, {how}"
         )
+    lines += [f"               {line}" for line in _pass_lines(variant.passes)]
     for region in variant.regions:
         how = "compiled" if region.compiled else f"eager: {region.why}"
         lines.append(f"               region of {region.operators} operators, {how}")
@@ -137,6 +150,26 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
         f"replayed {variant.replays} times"
     )
     return lines
+
+
+def _pass_lines(records: Sequence[PassRecord]) -> list[str]:
+    idle = ", ".join(record.name for record in records if not record.acted)
+    lines = [_pass_line(record) for record in records if record.acted]
+    return [*lines, f"nothing to do for {idle}"] if idle else lines
+
+
+def _pass_line(record: PassRecord) -> str:
+    line = (
+        f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes, "
+        f"{record.operators_before} -> {record.operators_after} operators"
+    )
+    if record.flops_saved:
+        line += f", {record.flops_saved:,} floating-point operations saved"
+    names = [resource.removeprefix("grad:") for resource in record.lost if "grad:" in resource]
+    if names:
+        more = f", ... ({len(names)} in all)" if len(names) > 2 else ""
+        line += f", not computed: gradients of {', '.join(names[:2])}{more}"
+    return line
 
 
 def explain(
@@ -186,6 +219,7 @@ def _report(variant: Variant) -> VariantReport:
         capture_ms=variant.capture_ms,
         replay_ms=variant.replay_ms,
         replays=variant.program.calls,
+        passes=variant.rewritten.records,
         regions=_regions(variant),
     )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import warnings
 from collections import Counter
 
 from stepgraph.capture import Refusal
 from stepgraph.errors import CaptureError, VerificationError
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class Fallbacks:
@@ -40,14 +45,18 @@ class Fallbacks:
             )
         self.note(Refusal(f"differs from eager at {where}"))
 
+    def count(self, refusal: Refusal) -> None:
+        """Record a refusal that the user has asked for."""
+        self.counts[refusal] += 1
+        self.latest = refusal
+
     def note(self, refusal: Refusal) -> None:
         """Record a refusal; warn once per reason, or raise, as `on_fallback` says.
 
         Raises:
             CaptureError: `on_fallback` is "error".
         """
-        self.counts[refusal] += 1
-        self.latest = refusal
+        self.count(refusal)
         if self._on_fallback == "error":
             raise CaptureError(
                 f"{self._step_name} cannot be captured",
@@ -59,4 +68,16 @@ class Fallbacks:
         if self._on_fallback == "warn" and refusal.reason not in self._warned:
             self._warned.add(refusal.reason)
             message = f"stepgraph runs {self._step_name} eagerly: {refusal}"
-            warnings.warn(message, stacklevel=5)
+            warnings.warn(message, stacklevel=_level_of_the_caller())
+
+
+def _level_of_the_caller() -> int:
+    """Return the `stacklevel` of the user's line that called the step."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith((_PACKAGE, contextlib.__file__))

@@ -10,7 +10,7 @@ import torch
 
 from stepgraph.capture import Terms
 from stepgraph.errors import ConfigurationError
-from stepgraph.passes import DEFAULT, Pipeline
+from stepgraph.passes import DEFAULT, DropDeadGradients, Pipeline
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Options:
             raise _not_yet("microbatches", self.microbatches, "leave it at 1")
         if self.precision not in (None, "bf16-mixed"):
             raise _not_yet("precision", self.precision, 'precision="bf16-mixed", or autocast')
+        self.pipeline()
 
     @functools.cached_property
     def terms(self) -> Terms:
@@ -53,11 +54,12 @@ class Options:
 
     def pipeline(self) -> Pipeline:
         """Return the passes to run."""
+        default = DEFAULT if self.keep_grads else DEFAULT.then(DropDeadGradients())
         if self.passes is None:
-            return DEFAULT
+            return default
         if isinstance(self.passes, Pipeline):
             return self.passes
-        made = self.passes(DEFAULT) if callable(self.passes) else self.passes
+        made = self.passes(default) if callable(self.passes) else self.passes
         if isinstance(made, Pipeline):
             return made
         raise ConfigurationError(

@@ -88,14 +88,15 @@ def _rehearse(rewritten: Rewritten) -> _Rehearsed:
     captured, flat = rewritten.captured, rewritten.lowered.flat
     subjects, inputs, names = captured.subjects, captured.inputs, rewritten.input_names
     devices = autocast_devices()
+    besides = captured.written | {f"{name}.grad" for name in rewritten.dropped}
     if all(subject.may_rehearse() for subject in subjects.values()):
         emitted = emit(flat, subjects, withhold=True)
         owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
         program = Program(emitted.function, autocast_devices=devices)
-        return _Rehearsed(WholeRehearsal(program, inputs, names, owners, captured.written))
+        return _Rehearsed(WholeRehearsal(program, inputs, names, owners, besides))
     emitted = emit(flat, subjects, withhold=True, until_update=True)
     program = Program(emitted.function, autocast_devices=devices)
-    rehearsal = PartialRehearsal(program, inputs, names)
+    rehearsal = PartialRehearsal(program, inputs, names, besides)
     update: Any = first_update(flat.graph)
     if update is None:
         return _Rehearsed(rehearsal)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from stepgraph.capture import Captured
 from stepgraph.ir import Role, Slot, StepGraph, flatten, partition
 from stepgraph.lowering import Lowered, compile_region, lower
-from stepgraph.passes import PassRecord, Pipeline
+from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradients
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Rewritten:
         graph: The step graph after the passes.
         flat: The same, as one flat graph of ATen nodes and markers.
         records: What each pass did.
+        dropped: Parameters whose gradients are not what eager leaves, by name.
+        clears: Parameters whose gradients are cleared before anything is done with them.
         lowered: What is emitted: the flat graph, or one of compiled regions.
     """
 
@@ -32,6 +34,8 @@ class Rewritten:
     flat: GraphModule
     records: tuple[PassRecord, ...]
     lowered: Lowered
+    dropped: frozenset[str] = frozenset()
+    clears: frozenset[str] = frozenset()
 
     @property
     def slots(self) -> list[Slot]:
@@ -52,13 +56,19 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) 
         VerifyError: A pass left a step graph that does not verify.
     """
     passes = pipeline()
-    before = graph = partition(captured.flat)
-    flat = captured.flat
-    records: tuple[PassRecord, ...] = ()
-    if passes.passes:
-        graph, records = passes(partition(captured.flat))
-        flat = flatten(graph)
-    return Rewritten(captured, before, graph, flat, records, _lowered(captured, flat, backend))
+    before = partition(captured.flat)
+    graph, records = passes(partition(captured.flat))
+    flat = flatten(graph)
+    return Rewritten(
+        captured=captured,
+        before=before,
+        graph=graph,
+        flat=flat,
+        records=records,
+        dropped=dropped_gradients(flat.graph),
+        clears=cleared_first(flat.graph),
+        lowered=_lowered(captured, flat, backend),
+    )
 
 
 def _lowered(captured: Captured, flat: GraphModule, backend: str) -> Lowered:

@@ -12,18 +12,20 @@ from stepgraph.ir.flatten import flatten
 from stepgraph.ir.kind import Kind, marker_kind, marker_name
 from stepgraph.ir.kind import argument as marker_argument
 from stepgraph.ir.region import partition
-from stepgraph.ir.resources import OPAQUE
+from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph
 from stepgraph.ir.verify import Meaning, meaning
 
 __all__ = [
     "OPAQUE",
+    "Access",
     "Kind",
     "Meaning",
     "Role",
     "Slot",
     "StepGraph",
+    "accesses",
     "all_storages",
     "dependency_graph",
     "draws_random",
@@ -33,6 +35,7 @@ __all__ = [
     "marker_name",
     "meaning",
     "partition",
+    "slot_name",
     "storages_of",
     "writes_of",
     "written_arguments",

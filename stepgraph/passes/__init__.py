@@ -2,16 +2,20 @@
 
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import DropUnusedNorm
+from stepgraph.passes.dead_gradients import DropDeadGradients, cleared_first, dropped_gradients
 from stepgraph.passes.pipeline import PassRecord, Pipeline
 from stepgraph.passes.short_window import UpdateFromShortWindow
 
 __all__ = [
     "DEFAULT",
+    "DropDeadGradients",
     "DropUnusedNorm",
     "Pass",
     "PassRecord",
     "Pipeline",
     "UpdateFromShortWindow",
+    "cleared_first",
+    "dropped_gradients",
 ]
 
 DEFAULT = Pipeline((DropUnusedNorm(),))

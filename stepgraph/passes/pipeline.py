@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from stepgraph.analysis import flops
 from stepgraph.errors import VerifyError
-from stepgraph.ir import Meaning, StepGraph, meaning
+from stepgraph.ir import Meaning, StepGraph, flatten, meaning
 from stepgraph.passes.base import Pass
 
 
@@ -22,6 +23,8 @@ class PassRecord:
         nodes_after: Typed nodes it left.
         operators_before: ATen operators and effects it was given.
         operators_after: ATen operators and effects it left.
+        flops_saved: Floating-point operations of products that are gone.
+        lost: Resources that the step does not write any more, for example `grad:D.0.weight`.
     """
 
     name: str
@@ -30,6 +33,8 @@ class PassRecord:
     nodes_after: int
     operators_before: int
     operators_after: int
+    flops_saved: int = 0
+    lost: tuple[str, ...] = ()
 
     @property
     def acted(self) -> bool:
@@ -71,14 +76,31 @@ class Pipeline:
         records = []
         expected = meaning(step)
         for applied in self.passes:
-            before, start = _size(step), time.perf_counter()
+            size, work, start = _size(step), flops(flatten(step)), time.perf_counter()
             step = applied(step)
             ms = (time.perf_counter() - start) * 1e3
             _verify(step, applied, expected if applied.keeps_effects else None)
-            expected = meaning(step)
+            before, expected = expected, meaning(step)
             after = _size(step)
-            records.append(PassRecord(repr(applied), ms, before[0], after[0], before[1], after[1]))
+            records.append(
+                PassRecord(
+                    name=repr(applied),
+                    ms=ms,
+                    nodes_before=size[0],
+                    nodes_after=after[0],
+                    operators_before=size[1],
+                    operators_after=after[1],
+                    flops_saved=work - flops(flatten(step)),
+                    lost=_lost(before, expected),
+                )
+            )
         return step, tuple(records)
+
+
+def _lost(before: Meaning, after: Meaning) -> tuple[str, ...]:
+    """Return the resources that fewer effects write than before, in order."""
+    gone = before.effects - after.effects
+    return tuple(dict.fromkeys(resource for _, resources in gone for resource in resources))
 
 
 def _verify(step: StepGraph, applied: Pass, expected: Meaning | None) -> None:

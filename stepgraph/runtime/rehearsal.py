@@ -88,12 +88,18 @@ class PartialRehearsal:
         program: The program. Called with copies.
         inputs: The real inputs: tensors and numbers. Not written.
         names: A name for each input.
+        besides: Paths that are not compared.
     """
 
     def __init__(
-        self, program: Callable[..., Any], inputs: Sequence[Any], names: Sequence[str]
+        self,
+        program: Callable[..., Any],
+        inputs: Sequence[Any],
+        names: Sequence[str],
+        besides: Collection[str] = (),
     ) -> None:
         self.difference: str | None = None
+        self._besides = besides
         self._compared = False
         copies = _copies(inputs)
         with restored_rng():
@@ -107,7 +113,8 @@ class PartialRehearsal:
             return
         self._compared = True
         for name, real, copy in self._triples:
-            found = Snapshot({name: real}, {}).difference(Snapshot({name: copy}, {}))
+            there = Snapshot({name: copy}, {})
+            found = Snapshot({name: real}, {}).difference(there, besides=self._besides)
             self.difference = self.difference or found
 
     def compare_result(self, result: Any) -> None:

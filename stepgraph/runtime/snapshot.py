@@ -42,15 +42,24 @@ class Snapshot:
 
         Args:
             other: The other snapshot.
-            besides: Paths that are not compared.
+            besides: Paths that are not compared, nor what lies below them.
         """
-        for path, value in self.values.items():
-            if path in besides:
-                continue
-            if path not in other.values or not _same_value(value, other.values[path]):
+        left, right = self._besides(besides), other._besides(besides)
+        for path, value in left.items():
+            if path not in right or not _same_value(value, right[path]):
                 return path
-        known = {*self.values, *besides}
-        return next((path for path in other.values if path not in known), None)
+        return next((path for path in right if path not in left), None)
+
+    def _besides(self, besides: Collection[str]) -> dict[str, Any]:
+        """Return the values at all paths but those, with what lies below them."""
+        if not besides:
+            return self.values
+        below = tuple(f"{path}{end}" for path in besides for end in (".", " "))
+        return {
+            path: value
+            for path, value in self.values.items()
+            if path not in besides and not path.startswith(below)
+        }
 
     def _value(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):

@@ -295,3 +295,57 @@ def test_a_region_that_inductor_refuses_runs_eagerly_and_says_so(monkeypatch):
     assert "eager: Inductor refuses it" in str(compiled.explain())
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_the_options_mean_the_same_as_with_the_eager_backend():
+    def make():
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return model, step
+
+    options = {"accumulate": 2, "clip_norm": 0.1, "verify": 1, "on_fallback": "error"}
+    (model, step), (twin, twin_step) = make(), make()
+    compiled = stepgraph.compile(step, backend="inductor", **options)
+    expected = stepgraph.compile(twin_step, backend="eager", **options)
+
+    for index in range(10):
+        torch.manual_seed(index)
+        batch = rows(index)
+        assert is_close(compiled(*batch), expected(*batch))
+        assert_close_models(model, twin)
+
+    variants = compiled.explain().variants
+    assert all(region.compiled for v in variants for region in v.regions)
+    assert any(optimizer.fused for v in variants for optimizer in v.optimizers)
+
+
+def test_verify_tries_a_compiled_region_again():
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @stepgraph.compile(backend="inductor", verify=3)
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for index in range(3):
+        step(*rows(index))
+    (region,) = step._variants[0].rewritten.lowered.regions
+    wrong = region._compiled
+    region._compiled = lambda inputs: [result * 2 for result in wrong(inputs)]
+
+    with pytest.raises(stepgraph.errors.VerificationError, match="region_0: result 0"):
+        step(*rows(3))

@@ -1,0 +1,236 @@
+"""Run the suite, print its tables and write them as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.clock import copy_gbps, milliseconds
+from benchmarks.gpu.correctness import checks
+from benchmarks.gpu.machine import ROOT, header, result_path
+from benchmarks.gpu.tails import (
+    BYTES_PER_ELEMENT,
+    TAILS,
+    Model,
+    captured,
+    ours,
+    theirs,
+    torch_optimizer,
+)
+from stepgraph_kernels.catalogue import VARIANTS, Variant
+from stepgraph_kernels.spec import Tuning
+
+SIZES = (124_000_000, 10_000_000, 1_000_000_000)  # the most telling first: time may run out
+TENSORS = (148, 16, 1024)
+COMPILED = ((124_000_000, 148), (10_000_000, 16))  # compiling a thousand tensors takes minutes
+BYTES_NEEDED_PER_ELEMENT = 48  # parameters, gradients, states, shadow, average, temporaries
+CANDIDATES: tuple[dict[str, Any], ...] = (
+    {},
+    {"chunk": 8192},
+    {"chunk": 16384},
+    {"chunk": 32768},
+    {"threads": 128},
+    {"threads": 512},
+    {"block": 1024},
+    {"block": 4096},
+    {"narrow_hint": 16},
+    {"eviction": "evict_first"},
+    {"reduce_threads": 256},
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of the suite to run, and on what."""
+
+    device: torch.device
+    sizes: Sequence[int]
+    tensors: Sequence[int]
+    compiled: Sequence[tuple[int, int]]
+    variants: Sequence[Variant]
+    candidates: Sequence[dict[str, Any]]
+    tuning: Tuning
+    repeats: int
+    warmup: int
+    deadline: float
+
+    def late(self) -> bool:
+        """Whether the time for the suite is over."""
+        return time.monotonic() > self.deadline
+
+
+def measurements(plan: Plan, roof_gbps: float) -> Iterator[dict[str, object]]:
+    """Time every implementation of every tail, side by side on the same operands."""
+    for elements in plan.sizes:
+        for tensors in plan.tensors:
+            case = {"elements": elements, "tensors": tensors}
+            reason = _unfit(plan, elements)
+            if reason:
+                yield {**case, "skipped": reason}
+                continue
+            model = Model.of(elements, tensors, plan.device)
+            for name in _implementations(plan, case):
+                yield from _tails(plan, model, name, case, roof_gbps)
+                _free(plan.device)
+            del model
+            _free(plan.device)
+
+
+def _implementations(plan: Plan, case: dict[str, int]) -> Iterator[str]:
+    yield "ours"
+    if plan.device.type == "cuda":
+        yield "ours, CUDA graph"
+    yield "torch fused"
+    yield "torch foreach"
+    if (case["elements"], case["tensors"]) in plan.compiled:
+        yield "torch compiled"
+
+
+def _tails(
+    plan: Plan, model: Model, name: str, case: dict[str, int], roof_gbps: float
+) -> Iterator[dict[str, object]]:
+    """Every tail by one implementation, with one optimizer: a compiled one is compiled once."""
+    optimizer = None if name.startswith("ours") else torch_optimizer(model, name.split()[1])
+    for tail in TAILS:
+        row = {**case, "tail": tail, "implementation": name}
+        if plan.late():
+            yield {**row, "skipped": "out of time"}
+            continue
+
+        def make(tail: str = tail) -> Callable[[], object]:
+            if optimizer is not None:
+                return theirs(model, tail, optimizer)
+            run = ours(model, tail, plan.tuning)
+            return captured(run) if name.endswith("graph") else run
+
+        yield {**row, **_timed(plan, make, model.elements * BYTES_PER_ELEMENT[tail], roof_gbps)}
+
+
+def candidates(plan: Plan, roof_gbps: float) -> Iterator[dict[str, object]]:
+    """Time the open choices on one model, for float32 and for bf16 beside a master copy."""
+    elements, tensors = plan.sizes[0], plan.tensors[0]
+    reason = _unfit(plan, elements)
+    if reason:
+        yield {"candidate": "all", "skipped": reason}
+        return
+    model = Model.of(elements, tensors, plan.device)
+    for low_precision in (False, True):
+        bytes_each = 30 if low_precision else BYTES_PER_ELEMENT[TAILS[1]]
+        for change in plan.candidates:
+            tuning = replace(plan.tuning, **change)
+            row = {"candidate": change or "default", "bf16": low_precision}
+            if plan.late():
+                yield {**row, "skipped": "out of time"}
+                continue
+            run = ours(model, TAILS[1], tuning, low_precision=low_precision)
+            yield {**row, **_timed(plan, partial(_same, run), elements * bytes_each, roof_gbps)}
+
+
+def _same(run: Callable[[], object]) -> Callable[[], object]:
+    return run
+
+
+def _timed(
+    plan: Plan, make: Callable[[], Callable[[], object]], total_bytes: int, roof_gbps: float
+) -> dict[str, object]:
+    try:
+        took = milliseconds(make(), plan.device, warmup=plan.warmup, repeats=plan.repeats)
+    except Exception as error:  # one implementation that fails must not hide the others
+        return {"failed": f"{type(error).__name__}: {error}"[:300]}
+    gbps = total_bytes / took["median_ms"] / 1e6
+    return {**took, "gbps": round(gbps, 1), "fraction_of_copy": round(gbps / roof_gbps, 4)}
+
+
+def _unfit(plan: Plan, elements: int) -> str:
+    if plan.late():
+        return "out of time"
+    if plan.device.type != "cuda":
+        return ""
+    free = torch.cuda.mem_get_info(plan.device)[0]
+    needed = BYTES_NEEDED_PER_ELEMENT * elements
+    return f"needs {needed} bytes of {free}" if needed > free else ""
+
+
+def _free(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def run(plan: Plan, *, say: Callable[[str], object]) -> dict[str, object]:
+    """Run everything and return what is written."""
+    results: dict[str, object] = {"machine": header(plan.device), "tuning": asdict(plan.tuning)}
+    start = time.monotonic()
+    checked = []
+    for result in checks(plan.device, plan.tuning, plan.variants):
+        checked.append(result)
+        if not result["ok"]:
+            say(f"WRONG  {result['check']}: {result['wrong']}")
+    wrong = sum(not result["ok"] for result in checked)
+    say(f"{len(checked) - wrong} checks passed, {wrong} failed")
+    roof = copy_gbps(plan.device)
+    say(f"copy bandwidth {roof:.0f} GB/s")
+    results |= {"checks": checked, "copy_gbps": round(roof, 1)}
+    for name, rows in (("tails", measurements), ("candidates", candidates)):
+        found = []
+        for row in rows(plan, roof):
+            found.append(row)
+            say(_line(row))
+        results[name] = found
+    results["seconds"] = round(time.monotonic() - start, 1)
+    return results
+
+
+def _line(row: dict[str, object]) -> str:
+    head = [str(row[k]) for k in ("elements", "tensors", "tail", "candidate", "bf16") if k in row]
+    name = str(row.get("implementation", ""))
+    if "gbps" not in row:
+        why = row.get("skipped") or row.get("failed")
+        return f"{' | '.join(head)} | {name:18} | {why}"
+    numbers = f"{row['median_ms']:9.3f} ms {row['gbps']:8} GB/s {row['fraction_of_copy']:.0%}"
+    return f"{' | '.join(head)} | {name:18} | {numbers}"
+
+
+def _plan(chosen: argparse.Namespace) -> Plan:
+    device = torch.device(chosen.device)
+    deadline = time.monotonic() + chosen.seconds
+    variants = [v for v in VARIANTS if chosen.only is None or v.name in chosen.only]
+    if device.type == "cuda":
+        return Plan(
+            device, SIZES, TENSORS, COMPILED, variants, CANDIDATES, Tuning(), 20, 3, deadline
+        )
+    # one pass through all the code in the interpreter
+    small = Tuning(block=1024, chunk=2048)
+    return Plan(device, (3000,), (3,), (), variants, CANDIDATES[:2], small, 2, 0, deadline)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the suite; the exit code is 1 if a check failed."""
+    parser = argparse.ArgumentParser(description="Check and measure the kernels on a GPU.")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--seconds", type=float, default=420, help="then measure nothing more")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--only", nargs="+", choices=names, help="check only these kernels")
+    chosen = parser.parse_args(arguments)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU; --device cpu tests the suite itself, in the interpreter")
+    plan = _plan(chosen)
+    results = run(plan, say=lambda line: print(line, flush=True))
+    path = result_path(chosen.out, results["machine"])  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(f"wrote {path}\n")
+    return 0 if all(check["ok"] for check in results["checks"]) else 1  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

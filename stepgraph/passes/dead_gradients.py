@@ -1,0 +1,164 @@
+"""Gradients that nobody reads are not computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import Graph, Node
+
+from stepgraph.ir import (
+    Access,
+    Kind,
+    Role,
+    Slot,
+    StepGraph,
+    accesses,
+    flatten,
+    marker_argument,
+    marker_name,
+    partition,
+    slot_name,
+)
+from stepgraph.ir.markers import OPS
+from stepgraph.passes.base import Pass
+from stepgraph.passes.dead_code import erase, is_effect
+
+_DROPPED = "stepgraph.dropped"
+
+
+@dataclass(frozen=True)
+class DropDeadGradients(Pass):
+    """Drop what a backward adds to a gradient that nothing reads before it is cleared.
+
+    In a GAN, the generator's backward runs through the discriminator and leaves gradients on its
+    weights, for which nobody asked: the next call clears them. With the additions the products
+    disappear that computed them. The gradient becomes None where it would have been added to.
+
+    Legal where this step clears the slot before it does anything else with it, and nothing after
+    the addition reads it. What is read *between* calls is the caller's promise,
+    `keep_grads=False`; that the next call clears first, too, is checked when it comes.
+
+    Before::                                After::
+
+        D.w.grad = None                         D.w.grad = None
+        D.w.grad = backward(loss_d)             D.w.grad = backward(loss_d)
+        step(D)                                 step(D)
+        gG, gD = backward(loss_g)               gG = backward(loss_g)
+        D.w.grad += gD                          D.w.grad = None
+        G.w.grad = gG                           G.w.grad = gG
+
+    Preserves: every result, weight and state, bit for bit; not `.grad` between calls.
+    Cost: O(nodes + edges).
+    """
+
+    keeps_effects: ClassVar[bool] = False
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        """Return the step without gradients that nobody reads."""
+        flat = flatten(step)
+        graph = flat.graph
+        dead = _dead_stores(graph)
+        if not dead:
+            return step
+        params = {_slot(n).name: n for n in graph.nodes if n.op == "placeholder" and _is_param(n)}
+        _keep_from_output(graph, {slot for _, slot in dead})
+        for store, slot in dead:
+            _store_none(graph, store, params[slot])
+        erase(graph, lambda node: _is_product(node) or marker_name(node) == "first_grad")
+        return partition(flat)
+
+
+def _dead_stores(graph: Graph) -> list[tuple[Node, str]]:
+    """Return what stores in, or adds to, gradients that nothing reads afterwards, with slots."""
+    access = accesses(graph, {node: node for node in graph.nodes})
+    unread = set(_cleared_first(graph, access))
+    dead: list[tuple[Node, str]] = []
+    for node in reversed(graph.nodes):
+        if node.op in ("output", "placeholder"):
+            continue
+        slot = _stored_slot(node, access[node])
+        if slot is not None and slot in unread:
+            dead.append((node, slot))
+            continue
+        if marker_name(node) == "set_grad":
+            continue  # it hands on a value that is read where it is used
+        unread -= {_name(resource) for resource in access[node].reads}
+    return dead
+
+
+def cleared_first(graph: Graph) -> frozenset[str]:
+    """Return the slots whose gradients a flat graph clears before it does anything with them."""
+    return _cleared_first(graph, accesses(graph, {node: node for node in graph.nodes}))
+
+
+def dropped_gradients(graph: Graph) -> frozenset[str]:
+    """Return the slots whose gradients the pass has made None."""
+    nodes = (node for node in graph.nodes if node.meta.get(_DROPPED))
+    return frozenset(slot_name(marker_argument(node, "param")) for node in nodes)
+
+
+def _cleared_first(graph: Graph, access: dict[Node, Access]) -> frozenset[str]:
+    touched: set[str] = set()
+    cleared: set[str] = set()
+    for node in graph.nodes:
+        if marker_name(node) == "zero_grad":
+            names = {slot_name(param) for param in marker_argument(node, "params")}
+            cleared |= names - touched
+        elif node.op not in ("placeholder", "output"):
+            touched |= {_name(r) for r in access[node].reads | access[node].writes}
+    return frozenset(cleared)
+
+
+def _stored_slot(node: Node, access: Access) -> str | None:
+    """Return the slot of the gradient that a backward stores or adds to in `node`."""
+    name = marker_name(node)
+    if name == "set_grad":
+        value = marker_argument(node, "grad")
+        is_new = isinstance(value, Node) and marker_name(value) == "first_grad"
+        param = marker_argument(node, "param")
+        return slot_name(param) if is_new and len(value.users) == 1 else None
+    if name == "add_grad_":
+        (slot, *others) = [_name(r) for r in sorted(access.writes) if r.startswith("grad:")] or [""]
+        return slot if slot and not others else None
+    return None
+
+
+def _store_none(graph: Graph, store: Node, param: Node) -> None:
+    """Clear the slot where something would have been stored."""
+    with graph.inserting_before(store):
+        cleared = graph.call_function(OPS.set_grad.default, (param, None))
+    cleared.meta = {**store.meta, "val": None, _DROPPED: True}
+    graph.erase_node(store)
+
+
+def _keep_from_output(graph: Graph, slots: set[str]) -> None:
+    """Let the Python behind the graph, which stores gradients once more, store None."""
+    stored: set[object] = {
+        marker_argument(node, "grad")
+        for node in graph.nodes
+        if marker_name(node) == "set_grad" and slot_name(marker_argument(node, "param")) in slots
+    }
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    (values,) = output.args
+    assert isinstance(values, list | tuple)
+    output.args = (tuple(None if value in stored else value for value in values),)
+
+
+def _is_product(node: Node) -> bool:
+    """Return whether `node` only computes something for a backward."""
+    return node.meta.get("stepgraph.kind") is Kind.BACKWARD and not is_effect(node)
+
+
+def _is_param(placeholder: Node) -> bool:
+    return _slot(placeholder).role is Role.PARAM
+
+
+def _slot(placeholder: Node) -> Slot:
+    slot: Slot = placeholder.meta["stepgraph.slot"]
+    return slot
+
+
+def _name(resource: str) -> str:
+    """Return the slot of a gradient; empty for any other resource."""
+    return resource.removeprefix("grad:") if resource.startswith("grad:") else ""

@@ -1,0 +1,247 @@
+"""The batches of an epoch: which is the last, where a resumed epoch goes on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from stepgraph.errors import ConfigurationError
+from stepgraph.train.randomness import random_state, set_random_state
+
+
+def known_length(loader: Any) -> int | None:
+    """Return the number of batches of a loader, or None where only iterating tells.
+
+    The length that a `DataLoader` computes from an iterable data set is not relied upon: the data
+    set may give more or less.
+    """
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return None
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def limited_length(length: int | None, limit: int | float | None, name: str) -> int | None:
+    """Return how many batches are used of `length`.
+
+    Args:
+        length: Number of batches, or None when unknown.
+        limit: A number of batches, a share between 0.0 and 1.0, or None for all.
+        name: The trainer's argument.
+
+    Raises:
+        ConfigurationError: A share is asked of an unknown length.
+    """
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return length
+    if isinstance(limit, int):
+        return limit if length is None else min(limit, length)
+    if length is None:
+        raise ConfigurationError(
+            f"Trainer: {name} is a share of a loader without a length",
+            at=f"the argument `{name}`",
+            found=repr(limit),
+            hint="a number of batches",
+        )
+    return math.floor(length * limit)
+
+
+def checked_limit(limit: Any, name: str) -> int | float | None:
+    """Return a limit as it is.
+
+    Raises:
+        ConfigurationError: It is neither a count nor a share.
+    """
+    good = limit is None or (
+        not isinstance(limit, bool)
+        and (
+            (isinstance(limit, int) and limit >= 0)
+            or (isinstance(limit, float) and 0.0 <= limit <= 1.0)
+        )
+    )
+    if not good:
+        raise ConfigurationError(
+            f"Trainer: {name} is neither a number of batches nor a share of them",
+            at=f"the argument `{name}`",
+            found=repr(limit),
+            hint="an int from 0 on, or a float between 0.0 and 1.0",
+        )
+    result: int | float | None = limit
+    return result
+
+
+class Epoch:
+    """One pass over a loader.
+
+    With a known length nothing is fetched ahead, so that a data set that draws random numbers draws
+    them between the same steps as in a plain loop. Without one, batches are fetched ahead, as many
+    as it takes to know the length of an accumulation window.
+
+    Args:
+        loader: Any iterable of batches.
+        length: Number of batches to use, or None when only iterating tells.
+        ahead: How many batches to look ahead where the length is unknown.
+
+    Attributes:
+        start: The random state before the loader's iterator was made.
+        taken: How many batches have been given out.
+    """
+
+    def __init__(self, loader: Iterable[Any], length: int | None, *, ahead: int = 1) -> None:
+        self.loader, self.length, self.ahead = loader, length, ahead
+        self.exact = known_length(loader) is not None
+        self.taken = 0
+        self.start: dict[str, Any] = {}
+        self._fetched: deque[Any] = deque()
+        self._exhausted = False
+        self._iterator: Iterator[Any] = iter(())
+
+    def begin(self, start: dict[str, Any] | None = None, skip: int = 0) -> None:
+        """Make the loader's iterator.
+
+        Args:
+            start: Random state to make it from, of an interrupted epoch. The random state is
+                elsewhere afterwards; the caller sets it.
+            skip: How many batches the interrupted epoch had.
+        """
+        generators = generators_of(self.loader)
+        if start is not None:
+            set_random_state(start, generators)
+        self.start = random_state(generators)
+        self._iterator = iter(self.loader)
+        self.taken = skip
+        for _ in itertools.islice(self._iterator, skip):
+            pass
+        if not self.exact and skip:
+            self._look_ahead()
+
+    def has_next(self) -> bool:
+        """Return whether there is another batch."""
+        return self.remaining() > 0
+
+    def remaining(self) -> int:
+        """Return how many batches are left; where the length is unknown, at most `ahead + 1`."""
+        limit = math.inf if self.length is None else self.length - self.taken
+        if limit <= 0:
+            return 0
+        if self.exact:
+            return int(limit)
+        self._look_ahead()
+        return int(min(limit, len(self._fetched)))
+
+    def _look_ahead(self) -> None:
+        while len(self._fetched) <= self.ahead and not self._exhausted:
+            try:
+                self._fetched.append(next(self._iterator))
+            except StopIteration:
+                self._exhausted = True
+
+    def take(self) -> Any:
+        """Return the next batch.
+
+        Raises:
+            ConfigurationError: The loader ended before its own length.
+        """
+        if self._fetched:
+            batch = self._fetched.popleft()
+        else:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                raise ConfigurationError(
+                    "the loader gave fewer batches than its length",
+                    found=f"{self.taken} batches, len() says {known_length(self.loader)}",
+                    why="the last accumulation window and the end of the epoch depend on it",
+                    hint="correct its __len__, or leave it out",
+                ) from None
+        self.taken += 1
+        return batch
+
+    def is_last(self) -> bool:
+        """Return whether the batch given out last was the last of the epoch."""
+        return not self.has_next()
+
+
+def generators_of(loader: Any) -> list[Generator]:
+    """Return the generators that a loader and its samplers draw from, each once."""
+    found: dict[int, Generator] = {}
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    holders = (
+        loader,
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+        getattr(loader, "dataset", None),
+    )
+    for holder in holders:
+        generator = getattr(holder, "generator", None)
+        if isinstance(generator, Generator):
+            found.setdefault(id(generator), generator)
+    return list(found.values())
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell the samplers that want to know it the number of the epoch."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for sampler in (
+        getattr(loader, "sampler", None),
+        batch_sampler,
+        getattr(batch_sampler, "sampler", None),
+    ):
+        if callable(getattr(sampler, "set_epoch", None)):
+            sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def shared_out(loader: Any, rank: int, world_size: int) -> Any:
+    """Return a loader of this process's share, where `loader` would give all to each.
+
+    Samplers of the user's own are taken to share out themselves.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if world_size == 1 or not isinstance(loader, DataLoader):
+        return loader
+    if type(sampler) not in (RandomSampler, SequentialSampler) or loader.batch_size is None:
+        return loader
+    shuffle = isinstance(sampler, RandomSampler)
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=DistributedSampler(
+            loader.dataset, num_replicas=world_size, rank=rank, shuffle=shuffle
+        ),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on `device`; the same object for the CPU."""
+    if device.type == "cpu":
+        return batch
+    return tree_map(
+        lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x, batch
+    )

@@ -1,0 +1,93 @@
+"""A progress bar in a terminal; nothing elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing_extensions import override
+
+from stepgraph.train.hooks import Callback
+
+if TYPE_CHECKING:
+    from stepgraph.train.module import Module
+    from stepgraph.train.trainer import Trainer
+
+
+class ProgressBar(Callback):
+    """Shows epoch, batch, speed, and what was logged with `prog_bar=True`.
+
+    Nothing runs between batches, not even a refreshing thread. Metrics are read from the device
+    every `log_every_n_steps` batches.
+
+    Args:
+        console: Where to; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._shown = 0
+
+    @override
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        if not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[metrics]}"),
+            console=self.console,
+            auto_refresh=False,
+        )
+        self._bar.start()
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        if self._bar is not None:
+            total = trainer.num_training_batches
+            self._task = self._bar.add_task(
+                "train", total=total, epoch=trainer.current_epoch, speed="", metrics=""
+            )
+            self._shown = 0
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is None:
+            return
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+            self._show(trainer, batch_idx + 1)
+
+    def _show(self, trainer: Trainer, done: int) -> None:
+        if self._bar is None or self._task is None:
+            return
+        task = self._bar.tasks[self._bar.task_ids.index(self._task)]
+        elapsed = task.elapsed or 0.0
+        metrics = "  ".join(f"{k} {v:.4g}" for k, v in trainer.progress_bar_metrics.items())
+        self._bar.update(
+            self._task,
+            completed=done,
+            speed=f"{done / elapsed:.1f} batches/s" if elapsed else "",
+            metrics=metrics,
+            refresh=True,
+        )
+
+    @override
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        self._stop()
+
+    @override
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,57 @@
+"""From a module's hooks and a trainer's options to the steps of automatic optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stepgraph.compiler.compile import compile
+from stepgraph.train.automatic import AutomaticStep, Clipping
+from stepgraph.train.schedules import by_steps
+
+if TYPE_CHECKING:
+    from stepgraph.train.module import Module
+    from stepgraph.train.trainer import Trainer
+
+
+def composed_steps(
+    trainer: Trainer, module: Module, training_step: Callable[..., Any]
+) -> list[AutomaticStep]:
+    """Return a step for each optimizer; one that only computes losses where there is none.
+
+    Args:
+        trainer: Whose optimizers and options are used.
+        module: The user's module.
+        training_step: The module's, undecorated and bound.
+    """
+    indices: list[int | None] = list(range(len(trainer.updates.optimizers))) or [None]
+    steps = []
+    for index in indices:
+        step = AutomaticStep(
+            module,
+            trainer.updates,
+            index,
+            training_step=training_step,
+            precision=trainer.precision,
+            schedulers=[
+                config
+                for config in trainer.lr_scheduler_configs
+                if config.optimizer_index == index
+                and by_steps(config)
+                and trainer.updates.scaler is None  # an overflow is known after the step only
+            ],
+            clipping=Clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm),
+            compiled=_compiler(trainer),
+        )
+        if step.hosted:  # the trainer advances them: only it knows whether there was a step
+            step.configs = []
+        steps.append(step)
+    return steps
+
+
+def _compiler(trainer: Trainer) -> Callable[[Any], Any]:
+    """Return what makes a compiled step of a method, or leaves it as it is."""
+    if not trainer.options.compile:
+        return lambda method: method
+    on_fallback = "silent" if trainer.world_size > 1 else "warn"
+    return lambda method: compile(method, on_fallback=on_fallback)

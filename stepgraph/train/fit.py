@@ -1,0 +1,353 @@
+"""The loop over epochs and batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepgraph.errors import ConfigurationError
+from stepgraph.train import progress as at
+from stepgraph.train.automatic import AutomaticStep, Micro
+from stepgraph.train.batches import Epoch, generators_of, moved, set_epoch
+from stepgraph.train.checks import undecorated
+from stepgraph.train.metrics import batch_size_of
+from stepgraph.train.randomness import set_random_state
+from stepgraph.train.schedules import advance, by_steps, due_after_epoch, due_after_step
+from stepgraph.train.signatures import step_arguments
+from stepgraph.train.validation import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stepgraph.train.module import Module
+    from stepgraph.train.trainer import Trainer
+
+
+class FitLoop:
+    """Trains a module until the trainer has enough.
+
+    Every phase ends with a call of the callbacks that save, in a state from which the loop can go
+    on: `Progress.phase` says where.
+
+    Args:
+        trainer: Whose options and progress are used; its progress is advanced.
+        module: The user's module.
+        loader: The training batches.
+        validation: Loaders of validation batches.
+        step: The module's training step: compiled, or as it is.
+        automatic: One composed step for each optimizer; empty in manual optimization.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: Module,
+        loader: Any,
+        validation: Sequence[Any],
+        *,
+        step: Callable[..., Any],
+        automatic: Sequence[AutomaticStep],
+    ) -> None:
+        self.trainer, self.module, self.loader = trainer, module, loader
+        self.validation = validation
+        self.step, self.arguments = step, step_arguments(undecorated(module))
+        self.automatic = automatic
+        self.progress = trainer.progress
+        self.updates = trainer.updates
+        self.hooks = trainer.hooks
+        self.precision = trainer.precision
+        self.resumed: dict[str, Any] | None = None
+        self.write_due = False
+        self.epoch: Epoch
+
+    def run(self) -> None:
+        """Train."""
+        trainer, progress = self.trainer, self.progress
+        self._call("on_train_start")
+        while not trainer.finished():
+            self._run_epoch()
+            if progress.phase != at.EPOCH_DONE:
+                break  # stopped in the middle: the epoch may be resumed
+            progress.epoch, progress.batch, progress.phase = progress.epoch + 1, 0, at.EPOCH_START
+        self._call("on_train_end")
+
+    def _run_epoch(self) -> None:
+        self._begin_epoch()
+        skipped = False
+        progress, trainer = self.progress, self.trainer
+        while not skipped:
+            if progress.phase == at.BATCH:
+                if not self.epoch.has_next():
+                    break
+                skipped = self._run_batch()
+            if progress.phase == at.BATCH_DONE and self._validation_due():
+                self._validate()
+            self._advance_plateaus_by_step()
+            progress.phase = at.BATCH
+            if trainer.stops_in_epoch() and self.epoch.has_next():
+                return
+        self._end_epoch()
+
+    def _begin_epoch(self) -> None:
+        trainer, progress = self.trainer, self.progress
+        set_epoch(self.loader, progress.epoch)
+        length = trainer.num_training_batches
+        if progress.phase == at.EPOCH_START:
+            self._restore_randomness()
+            trainer.accumulate_grad_batches = trainer.options.accumulation_in(progress.epoch)
+            self._call("on_train_epoch_start")
+            progress.start_epoch(trainer.accumulate_grad_batches)
+            self.epoch = trainer.epoch_batches = Epoch(
+                self.loader, length, ahead=progress.accumulate
+            )
+            self.epoch.begin()
+        else:
+            trainer.accumulate_grad_batches = progress.accumulate
+            self.epoch = trainer.epoch_batches = Epoch(
+                self.loader, length, ahead=progress.accumulate
+            )
+            assert self.resumed is not None
+            self.epoch.begin(self.resumed["epoch_start"], skip=progress.batch)
+            trainer.is_last_batch = self.epoch.is_last()
+            self._restore_randomness()
+        for step in self.automatic:
+            step.epoch = progress.epoch
+
+    def _restore_randomness(self) -> None:
+        """Go on with the random numbers where the checkpoint was written."""
+        if self.resumed is not None:
+            set_random_state(self.resumed["now"], generators_of(self.loader))
+            self.resumed = None
+
+    def _run_batch(self) -> bool:
+        """Train on one batch; return whether the rest of the epoch is to be skipped."""
+        trainer, progress, hooks = self.trainer, self.progress, self.hooks
+        batch_idx = progress.batch
+        batch = self.epoch.take()
+        batch = moved(self.precision.convert_batch(batch), trainer.device)
+        trainer.is_last_batch = self.epoch.is_last()
+        progress.stepped = []
+        starting = hooks["on_train_batch_start"]
+        if starting and -1 in [hook(batch, batch_idx) for hook in starting]:
+            progress.close_window()
+            return True
+        trainer.in_training_step = True
+        try:
+            with self.precision.default_dtype():
+                outputs = self._optimize(batch, batch_idx)
+        finally:
+            trainer.in_training_step = False
+        self._count()
+        progress.batch += 1
+        progress.batches += 1
+        self._advance_after_batch()
+        self._take_logged(batch)
+        for hook in hooks["on_train_batch_end"]:
+            hook(outputs, batch, batch_idx)
+        self._take_logged(batch)
+        self._count()
+        self._write_metrics()
+        progress.phase = at.BATCH_DONE
+        for hook in trainer.saving_hooks["on_train_batch_end"]:
+            hook(outputs, batch, batch_idx)
+        return False
+
+    def _take_logged(self, batch: Any) -> None:
+        """Take what was logged for this batch."""
+        entries = self.module._log_entries
+        if entries:
+            self.trainer.metrics.take(
+                entries, stage="train", per_batch=True, batch_size=batch_size_of(batch)
+            )
+
+    def _count(self) -> None:
+        """Count the updates since the last call, and end the batch for the loss scale."""
+        if self.updates.stepped or self.updates.scaler is not None:
+            self.progress.count(self.updates.end_batch())
+            self.trainer.global_step = self.progress.global_step
+
+    def _optimize(self, batch: Any, batch_idx: int) -> Any:
+        if self.module.automatic_optimization:
+            return self._optimize_automatically(batch, batch_idx)
+        given = {"batch": batch, "batch_idx": batch_idx}
+        with self.precision.forward(cache=False):
+            outputs = self.step(*[given[name] for name in self.arguments])
+        return _manual_outputs(outputs)
+
+    def _optimize_automatically(self, batch: Any, batch_idx: int) -> Any:
+        progress = self.progress
+        if progress.window == 0:
+            progress.open_window(self.epoch.remaining() + 1)
+        ends, length = progress.window_ends, progress.window
+        outputs: Any = None
+        for step in self._active(batch_idx):
+            index = step.index
+            first = index is None or not progress.pending[index]
+            micro = Micro(first, ends, length)
+            outputs = self._one_optimizer(step, batch, batch_idx, micro)
+            if index is not None:
+                if outputs is not None:
+                    progress.pending[index] = True
+                if ends and progress.pending[index] and not step.hosted:
+                    self.updates.stepped.append(index)
+            if outputs is None and self.trainer.world_size > 1 and not step.hosted:
+                raise _none_between_processes()
+        if ends:
+            progress.close_window()
+        else:
+            progress.in_window += 1
+        return outputs
+
+    def _active(self, batch_idx: int) -> Sequence[AutomaticStep]:
+        """Return the steps whose optimizer takes part in a batch."""
+        frequencies = self.trainer.frequencies
+        if not frequencies:
+            return self.automatic
+        place = batch_idx % sum(frequencies)
+        for index, frequency in enumerate(frequencies):
+            if place < frequency:
+                return self.automatic[index : index + 1]
+            place -= frequency
+        raise AssertionError("unreachable")
+
+    def _one_optimizer(self, step: AutomaticStep, batch: Any, batch_idx: int, micro: Micro) -> Any:
+        updates = self.updates
+        updates.synchronise = micro.updates
+        due = self._due(step)
+        if len(self.automatic) == 1:
+            outputs = step.run(batch, batch_idx, micro, due)
+        else:
+            assert step.index is not None
+            flags = updates.toggles.switch(step.index)
+            try:
+                outputs = step.run(batch, batch_idx, micro, due)
+            finally:
+                updates.toggles.restore(flags)
+        updates.synchronise = True
+        return outputs
+
+    def _due(self, step: AutomaticStep) -> tuple[bool, ...]:
+        """Return which schedules advance inside the step, if it makes an update."""
+        if not step.schedulers or step.index is None:
+            return ()
+        steps = self.progress.optimizer_steps[step.index] + 1
+        return tuple(due_after_step(config, steps) for config in step.configs)
+
+    def _advance_after_batch(self) -> None:
+        """Advance schedules that no composed step has advanced."""
+        if not self.module.automatic_optimization:
+            return
+        trainer, progress = self.trainer, self.progress
+        for config in trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau:
+                continue
+            if trainer.is_last_batch and due_after_epoch(config, progress.epoch):
+                self._advance(config)
+            elif by_steps(config) and not self._inside(config):
+                index = config.optimizer_index
+                if index in progress.stepped and due_after_step(
+                    config, progress.optimizer_steps[index]
+                ):
+                    self._advance(config)
+
+    def _inside(self, config: Any) -> bool:
+        """Return whether a composed step advances this schedule."""
+        return any(config in step.configs for step in self.automatic)
+
+    def _advance_plateaus_by_step(self) -> None:
+        if not self.module.automatic_optimization:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            index = config.optimizer_index
+            if (
+                config.reduce_on_plateau
+                and config.interval == "step"
+                and index in self.progress.stepped
+                and due_after_step(config, self.progress.optimizer_steps[index])
+            ):
+                self._advance(config)
+        self.progress.stepped = []
+
+    def _advance(self, config: Any) -> None:
+        self.module._log_refused = "lr_scheduler_step"
+        try:
+            advance(self.module, config, self.trainer.metrics.callback)
+        finally:
+            self.module._log_refused = None
+
+    def _validation_due(self) -> bool:
+        if not self.validation:
+            return False
+        trainer, progress = self.trainer, self.progress
+        every = trainer.check_val_every_n_epoch
+        interval = trainer.val_interval
+        if every is None:
+            return interval is not None and progress.batches % interval == 0
+        if (progress.epoch + 1) % every:
+            return False
+        if interval is None:
+            return trainer.is_last_batch
+        return progress.batch % interval == 0
+
+    def _validate(self) -> None:
+        trainer = self.trainer
+        values = validate(trainer, self.module, self.validation)
+        trainer.write(values)
+        self.progress.phase = at.VALIDATED
+        for hook in trainer.saving_hooks["on_validation_end"]:
+            hook()
+
+    def _end_epoch(self) -> None:
+        trainer, metrics, module = self.trainer, self.trainer.metrics, self.module
+        trainer.write(metrics.end_epoch("train", trainer.reduce_metric))
+        self._call("on_train_epoch_end")
+        metrics.take(module._log_entries, stage="train", per_batch=False, batch_size=1)
+        trainer.write(metrics.end_epoch("train", trainer.reduce_metric))
+        if module.automatic_optimization:
+            for config in trainer.lr_scheduler_configs:
+                if config.reduce_on_plateau and due_after_epoch(config, self.progress.epoch):
+                    self._advance(config)
+        self.progress.phase = at.EPOCH_DONE
+        for hook in trainer.saving_hooks["on_train_epoch_end"]:
+            hook()
+
+    def _call(self, name: str) -> None:
+        self.hooks.call(name)
+
+    def _write_metrics(self) -> None:
+        """Give the step values to the loggers, every `log_every_n_steps` batches.
+
+        In the middle of an accumulation window they wait for its end.
+        """
+        trainer, progress = self.trainer, self.progress
+        if progress.batches % trainer.log_every_n_steps == 0:
+            self.write_due = True
+        manual = not self.module.automatic_optimization
+        if self.write_due and (manual or progress.stepped or progress.window == 0):
+            self.write_due = False
+            trainer.write(trainer.metrics.take_steps())
+
+
+def _manual_outputs(outputs: Any) -> Any:
+    """Return what a manual training step returned.
+
+    Raises:
+        ConfigurationError: It is neither a tensor, nor a dict, nor None.
+    """
+    if outputs is None or isinstance(outputs, dict) or hasattr(outputs, "detach"):
+        return outputs.detach() if hasattr(outputs, "detach") else outputs
+    raise ConfigurationError(
+        "training_step of manual optimization returns a tensor, a dict or None",
+        at="training_step",
+        found=type(outputs).__name__,
+        why="its outputs are given to on_train_batch_end",
+        hint='return {"loss": loss}, or nothing',
+    )
+
+
+def _none_between_processes() -> ConfigurationError:
+    return ConfigurationError(
+        "training_step returned None in one of several processes",
+        at="training_step",
+        why="the others would wait for its gradients forever",
+        hint="return a loss in every process, for example one multiplied by zero",
+    )

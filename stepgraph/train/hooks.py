@@ -1,0 +1,255 @@
+"""The hooks of a training, in the order in which they are called.
+
+A module's hooks take what is listed here; a callback's take the trainer and the module before it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stepgraph.train.signatures import overridden
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from stepgraph.train.module import Module
+    from stepgraph.train.trainer import Trainer
+
+NAMES = (
+    "setup",
+    "teardown",
+    "on_fit_start",
+    "on_fit_end",
+    "on_train_start",
+    "on_train_end",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_validation_start",
+    "on_validation_end",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_exception",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+
+
+class ModuleHooks:
+    """Hooks that a module may override; each does nothing until then."""
+
+    def setup(self, stage: str) -> None:
+        """Called first; `stage` is `"fit"` or `"validate"`."""
+
+    def teardown(self, stage: str) -> None:
+        """Called last."""
+
+    def on_fit_start(self) -> None:
+        """Called when optimizers exist and a checkpoint, if any, is loaded."""
+
+    def on_fit_end(self) -> None:
+        """Called when training is over."""
+
+    def on_train_start(self) -> None:
+        """Called before the first epoch."""
+
+    def on_train_end(self) -> None:
+        """Called after the last epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        """Called before the first batch of an epoch."""
+
+    def on_train_epoch_end(self) -> None:
+        """Called after the last batch of an epoch and its validation."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Called before a batch. Returning -1 skips the rest of the epoch."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Called after a batch, with the detached outputs of `training_step`."""
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        """Called before gradients are cleared in automatic optimization."""
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Called with the loss that is about to be differentiated."""
+
+    def on_after_backward(self) -> None:
+        """Called when gradients are there, still scaled under `"16-mixed"`."""
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Called before an update, with unscaled and unclipped gradients."""
+
+    def on_validation_start(self) -> None:
+        """Called before a validation."""
+
+    def on_validation_end(self) -> None:
+        """Called after a validation, with its metrics computed."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Called before the first batch of a validation."""
+
+    def on_validation_epoch_end(self) -> None:
+        """Called after the last batch of a validation; may log."""
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Called before a batch of a validation."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Called after a batch of a validation."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Called when a training is interrupted by an exception."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called with a complete checkpoint before it is written; may add to it."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Called with a checkpoint before anything is restored from it."""
+
+
+class Callback:
+    """Code that runs beside a training: every hook also gets the trainer and the module.
+
+    A callback with `state_dict` and `load_state_dict` is part of every checkpoint, under its
+    `state_key`.
+
+    Attributes:
+        runs_last: Runs after all other callbacks, because it saves what they changed.
+    """
+
+    runs_last = False
+
+    @property
+    def state_key(self) -> str:
+        """Name of its state in a checkpoint; unique among the callbacks of a trainer."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: tensors, numbers, strings and containers."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """Called first; `stage` is `"fit"` or `"validate"`."""
+
+    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+        """Called last."""
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        """Called when optimizers exist and a checkpoint, if any, is loaded."""
+
+    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+        """Called when training is over."""
+
+    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before the first epoch."""
+
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before the first batch of an epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last batch of an epoch and its validation."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+    ) -> int | None:
+        """Called before a batch. Returning -1 skips the rest of the epoch."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called after a batch, with the detached outputs of `training_step`."""
+
+    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+        """Called before gradients are cleared in automatic optimization."""
+
+    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
+        """Called with the loss that is about to be differentiated."""
+
+    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
+        """Called when gradients are there, still scaled under `"16-mixed"`."""
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: Module, optimizer: Optimizer
+    ) -> None:
+        """Called before an update, with unscaled and unclipped gradients."""
+
+    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before a validation."""
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after a validation, with its metrics computed."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """Called before the first batch of a validation."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """Called after the last batch of a validation; may log."""
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+    ) -> None:
+        """Called before a batch of a validation."""
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Called after a batch of a validation."""
+
+    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+        """Called when a training is interrupted by an exception."""
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+    ) -> None:
+        """Called with a complete checkpoint before it is written; may add to it."""
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
+    ) -> None:
+        """Called with a checkpoint before anything is restored from it."""
+
+
+class HookTable:
+    """For every hook the functions to call: the callbacks' first, then the module's.
+
+    Only overridden hooks are in it, so that a hook nobody uses costs nothing, and a compiled step
+    has nothing of it to trace.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: Module, callbacks: list[Callback], *, own: bool = True
+    ) -> None:
+        self.table: dict[str, tuple[Callable[..., Any], ...]] = {}
+        for name in NAMES:
+            calls: list[Callable[..., Any]] = [
+                functools.partial(getattr(callback, name), trainer, module)
+                for callback in callbacks
+                if overridden(callback, Callback, name)
+            ]
+            if own and overridden(module, ModuleHooks, name):
+                calls.append(getattr(module, name))
+            self.table[name] = tuple(calls)
+
+    def __getitem__(self, name: str) -> tuple[Callable[..., Any], ...]:
+        return self.table[name]
+
+    def call(self, name: str, *args: Any) -> list[Any]:
+        """Call everything that is registered for a hook; return what was returned."""
+        return [hook(*args) for hook in self.table[name]]

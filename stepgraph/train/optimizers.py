@@ -1,0 +1,128 @@
+"""What `self.optimizers()` returns: the user's optimizer, and the training's part of a step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._guards import TracingContext
+
+from stepgraph.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from stepgraph.train.updates import Updates
+
+_OWN = ("optimizer", "_updates", "_index", "step", "zero_grad")
+
+
+class OptimizerWrapper:
+    """An optimizer whose `step` also scales, calls hooks and counts.
+
+    Everything else is the optimizer's: reads and writes go through to it, and `isinstance` takes
+    the wrapper for it. Only a trace sees an ordinary object, through which it finds the real
+    optimizer: that is what a step graph names.
+
+    Attributes:
+        optimizer: The user's own optimizer. Its `step()` knows nothing of precision and hooks.
+    """
+
+    optimizer: Optimizer
+    _updates: Updates
+    _index: int
+
+    def __init__(self, optimizer: Optimizer, updates: Updates, index: int) -> None:
+        self.__dict__.update(optimizer=optimizer, _updates=updates, _index=index)
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Update the parameters.
+
+        Args:
+            closure: Computes the loss and its gradients; called as often as the optimizer likes.
+            **kwargs: For the optimizer's own `step`.
+
+        Returns:
+            What the optimizer's own `step` returns: the closure's value, or None.
+
+        Raises:
+            ConfigurationError: `closure` cannot be called.
+        """
+        if closure is not None and not callable(closure):
+            raise ConfigurationError(
+                "optimizer.step takes a closure that can be called",
+                at="the argument `closure`",
+                found=type(closure).__name__,
+                why="it is called without arguments to compute the loss and its gradients",
+                hint="optimizer.step(closure) with a function, or optimizer.step()",
+            )
+        return self._updates.step(self, closure, kwargs)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the optimizer's parameters."""
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    @contextlib.contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Scope in which only this optimizer's parameters require gradients.
+
+        Parameters of the other optimizers have `requires_grad` False inside. The flags are
+        restored on exit, also after an exception, and scopes may be nested.
+
+        Args:
+            sync_grad: False skips the reduction of gradients between processes, for all but the
+                last batch of an accumulation.
+        """
+        updates = self._updates
+        toggles = updates.toggles
+        before = toggles.switch(self._index)
+        synchronised = updates.synchronise
+        if not sync_grad:
+            updates.synchronise = False
+        try:
+            yield
+        finally:
+            toggles.restore(before)
+            if not sync_grad:
+                updates.synchronise = synchronised
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["optimizer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            self.__dict__[name] = value
+        else:
+            setattr(self.optimizer, name, value)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self) if being_traced() else type(self.optimizer)
+
+    def __repr__(self) -> str:
+        return f"OptimizerWrapper({self.optimizer!r})"
+
+    def __reduce__(self) -> Any:
+        return OptimizerWrapper, (self.optimizer, self._updates, self._index)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizerWrapper:
+        return self  # a copy would step the same parameters
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the user's own optimizer behind a wrapper; anything else as it is."""
+    if type(optimizer) is OptimizerWrapper:
+        return optimizer.optimizer
+    return optimizer
+
+
+def being_traced() -> bool:
+    """Return whether a trace is looking at objects right now, from outside of the traced code."""
+    return TracingContext.try_get() is not None
+
+
+def tracing() -> bool:
+    """Return whether this line is being traced by a compiler."""
+    return torch.compiler.is_compiling()

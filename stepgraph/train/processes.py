@@ -1,0 +1,111 @@
+"""The processes of a training: one, or several started with `torchrun`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stepgraph.errors import ConfigurationError
+from stepgraph.train.sync import GradientSync
+
+_OPERATIONS = {"sum": "SUM", "min": "MIN", "max": "MAX"}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all.
+
+    Attributes:
+        device: What it computes on.
+        rank: Its number.
+        world_size: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @staticmethod
+    def from_environment(accelerator: str, devices: Any, strategy: str) -> Processes:
+        """Return what the trainer's arguments and `torchrun` say.
+
+        Raises:
+            ConfigurationError: The two do not fit, or an argument is unknown.
+        """
+        _one_of("accelerator", accelerator, ("auto", "cpu", "cuda", "gpu"))
+        _one_of("strategy", strategy, ("auto", "ddp"))
+        started = int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+        if dist.is_available() and dist.is_initialized():
+            started = dist.get_world_size()
+        wanted = started if devices in ("auto", -1) else devices
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise ConfigurationError(
+                'Trainer: devices is neither a number nor "auto"',
+                at="the argument `devices`",
+                found=repr(devices),
+                hint='devices=1, or "auto"',
+            )
+        if wanted != started:
+            raise ConfigurationError(
+                "Trainer: a process for every device is started from outside",
+                at="the argument `devices`",
+                found=f"devices={devices!r}, {started} process(es) running",
+                why="a Trainer starts no processes of its own",
+                hint=f"torchrun --nproc-per-node={wanted} script.py",
+            )
+        cuda = accelerator in ("cuda", "gpu") or (
+            accelerator == "auto" and torch.cuda.is_available()
+        )
+        if cuda and not torch.cuda.is_available():
+            raise ConfigurationError(
+                "Trainer: there is no CUDA device",
+                at="the argument `accelerator`",
+                found=repr(accelerator),
+                hint='accelerator="cpu" or "auto"',
+            )
+        if started > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+        rank = dist.get_rank() if started > 1 else 0
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local) if cuda else torch.device("cpu")
+        return Processes(device, rank, started)
+
+    def start(self, module: nn.Module) -> None:
+        """Give every process the parameters and buffers of the first."""
+        if self.world_size == 1:
+            return
+        with torch.no_grad():
+            for tensor in [*module.parameters(), *module.buffers()]:
+                dist.broadcast(tensor, 0)
+
+    def sync(self) -> GradientSync | None:
+        """Return what reduces gradients, or None in a single process."""
+        return GradientSync() if self.world_size > 1 else None
+
+    def reduce(self, value: Tensor, operation: str) -> Tensor:
+        """Combine a tensor of every process: `"sum"`, `"min"` or `"max"`."""
+        if self.world_size == 1:
+            return value
+        result = value.clone().to(self.device)
+        dist.all_reduce(result, getattr(dist.ReduceOp, _OPERATIONS[operation]))
+        return result
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(
+            f"Trainer: unknown {name}",
+            at=f"the argument `{name}`",
+            found=repr(value),
+            hint="one of " + ", ".join(map(repr, allowed)),
+        )

@@ -1,0 +1,154 @@
+"""Everything a training consists of, into a checkpoint and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stepgraph.errors import CheckpointError
+from stepgraph.train import checkpoint as files
+from stepgraph.train.batches import generators_of
+from stepgraph.train.randomness import random_state
+
+if TYPE_CHECKING:
+    from stepgraph.train.module import Module
+    from stepgraph.train.trainer import Trainer
+
+
+def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
+    """Return the state of a training; tensors are the real ones, not copies."""
+    updates, progress = trainer.updates, trainer.progress
+    loader_state = trainer.epoch_batches.start if trainer.epoch_batches is not None else {}
+    randomness = {
+        "now": random_state(generators_of(trainer.train_loader)),
+        "epoch_start": loader_state,
+    }
+    state: dict[str, Any] = {
+        "stepgraph_format": files.FORMAT,
+        "epoch": progress.epoch,
+        "global_step": progress.global_step,
+        "state_dict": module.state_dict(),
+        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+        "gradients": _gradients(trainer, module),
+        "optimizer_types": [type(o).__name__ for o in updates.optimizers],
+        "optimizer_states": [files.plain(o.state_dict()) for o in updates.optimizers],
+        "scheduler_types": [type(s).__name__ for s in trainer.schedulers],
+        "lr_schedulers": [files.plain(s.state_dict()) for s in trainer.schedulers],
+        "scaler": None if updates.scaler is None else dict(updates.scaler.state_dict()),
+        "progress": progress.state_dict(),
+        "metrics": trainer.metrics.state_dict(),
+        "callbacks": {
+            c.state_key: files.plain(s) for c in trainer.callbacks if (s := c.state_dict())
+        },
+        "random": _of_all_processes(randomness, trainer.world_size),
+        "hyper_parameters": _plain_values(module.hparams),
+    }
+    trainer.hooks.call("on_save_checkpoint", state)
+    return state
+
+
+def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Bring a training to the state in a checkpoint.
+
+    Everything is compared first: where something does not fit, nothing has changed.
+
+    Returns:
+        The random states to go on with, for the loop.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another training.
+    """
+    for problem in _mismatches(trainer, module, state):
+        raise CheckpointError(
+            "a checkpoint belongs to another training",
+            at=problem[0],
+            found=problem[1],
+            why="resuming would silently train something else",
+            hint="the module, optimizers and callbacks the checkpoint was written with",
+        )
+    trainer.hooks.call("on_load_checkpoint", state)
+    module.load_state_dict(state["state_dict"])
+    parameters = dict(module.named_parameters())
+    for name, flag in state["requires_grad"].items():
+        parameters[name].requires_grad_(flag)
+    updates = trainer.updates
+    for optimizer, saved in zip(updates.optimizers, state["optimizer_states"], strict=True):
+        optimizer.load_state_dict(saved)
+    for scheduler, saved in zip(trainer.schedulers, state["lr_schedulers"], strict=True):
+        scheduler.load_state_dict(saved)
+    if updates.scaler is not None:
+        updates.scaler.load_state_dict(state["scaler"])
+    for name, gradient in state["gradients"].items():
+        parameters[name].grad = gradient.to(parameters[name].device)
+    trainer.progress.load_state_dict(state["progress"])
+    trainer.metrics.load_state_dict(state["metrics"])
+    for callback in trainer.callbacks:
+        if callback.state_key in state["callbacks"]:
+            callback.load_state_dict(state["callbacks"][callback.state_key])
+    random: dict[str, Any] = state["random"][trainer.rank]
+    return random
+
+
+def _gradients(trainer: Trainer, module: Module) -> dict[str, Tensor]:
+    """Return the gradients that the next batches will add to."""
+    open_window = trainer.progress.in_window > 0
+    if module.automatic_optimization and not open_window:
+        return {}
+    return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+def _of_all_processes(value: Any, world_size: int) -> list[Any]:
+    if world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters that a checkpoint can hold; resuming does not need them."""
+    kinds = (type(None), bool, int, float, str, Tensor)
+    return {name: value for name, value in values.items() if isinstance(value, kinds)}
+
+
+def _mismatches(
+    trainer: Trainer, module: Module, state: dict[str, Any]
+) -> Sequence[tuple[str, str]]:
+    """Return where the checkpoint and the training differ, and how."""
+    found: list[tuple[str, str]] = []
+    own = module.state_dict()
+    saved = state["state_dict"]
+    for name in [*own, *saved]:
+        ours, theirs = _shape(own.get(name)), _shape(saved.get(name))
+        if ours != theirs:
+            found.append((f"the module's {name!r}", f"{theirs} saved, {ours} here"))
+    here = [type(o).__name__ for o in trainer.updates.optimizers]
+    _compare(found, "optimizers", state["optimizer_types"], here)
+    if not found:
+        for index, optimizer in enumerate(trainer.updates.optimizers):
+            groups = [len(g["params"]) for g in state["optimizer_states"][index]["param_groups"]]
+            sizes = [len(g["params"]) for g in optimizer.param_groups]
+            _compare(found, f"parameters in the groups of optimizer {index}", groups, sizes)
+    schedulers = [type(s).__name__ for s in trainer.schedulers]
+    _compare(found, "schedulers", state["scheduler_types"], schedulers)
+    scales = trainer.updates.scaler is not None
+    _compare(found, "loss scale", state["scaler"] is not None, scales)
+    _compare(found, "processes", len(state["random"]), trainer.world_size)
+    stateful = [c.state_key for c in trainer.callbacks if c.state_dict()]
+    _compare(found, "callbacks with a state", sorted(state["callbacks"]), sorted(stateful))
+    return found
+
+
+def _compare(found: list[tuple[str, str]], what: str, saved: Any, here: Any) -> None:
+    if saved != here:
+        found.append((what, f"{saved} saved, {here} here"))
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"shape {tuple(value.shape)}"
+    return "nothing" if value is None else "a value"

@@ -1,0 +1,71 @@
+"""Gradients between processes: one reduction a backward, none while accumulating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stepgraph.capture.traced import Opaque
+from stepgraph.train.optimizers import tracing
+
+REASON = "all-reduces gradients between processes"
+
+
+class GradientSync:
+    """Averages gradients over all processes.
+
+    Gradients are summed in one flat buffer for each dtype and device, together with a flag for each
+    parameter that says whether this process has a gradient: a parameter that one process did not
+    use counts as zero there, one that nobody used keeps None.
+
+    Averaging what is averaged already changes nothing, so a second backward before the update may
+    reduce the whole gradient again.
+
+    Attributes:
+        reductions: How many all-reduces have been made.
+    """
+
+    def __init__(self) -> None:
+        self.world_size = dist.get_world_size()
+        self.reductions = 0
+        self.untraceable = Opaque(REASON)
+
+    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Average the gradients of those `parameters` that require one, in place."""
+        if tracing():
+            self.untraceable.reason  # noqa: B018  (the trace meets it and stops)
+        groups: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            if parameter.requires_grad:
+                groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+        for group in groups.values():
+            self._reduce_group(group)
+
+    def _reduce_group(self, group: list[nn.Parameter]) -> None:
+        flags = torch.tensor([float(p.grad is not None) for p in group])
+        pieces = [_gradient_or_zeros(p).reshape(-1) for p in group]
+        flat = torch.cat([*pieces, flags.to(pieces[0])])
+        dist.all_reduce(flat)
+        self.reductions += 1
+        used = flat[-len(group) :].tolist()
+        flat /= self.world_size
+        offset = 0
+        for parameter, count in zip(group, used, strict=True):
+            piece = flat[offset : offset + parameter.numel()]
+            offset += parameter.numel()
+            if count:
+                _store(parameter, piece.view(parameter.shape))
+
+
+def _gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _store(parameter: nn.Parameter, value: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = value.clone()
+    else:
+        parameter.grad.copy_(value)

@@ -1,0 +1,414 @@
+"""`Trainer`: what surrounds the steps of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepgraph.compiler import CompiledStep
+from stepgraph.errors import ConfigurationError
+from stepgraph.train import checkpoint as files
+from stepgraph.train import state as whole_state
+from stepgraph.train.batches import (
+    Epoch,
+    known_length,
+    limited_length,
+    shared_out,
+)
+from stepgraph.train.checks import check_fit, check_optimizers, undecorated
+from stepgraph.train.composition import composed_steps
+from stepgraph.train.configuration import Configuration, SchedulerConfig, configuration
+from stepgraph.train.fit import FitLoop
+from stepgraph.train.hooks import Callback, HookTable
+from stepgraph.train.loggers import loggers_of
+from stepgraph.train.metrics import Metrics, numbers
+from stepgraph.train.module import Module
+from stepgraph.train.optimizers import OptimizerWrapper
+from stepgraph.train.options import Options
+from stepgraph.train.precision import Precision
+from stepgraph.train.processes import Processes
+from stepgraph.train.progress import Progress
+from stepgraph.train.randomness import seed_everything
+from stepgraph.train.signatures import overridden
+from stepgraph.train.standard_callbacks import standard_callbacks
+from stepgraph.train.updates import Updates
+from stepgraph.train.validation import loaders_of, validate
+
+_MIDWAY = (
+    "a checkpoint in the middle of a training step could not be resumed exactly: part of the "
+    "batch has happened"
+)
+
+
+class Trainer:
+    """Runs the loop around a module's training step.
+
+    In automatic optimization the step that the module implies is composed and given to
+    `stepgraph.compile`; in manual optimization a decorated `training_step` is compiled.
+
+    Args:
+        max_epochs: When to stop; 1000 where `max_steps` is not given either, -1 for never.
+        min_epochs: How many epochs to train whatever `should_stop` says.
+        max_steps: Stop at this `global_step`; -1 for never.
+        accumulate_grad_batches: Update once in so many batches; or from which epoch on how many.
+        gradient_clip_val: Largest gradient norm or value; None for no clipping.
+        gradient_clip_algorithm: `"norm"` or `"value"`.
+        precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"` or `"64-true"`.
+        limit_train_batches: Batches of an epoch: a number, or a share.
+        limit_val_batches: Batches of a validation: a number, or a share.
+        val_check_interval: Validate every so many batches, or after such a share of an epoch.
+        check_val_every_n_epoch: Validate in every n-th epoch. None counts the batches of
+            `val_check_interval` through all epochs.
+        callbacks: Run beside the training.
+        logger: A logger, several, True for a `CSVLogger`, False for none.
+        enable_progress_bar: Show a bar in a terminal.
+        enable_checkpointing: Save after every epoch where no `ModelCheckpoint` is given.
+        default_root_dir: Folder of logs and checkpoints.
+        log_every_n_steps: Read metrics from the device only so often.
+        accelerator: `"auto"`, `"cpu"` or `"cuda"`.
+        devices: 1 or `"auto"`; several devices are several processes, started with `torchrun`.
+        strategy: `"auto"` or `"ddp"`.
+        detect_anomaly: Let autograd look for NaN; steps run eagerly then.
+        seed: Seeds torch, Python and NumPy when `fit` begins.
+        compile: False runs everything as plain Python.
+
+    Attributes:
+        is_last_batch: Whether the batch at hand is the last of its epoch.
+        current_epoch: Number of the epoch, from 0.
+        global_step: In how many batches at least one optimizer stepped.
+        should_stop: Set it to end the training after the batch at hand.
+
+    Raises:
+        ConfigurationError: An argument has no meaning.
+
+    Example:
+        >>> import torch
+        >>> from stepgraph import Module, Trainer
+        >>> class Line(Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.model = torch.nn.Linear(1, 1)
+        ...     def training_step(self, batch):
+        ...         return (self.model(batch) - batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "compile": False}
+        >>> trainer = Trainer(max_epochs=2, **quiet)
+        >>> trainer.fit(Line(), [torch.ones(4, 1)] * 3)
+        >>> trainer.global_step
+        6
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        min_epochs: int = 0,
+        max_steps: int = -1,
+        accumulate_grad_batches: int | dict[int, int] = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+        precision: str | int = "32-true",
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        val_check_interval: int | float | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        callbacks: Callback | list[Callback] | None = None,
+        logger: Any = True,
+        enable_progress_bar: bool = True,
+        enable_checkpointing: bool = True,
+        default_root_dir: str | Path = ".",
+        log_every_n_steps: int = 50,
+        accelerator: str = "auto",
+        devices: int | str = "auto",
+        strategy: str = "auto",
+        detect_anomaly: bool = False,
+        seed: int | None = None,
+        compile: bool = True,
+    ) -> None:
+        self.options = Options(
+            max_epochs=max_epochs,
+            min_epochs=min_epochs,
+            max_steps=max_steps,
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+            precision=precision,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            val_check_interval=val_check_interval,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            log_every_n_steps=log_every_n_steps,
+            detect_anomaly=detect_anomaly,
+            seed=seed,
+            compile=compile,
+        )
+        self.processes = Processes.from_environment(accelerator, devices, strategy)
+        self.device = self.processes.device
+        self.rank, self.world_size = self.processes.rank, self.processes.world_size
+        self.default_root_dir = Path(default_root_dir)
+        self.loggers = loggers_of(logger, self.default_root_dir) if self.rank == 0 else []
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        self.callbacks = standard_callbacks(
+            given,
+            progress_bar=enable_progress_bar and self.rank == 0,
+            checkpointing=enable_checkpointing,
+            accumulation=self.options.accumulation,
+        )
+        self._read_options()
+        self._forget()
+
+    def _read_options(self) -> None:
+        options = self.options
+        self.max_epochs, self.min_epochs = options.epochs, options.min_epochs
+        self.max_steps = options.max_steps
+        self.accumulate_grad_batches = options.accumulation.get(0, 1)
+        self.gradient_clip_val = options.clip_limit
+        self.gradient_clip_algorithm = options.clip_algorithm
+        self.limit_train_batches = options.limit_train_batches
+        self.limit_val_batches = options.limit_val_batches
+        self.check_val_every_n_epoch = options.check_val_every_n_epoch
+        self.log_every_n_steps = options.log_every_n_steps
+        self.precision = Precision(options.precision_name, self.device.type)
+
+    def _forget(self) -> None:
+        """Be as before the first fit."""
+        self.module: Module | None = None
+        self.progress, self.metrics = Progress(), Metrics()
+        self.updates = Updates([])
+        self.lr_scheduler_configs: list[SchedulerConfig] = []
+        self.frequencies: list[int] = []
+        self.train_loader: Any = None
+        self.epoch_batches: Epoch | None = None
+        self.num_training_batches: int | None = None
+        self.val_interval: int | None = None
+        self.validates = False
+        self.loop: FitLoop | None = None
+        self.steps: tuple[CompiledStep, ...] = ()
+        self.is_last_batch = self.should_stop = self.in_training_step = False
+        self.global_step = 0
+        self.stage: str | None = None
+
+    @property
+    def current_epoch(self) -> int:
+        """Number of the epoch, from 0."""
+        return self.progress.epoch
+
+    @property
+    def optimizers(self) -> list[OptimizerWrapper]:
+        """The optimizers, wrapped as `Module.optimizers` returns them."""
+        return self.updates.wrappers
+
+    @property
+    def optimizer_steps(self) -> list[int]:
+        """How often each optimizer has stepped."""
+        return self.progress.optimizer_steps
+
+    @property
+    def schedulers(self) -> list[Any]:
+        """The schedulers, as the user made them."""
+        return [config.scheduler for config in self.lr_scheduler_configs]
+
+    @property
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """Every metric by name, the latest value, on its device."""
+        return self.metrics.callback
+
+    @property
+    def logged_metrics(self) -> dict[str, Tensor]:
+        """What loggers get."""
+        return self.metrics.logged
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """What the progress bar shows; reading it waits for the device."""
+        return numbers(self.metrics.progress_bar)
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """How many updates the training will make; infinite where nothing ends it."""
+        return self.options.updates_in(self.num_training_batches)
+
+    def fit(
+        self,
+        module: Module,
+        train_dataloaders: Any,
+        val_dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+    ) -> None:
+        """Train a module.
+
+        Args:
+            module: Trained in place; stays attached to this trainer.
+            train_dataloaders: A loader, or any iterable of batches.
+            val_dataloaders: A loader of validation batches, or a list of `DataLoader`s.
+            ckpt_path: Go on from this checkpoint.
+
+        Raises:
+            ConfigurationError: Something contradicts itself; nothing has changed then.
+            CheckpointError: The checkpoint cannot be used.
+        """
+        check_fit(self, module, train_dataloaders)
+        saved = None if ckpt_path is None else files.read(ckpt_path)
+        self._forget()
+        if self.options.seed is not None:
+            seed_everything(self.options.seed)
+        try:
+            loop = self._prepare(module, train_dataloaders, loaders_of(val_dataloaders))
+            if saved is not None:
+                loop.resumed = whole_state.restore(self, module, saved)
+                self.global_step = self.progress.global_step
+            self.loop = loop
+            self._run(module, loop)
+        except BaseException as error:
+            if self.stage is not None:
+                self.hooks.call("on_exception", error)
+            raise
+        finally:
+            module._log_refused = "outside of a fit"
+            module._log_entries.clear()
+            self.stage = None
+
+    def _run(self, module: Module, loop: FitLoop) -> None:
+        module.train()
+        self.hooks.call("on_fit_start")
+        for logger in self.loggers:
+            logger.log_hyperparams(module.hparams)
+        module._log_refused = None
+        with torch.autograd.set_detect_anomaly(self.options.detect_anomaly):
+            loop.run()
+        module._log_refused = "on_fit_end"
+        self.hooks.call("on_fit_end")
+        self._save_at_end()
+        for logger in self.loggers:
+            logger.finalize()
+        self.hooks.call("teardown", "fit")
+
+    def _save_at_end(self) -> None:
+        for hook in self.saving_hooks["on_fit_end"]:
+            hook()
+
+    def _prepare(self, module: Module, loader: Any, validation: list[Any]) -> FitLoop:
+        """Attach the module, configure its optimizers, compose its steps."""
+        self.train_loader = shared_out(loader, self.rank, self.world_size)
+        self.validates = bool(validation)
+        length = known_length(self.train_loader)
+        limit = self.limit_train_batches
+        self.num_training_batches = limited_length(length, limit, "limit_train_batches")
+        self.val_interval = self.options.val_interval(self.num_training_batches)
+        self._attach(module, "fit")
+        self.precision.convert(module)
+        module.to(self.device)
+        self.processes.start(module)
+        self.hooks.call("setup", "fit")
+        automatic = module.automatic_optimization
+        module._log_refused = "configure_optimizers"
+        found = configuration(
+            module.configure_optimizers(),
+            automatic=automatic,
+            custom_step=overridden(module, Module, "lr_scheduler_step"),
+        )
+        self._adopt(module, found)
+        plain, decorated = undecorated(module), module.training_step
+        composed = composed_steps(self, module, plain) if automatic else []
+        compiled = [decorated] if isinstance(decorated, CompiledStep) and not automatic else []
+        if not self.options.compile:
+            compiled = []
+        self.steps = tuple(compiled) or tuple(
+            s.whole for s in composed if isinstance(s.whole, CompiledStep)
+        )
+        step = decorated if compiled else plain
+        return FitLoop(self, module, self.train_loader, validation, step=step, automatic=composed)
+
+    def _attach(self, module: Module, stage: str) -> None:
+        self.module, self.stage = module, stage
+        module._trainer = self
+        module._log_entries.clear()
+        module._log_refused = f"{stage} has not begun"
+        last = [callback for callback in self.callbacks if callback.runs_last]
+        others = [callback for callback in self.callbacks if not callback.runs_last]
+        self.hooks = HookTable(self, module, others)
+        self.saving_hooks = HookTable(self, module, last, own=False)
+        for hook in self.saving_hooks["setup"]:
+            hook(stage)
+
+    def _adopt(self, module: Module, found: Configuration) -> None:
+        scaler = self.precision.scaler()
+        check_optimizers(self, module, found, scaler is not None)
+        self.updates = Updates(found.optimizers, scaler=scaler, sync=self.processes.sync())
+        self.updates.use(self.hooks)
+        self.lr_scheduler_configs, self.frequencies = found.schedulers, found.frequencies
+        self.progress.optimizer_steps = [0] * len(found.optimizers)
+        self.progress.close_window()
+        module._updates = self.updates
+        module._toggled = ()
+        module.__dict__["_optimizers"] = self.updates.optimizers  # their names in step graphs
+
+    def validate(self, module: Module, dataloaders: Any) -> list[dict[str, float]]:
+        """Evaluate a module; return what it logged, once for all loaders.
+
+        Args:
+            module: Evaluated; its mode and gradients stay.
+            dataloaders: A loader of batches, or a list of `DataLoader`s.
+        """
+        self._attach(module, "validate")
+        module.to(self.device)
+        module._log_refused = None
+        try:
+            self.hooks.call("setup", "validate")
+            values = validate(self, module, loaders_of(dataloaders))
+            self.write(values)
+            self.hooks.call("teardown", "validate")
+        finally:
+            module._log_refused = "outside of a fit"
+            self.stage = None
+        return [numbers(values)]
+
+    def save_checkpoint(self, filepath: str | Path) -> None:
+        """Write everything that resuming needs to one file, atomically.
+
+        Raises:
+            ConfigurationError: There is no training, or it is in the middle of a step.
+            CheckpointError: The state holds something that could not be loaded.
+        """
+        if self.module is None or self.in_training_step:
+            raise ConfigurationError(
+                "save_checkpoint at a moment that could not be resumed",
+                at="training_step" if self.in_training_step else "before fit",
+                why=_MIDWAY if self.in_training_step else "there is nothing to save yet",
+                hint="call it in on_train_batch_end, or after fit",
+            )
+        state = whole_state.collect(self, self.module)
+        if self.rank == 0:
+            files.write(state, filepath)
+        self.processes.wait()
+
+    def write(self, values: dict[str, Tensor]) -> None:
+        """Give metrics to the loggers: one copy from the device."""
+        if not values or not self.loggers:
+            return
+        as_numbers = numbers(values)
+        for logger in self.loggers:
+            logger.log_metrics(as_numbers, self.global_step)
+            logger.save()
+
+    def reduce_metric(self, value: Tensor, operation: str) -> Tensor:
+        """Combine a metric between processes."""
+        return self.processes.reduce(value, operation)
+
+    def finished(self) -> bool:
+        """Return whether no further epoch is to begin."""
+        if 0 <= self.max_steps <= self.global_step:
+            return True
+        if 0 <= self.max_epochs <= self.progress.epoch:
+            return True
+        return self.should_stop and self.progress.epoch >= self.min_epochs
+
+    def stops_in_epoch(self) -> bool:
+        """Return whether the epoch at hand is to be left after this batch."""
+        if 0 <= self.max_steps <= self.global_step:
+            return True
+        return self.should_stop and self.progress.epoch >= self.min_epochs

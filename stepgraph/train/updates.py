@@ -1,0 +1,235 @@
+"""Updates of a training: precision, hooks and counts around the optimizers' own `step()`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from stepgraph.errors import ConfigurationError
+from stepgraph.train.clipping import clip
+from stepgraph.train.optimizers import OptimizerWrapper, tracing, unwrapped
+from stepgraph.train.sync import GradientSync
+from stepgraph.train.toggles import Toggles
+
+if TYPE_CHECKING:
+    from stepgraph.train.hooks import HookTable
+
+
+class SkippedUpdate(Exception):  # noqa: N818  (a signal, not an error)
+    """Raised by a closure that has no loss, through an optimizer's `step`; nothing is updated."""
+
+
+class Updates:
+    """The optimizers of one training and what surrounds them.
+
+    Everything that a compiled step reaches is plain Python of a few lines; what happened in a
+    batch is appended to `stepped`, which a trace records and replays.
+
+    Args:
+        optimizers: The user's own, in order.
+        scaler: Scales losses under `"16-mixed"`.
+        sync: Reduces gradients between processes, or None in one process.
+
+    Attributes:
+        wrappers: What `self.optimizers()` returns.
+        stepped: Indices of the optimizers that have stepped since the trainer last looked.
+        in_place: Called in the place of `step` while automatic optimization runs, or None.
+        synchronise: Whether a backward reduces gradients between processes.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        *,
+        scaler: GradScaler | None = None,
+        sync: GradientSync | None = None,
+    ) -> None:
+        self.optimizers = list(optimizers)
+        self.scaler = scaler
+        self.sync = sync
+        self.synchronise = True
+        self.toggles = Toggles(self.optimizers)
+        self.wrappers = [OptimizerWrapper(o, self, i) for i, o in enumerate(self.optimizers)]
+        self.stepped: list[int] = []
+        self.scaling = [Scaling() for _ in self.optimizers]
+        self.before_backward: tuple[Callable[..., Any], ...] = ()
+        self.after_backward: tuple[Callable[..., Any], ...] = ()
+        self.before_step: tuple[Callable[..., Any], ...] = ()
+        self.before_zero_grad: tuple[Callable[..., Any], ...] = ()
+        self.in_place: Callable[..., Any] | None = None
+
+    def use(self, hooks: HookTable) -> None:
+        """Call these hooks from now on."""
+        self.before_backward = hooks["on_before_backward"]
+        self.after_backward = hooks["on_after_backward"]
+        self.before_step = hooks["on_before_optimizer_step"]
+        self.before_zero_grad = hooks["on_before_zero_grad"]
+
+    def of(self, optimizer: Any, what: str) -> OptimizerWrapper:
+        """Return the wrapper of an optimizer, given as the user has it.
+
+        Raises:
+            ConfigurationError: It was not returned by `configure_optimizers`.
+        """
+        raw = unwrapped(optimizer)
+        for known, wrapper in zip(self.optimizers, self.wrappers):  # noqa: B905  (traced)
+            if known is raw:
+                return wrapper
+        raise ConfigurationError(
+            f"{what}: this optimizer does not belong to the training",
+            at="the argument `optimizer`",
+            found=type(raw).__name__,
+            why="only what `configure_optimizers` returned is known to the trainer",
+            hint="an optimizer from self.optimizers()",
+        )
+
+    def backward(
+        self, loss: Tensor, differentiate: Callable[..., Any], args: Any, kwargs: Any
+    ) -> None:
+        """Scale a loss, differentiate it, and reduce the gradients between processes."""
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        for hook in self.before_backward:
+            hook(loss)
+        differentiate(loss, *args, **kwargs)
+        if self.sync is not None and self.synchronise:
+            self.sync.reduce(self.toggles.parameters)
+        for hook in self.after_backward:
+            hook()
+
+    def step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
+        """Update with one optimizer; the rest of `optimizer.step` of a wrapper."""
+        if self.in_place is not None:
+            return self.in_place(wrapper, closure, kwargs)
+        if self.scaler is not None:
+            return self._scaled_step(wrapper, closure, kwargs)
+        raw = wrapper.optimizer
+        if closure is None:
+            for hook in self.before_step:
+                hook(raw)
+            result = raw.step(**kwargs)
+        else:
+            result = raw.step(self._hooked(raw, closure), **kwargs)
+        self.stepped.append(wrapper._index)
+        return result
+
+    def _hooked(self, raw: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the closure with the hooks that belong between it and the update."""
+        before_step = self.before_step
+        if not before_step:
+            return closure
+
+        def closure_and_hooks() -> Any:
+            loss = closure()
+            for hook in before_step:
+                hook(raw)
+            return loss
+
+        return closure_and_hooks
+
+    def _scaled_step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
+        """Unscale and update, unless a gradient overflowed.
+
+        The scale is updated once a batch, by the trainer: a change between two optimizers would
+        unscale the second one's gradients with a number they were not scaled with.
+        """
+        raw, index = wrapper.optimizer, wrapper._index
+        if not tracing() and index in self.stepped:
+            raise _steps_twice(raw)
+        result = None if closure is None else closure()
+        if not _has_gradients(raw):
+            return result
+        if self.before_step:
+            self.unscale_(wrapper)
+            for hook in self.before_step:
+                hook(raw)
+        self.scaler.step(raw, **kwargs)  # type: ignore[union-attr]
+        self.stepped.append(index)
+        return result
+
+    def unscale_(self, wrapper: OptimizerWrapper) -> None:
+        """Divide an optimizer's gradients by the loss scale, once between two updates."""
+        state = self.scaling[wrapper._index]
+        if self.scaler is not None and not state.unscaled:
+            self.scaler.unscale_(wrapper.optimizer)
+            state.unscaled = state.touched = True
+
+    def clip(self, wrapper: OptimizerWrapper, limit: float | None, algorithm: str) -> Tensor | None:
+        """Clip an optimizer's gradients, unscaled; return their norm before."""
+        if limit is None:
+            return None
+        if self.scaler is not None and not _has_gradients(wrapper.optimizer):
+            return torch.zeros(())
+        self.unscale_(wrapper)
+        return clip(wrapper.optimizer, limit, algorithm)
+
+    def end_batch(self) -> list[int]:
+        """Update the loss scale; return the indices of the optimizers that really stepped."""
+        stepped = list(self.stepped)
+        self.stepped.clear()
+        if self.scaler is None:
+            return stepped
+        touched = [state.touched for state in self.scaling]
+        done = [i for i in stepped if not overflowed(self.scaler, self.optimizers[i])]
+        for state in self.scaling:
+            state.touched = state.unscaled = False
+        if stepped or any(touched):
+            self.scaler.update()
+        return done
+
+
+class Scaling:
+    """How far one optimizer is with its scaled gradients in this batch.
+
+    Attributes:
+        unscaled: They have been divided by the scale.
+        touched: The scaler has looked at them, so that its scale must be updated.
+    """
+
+    unscaled = False
+    touched = False
+
+
+def _has_gradients(optimizer: Any) -> bool:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                return True
+    return False
+
+
+def overflowed(scaler: GradScaler, optimizer: Optimizer) -> bool:
+    """Return whether the latest update of an optimizer was skipped; before `scaler.update()`."""
+    found = scaler._found_inf_per_device(optimizer)
+    return any(flag.item() for flag in found.values())
+
+
+def plain_torch(optimizer: Optimizer) -> bool:
+    """Return whether `optimizer` is torch's own and calls a closure once, before it updates."""
+    own = type(optimizer).__module__.startswith("torch.optim.")
+    return own and not isinstance(optimizer, torch.optim.LBFGS)
+
+
+def counted(optimizer: Optimizer, count: Callable[[], None]) -> Any:
+    """Register `count` for every update of `optimizer`; returns the hook's wrapper."""
+    return optimizer.register_step_post_hook(functools.partial(_count, count))
+
+
+def _count(count: Callable[[], None], *_: Any) -> None:
+    count()
+
+
+def _steps_twice(optimizer: Optimizer) -> ConfigurationError:
+    return ConfigurationError(
+        'an optimizer steps twice in one batch under precision="16-mixed"',
+        at="optimizer.step() in training_step",
+        found=type(optimizer).__name__,
+        why="the loss scale and the overflow checks are updated once a batch",
+        hint='precision="bf16-mixed", or one step() of each optimizer in a batch',
+    )

@@ -1,0 +1,115 @@
+"""Every kernel compiles for GPUs that are not here, without spills, with 128-bit accesses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepgraph_kernels.catalogue import VARIANTS
+from stepgraph_kernels.layouts import LAYOUTS
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+HEAVY = ("amsgrad", "nadam", "nadam decoupled", "centered momentum")
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+
+def compiled(*arguments):
+    """One process without the interpreter compiles them all."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(KERNELS)
+    command = [sys.executable, "-m", "stepgraph_kernels.ahead_of_time", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reports():
+    return compiled()
+
+
+@pytest.fixture(params=TARGETS)
+def sweeps(request, reports):
+    return [r for r in reports if r["target"] == request.param and r["kernel"].startswith("sweep")]
+
+
+# 64 registers leave four programs of 256 threads on a multiprocessor, 80 leave three
+FOUR_PROGRAMS, THREE_PROGRAMS = 64, 80
+
+
+def assert_lean(report, registers):
+    assert report["spilled_bytes"] == 0, report
+    limit = registers if report["target"].startswith("sm") else 128
+    assert report["registers"] <= limit, report
+    assert report["shared_bytes"] == 0, report
+
+
+def test_every_variant_is_compiled_for_every_target(reports):
+    found = {(r["target"], r["kernel"]) for r in reports}
+
+    assert found >= {(t, f"sweep {v.name}") for t in TARGETS for v in VARIANTS}
+    assert found >= {(t, f"sweep muon {part}") for t in TARGETS for part in ("gather", "apply")}
+
+
+def test_sweeps_spill_nothing_and_use_no_shared_memory(sweeps):
+    for report in sweeps:
+        assert_lean(report, THREE_PROGRAMS if report["kernel"].endswith(HEAVY) else FOUR_PROGRAMS)
+
+
+def test_sweeps_move_128_bits_at_a_time(sweeps):
+    for report in sweeps:
+        assert report["wide_loads"] > 0, report
+        assert report["wide_stores"] > 0, report
+
+
+def test_float32_sweeps_have_two_wide_accesses_for_each_stream(sweeps):
+    """Eight elements a thread: two 128-bit accesses for p, g and each state.
+
+    After a measuring launch the states are only read, and the gradient not at all.
+    """
+    for report in sweeps:
+        if "muon" in report["kernel"]:
+            continue  # bf16 on one side, whatever the layout is called
+        if report["layout"] == "float32" and report["target"].startswith("sm"):
+            variant = next(v for v in VARIANTS if report["kernel"] == f"sweep {v.name}")
+            rule = variant.family.rule(variant.group())
+            reads = (rule.measure is None) + 1 + len(rule.states)
+            writes = 1 + (len(rule.states) if rule.measure is None else 0)
+            assert report["wide_loads"] == 2 * reads, report
+            assert report["wide_stores"] == 2 * writes, report
+
+
+def test_first_launches_spill_nothing_and_read_128_bits_at_a_time(reports):
+    launches = [r for r in reports if r["kernel"].startswith("decide")]
+
+    assert launches
+    for report in launches:
+        assert report["spilled_bytes"] == 0, report
+        assert report["registers"] <= 80, report
+    assert all(r["wide_loads"] for r in launches if r["shared_bytes"] > 1000)
+
+
+def test_measuring_launches_spill_nothing_and_move_128_bits_at_a_time(reports):
+    launches = [r for r in reports if r["kernel"].startswith("measure")]
+
+    assert {r["target"] for r in launches} == set(TARGETS)
+    for report in launches:
+        assert report["spilled_bytes"] == 0, report
+        assert report["registers"] <= 80, report
+        assert report["wide_loads"] >= 4, report
+        assert report["wide_stores"] >= 2, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_layout_of_every_kernel_is_lean(target):
+    everything = compiled("--all-layouts", "--targets", target)
+
+    sweeps = [r for r in everything if r["kernel"].startswith("sweep")]
+    assert {r["layout"] for r in sweeps} == {layout.name for layout in LAYOUTS}
+    for report in sweeps:
+        assert_lean(report, THREE_PROGRAMS)
+        assert report["wide_loads"] > 0, report
