@@ -8,10 +8,12 @@ from stepgraph.capture.scope import scalars_in, scope_reader, varied_number
 from stepgraph.capture.self_test import self_test
 from stepgraph.capture.subjects import ListSubject, OptimizerSubject, Subject, Subjects
 from stepgraph.capture.terms import Terms
+from stepgraph.capture.traced import Opaque
 
 __all__ = [
     "Captured",
     "ListSubject",
+    "Opaque",
     "OptimizerSubject",
     "Refusal",
     "Subject",

@@ -71,7 +71,7 @@ class Flattener(Interpreter):
             result = OPS.toggle.default(args[0].detach(), args[1])
             args[0].requires_grad_(args[1])
             return result
-        elif name == "step" and self.recast:
+        elif name in ("step", "scaled_step") and self.recast:
             torch.clear_autocast_cache()
         elif name in ("set_grad", "first_grad"):
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-_EQUAL_TO_A_NUMBER = re.compile(r"(?P<source>\S+) == -?\d[\d.e+-]*\s*(#|$)")
+_EQUAL_TO_A_NUMBER = re.compile(r"(?P<source>[^\s,]+) == -?\d[\d.e+-]*\s*(#|$)")
 
 Args = tuple[Any, ...]
 Scope = dict[str, Any]

@@ -67,6 +67,7 @@ class CompiledStep:
         functools.update_wrapper(self, function)
         self._function = function
         self._options = options
+        self._terms = options.terms()
         self._owner = owner
         self._instances: dict[int, tuple[weakref.ref[Any], CompiledStep]] = {}
         self._start_over()
@@ -77,7 +78,7 @@ class CompiledStep:
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
-        self._window = Window(self._options.terms)
+        self._window = Window(self._terms)
         self._scope = scope_reader(self._function)
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
@@ -109,6 +110,8 @@ class CompiledStep:
         else:
             with terms.casting():
                 result = self._call(self._bound(args), kwargs, terms)
+        if terms.scaler is not None and terms.updates:
+            terms.scaler.update()
         if terms.windowed:
             self._window.advance(args, kwargs)
         return result
@@ -181,15 +184,19 @@ class CompiledStep:
         with terms.casting():
             captured = self._capture(self._bound(args), kwargs, terms)
             flush(captured, factor=terms.micro_batches / self._window.index)
+        if terms.scaler is not None:
+            terms.scaler.update()
         self._window.restart(0)
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the window; pending gradients are in `.grad`."""
-        return {"position": self._window.index, "accumulate": self._window.length}
+        """Return the position in the window and the loss scale; `.grad` has pending gradients."""
+        state = {"position": self._window.index, "accumulate": self._window.length}
+        scaler = self._terms.scaler
+        return state if scaler is None else {**state, "scaler": scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position that `state_dict` has returned.
+        """Go to a position and a loss scale that `state_dict` has returned.
 
         Raises:
             CheckpointError: It belongs to a window of another length.
@@ -202,6 +209,8 @@ class CompiledStep:
                 hint=f"accumulate={state['accumulate']}",
             )
         self._window.restart(int(state["position"]))
+        if self._terms.scaler is not None:
+            self._terms.scaler.load_state_dict(state["scaler"])
 
     def reset(self) -> None:
         """Forget all variants and observations; the next call is eager again.
