@@ -45,8 +45,9 @@ def compile(
             `"bf16-true"` is not implemented yet.
         clip_norm: Clip the norm of each optimizer's gradients right before its `step()`.
         clip_value: Clip the absolute values of the gradients right before `step()`.
-        backend: `"eager"` replays ATen operators without autograd. `"auto"` chooses; today it is
-            `"eager"`. `"inductor"` is not implemented yet.
+        backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles what
+            stands between effects, forward and backward together; it needs a C++ compiler and
+            rounds differently. `"auto"` chooses; today it is `"eager"`.
         keep_grads: False promises that nobody reads `.grad` between calls: gradients that the
             next call clears unread are not computed, and None.
         verify: For the first n replays of each variant, run the program, put everything back, run

@@ -274,7 +274,9 @@ class CompiledStep:
         try:
             self._admit()
             captured = self._capture(args, kwargs, terms)
-            rewritten = self._attempt(rewrite, captured, self._options.pipeline)
+            rewritten = self._attempt(
+                rewrite, captured, self._options.pipeline, self._options.backend
+            )
             self._check_dropped(rewritten)
             call = self._attempt(RehearsedCall, rewritten, terms, self._subjects)
         except Refusal as refusal:

@@ -43,12 +43,6 @@ class Options:
                 "precision", self.precision, 'precision="bf16-mixed", or model.bfloat16()'
             )
         self.pipeline()
-        if self.backend == "inductor":
-            raise ConfigurationError(
-                "stepgraph.compile: the inductor backend is not implemented yet",
-                found='backend="inductor"',
-                hint='backend="eager" or "auto"',
-            )
 
     def terms(self) -> Terms:
         """Return the terms of every call, but for its place in the window.

@@ -123,7 +123,8 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
         started: `time.perf_counter()` when the capture began.
     """
     captured = rewritten.captured
-    emitted = emit(rewritten.flat, captured.subjects)
+    lowered = rewritten.lowered
+    emitted = emit(lowered.flat, captured.subjects, updates=lowered.fused)
     inputs = list(zip(captured.inputs, rewritten.slots, strict=True))
     reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)

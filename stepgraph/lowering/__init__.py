@@ -1,5 +1,17 @@
 """Lowering: from a step graph to a program."""
 
 from stepgraph.lowering.emit import Emitted, emit, first_update
+from stepgraph.lowering.inductor import compile_region
+from stepgraph.lowering.lower import Lowered, lower
+from stepgraph.lowering.region import Region, Unsupported
 
-__all__ = ["Emitted", "emit", "first_update"]
+__all__ = [
+    "Emitted",
+    "Lowered",
+    "Region",
+    "Unsupported",
+    "compile_region",
+    "emit",
+    "first_update",
+    "lower",
+]

@@ -8,6 +8,7 @@ torch at hand behaves as expected before anything is captured.
 
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
+from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
 from stepgraph.torch_private.scaler import found_inf
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import (
@@ -20,12 +21,15 @@ from stepgraph.torch_private.tracing import (
 
 __all__ = [
     "Around",
+    "FakeInputs",
     "TraceHooks",
     "TraceStop",
     "Traced",
     "assume_constant_result",
+    "compile_inference",
     "current_trace",
     "found_inf",
+    "has_unbacked",
     "is_tracing",
     "is_unsupported",
     "shield_constants",
