@@ -42,7 +42,7 @@ test: $(INSTALLED)
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict --package stepgraph
+	$(BIN)/mypy --strict --package stepgraph --package stepgraph_kernels
 	$(BIN)/lint-imports
 
 format: $(INSTALLED)

@@ -25,6 +25,7 @@ from stepgraph.capture import (
     scalars_in,
     scope_reader,
     self_test,
+    varied_number,
 )
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
@@ -234,14 +235,23 @@ class CompiledStep:
             return self._eagerly(args, kwargs, terms)
         if refused is not None:
             return self._fall_back(Refusal(refused), args, kwargs, terms)
-        for name, value in scalars_in(self._function, args, kwargs).items():
-            if self._scalars.setdefault(name, value) != value:
-                self._dynamic[name] = None  # a number that varies becomes symbolic
+        self._note_what_varies(args, kwargs)
         if self._first_call_ms is None:
             return self._first_call(args, kwargs, terms)
         if self._loops:
             return self._call_with_closures(args, kwargs)
         return self._capture_and_call(args, kwargs, terms)
+
+    def _note_what_varies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let numbers that vary between calls become symbolic: arguments, attributes, globals."""
+        for name, value in scalars_in(self._function, args, kwargs).items():
+            if self._scalars.setdefault(name, value) != value:
+                self._dynamic[name] = None
+        scope = self._scope(args, kwargs) or {}
+        for variant in self._variants if scope else ():
+            varied = varied_number(variant.captured.guards, scope)
+            if varied is not None:
+                self._dynamic[varied] = None
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         """Run eagerly: optimizers and scalers make their state themselves."""

@@ -8,10 +8,12 @@ torch at hand behaves as expected before anything is captured.
 
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
+from stepgraph.torch_private.scaler import found_inf
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import (
     assume_constant_result,
     current_trace,
+    is_tracing,
     shield_constants,
     tracing,
 )
@@ -23,6 +25,8 @@ __all__ = [
     "Traced",
     "assume_constant_result",
     "current_trace",
+    "found_inf",
+    "is_tracing",
     "is_unsupported",
     "shield_constants",
     "trace",

@@ -125,10 +125,10 @@ class Callback:
     `state_key`.
 
     Attributes:
-        monopolises_end: Runs after all other callbacks, because it saves what they changed.
+        runs_last: Runs after all other callbacks, because it saves what they changed.
     """
 
-    monopolises_end = False
+    runs_last = False
 
     @property
     def state_key(self) -> str:

@@ -328,8 +328,8 @@ class Trainer:
         module._trainer = self
         module._log_entries.clear()
         module._log_refused = f"{stage} has not begun"
-        last = [callback for callback in self.callbacks if callback.monopolises_end]
-        others = [callback for callback in self.callbacks if not callback.monopolises_end]
+        last = [callback for callback in self.callbacks if callback.runs_last]
+        others = [callback for callback in self.callbacks if not callback.runs_last]
         self.hooks = HookTable(self, module, others)
         self.saving_hooks = HookTable(self, module, last, own=False)
         for hook in self.saving_hooks["setup"]:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.clipping import clip
 from stepgraph.train.optimizers import OptimizerWrapper, tracing, unwrapped
@@ -206,13 +207,8 @@ def _has_gradients(optimizer: Any) -> bool:
 
 def overflowed(scaler: GradScaler, optimizer: Optimizer) -> bool:
     """Return whether the latest update of an optimizer was skipped; before `scaler.update()`."""
-    found = scaler._found_inf_per_device(optimizer)
+    found = torch_private.found_inf(scaler, optimizer)
     return any(flag.item() for flag in found.values())
-
-
-def parameters_of(optimizer: Any) -> list[nn.Parameter]:
-    """Return the parameters of an optimizer, in order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def plain_torch(optimizer: Optimizer) -> bool:

@@ -65,7 +65,7 @@ class NoisyManual(Noisy):
 class SavesAt(Callback):
     """Saves after a batch of an epoch, as the last callback."""
 
-    monopolises_end = True
+    runs_last = True
 
     def __init__(self, path, epoch, batch):
         self.path, self.place = path, (epoch, batch)
@@ -407,14 +407,16 @@ def test_a_killed_process_leaves_a_loadable_checkpoint(tmp_path):
             stdout=subprocess.PIPE,
             env=os.environ,
         ) as process:
-            process.stdout.readline()
-            until = time.monotonic() + 30
-            while not (tmp_path / "last.ckpt").exists() and time.monotonic() < until:
-                time.sleep(0.01)
-            for _ in range(8):  # a reader never sees half of a file either
-                files.read(tmp_path / "last.ckpt")
-                time.sleep(chance.random() * 0.02)
-            process.send_signal(signal.SIGKILL)
+            try:
+                process.stdout.readline()
+                until = time.monotonic() + 30
+                while not (tmp_path / "last.ckpt").exists() and time.monotonic() < until:
+                    time.sleep(0.01)
+                for _ in range(8):  # a reader never sees half of a file either
+                    files.read(tmp_path / "last.ckpt")
+                    time.sleep(chance.random() * 0.02)
+            finally:
+                process.send_signal(signal.SIGKILL)
         newest = max(newest, files.read(tmp_path / "last.ckpt")["global_step"])
         for path in tmp_path.glob("*.ckpt"):
             files.read(path)

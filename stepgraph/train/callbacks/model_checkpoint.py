@@ -42,7 +42,7 @@ class ModelCheckpoint(Callback):
         best_k_models: Metric by file.
     """
 
-    monopolises_end = True
+    runs_last = True
 
     def __init__(
         self,
