@@ -167,3 +167,53 @@ def test_without_the_edges_of_effects_a_wrong_order_is_found(monkeypatch, made, 
 
     assert not step.explain().captured
     assert words in step.explain().fallback_reason
+
+
+# --- shrunk from drawn steps
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda: torch.distributions.Normal(0.0, 1.0),
+        lambda: torch.distributions.Uniform(0.0, 1.0),
+        lambda: torch.distributions.Bernoulli(0.5),
+    ],
+    ids=["normal", "uniform", "bernoulli"],
+)
+def test_a_distribution_made_of_numbers_in_the_step_is_captured(noise):
+    def make():
+        net = mlp()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.mse_loss(net(x * noise().sample(x.shape)), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return Program(step, regression)
+
+    assert_captured(same_as_eager(make, CALLS))
+
+
+def test_a_list_that_grows_and_is_returned_is_captured_or_named():
+    def make():
+        net = mlp()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        losses = []
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.mse_loss(net(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            return losses
+
+        return Program(step, regression)
+
+    explanation = same_as_eager(make, CALLS).explain()
+
+    assert explanation.captured or "differs" not in explanation.fallback_reason
