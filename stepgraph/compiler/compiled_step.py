@@ -135,6 +135,11 @@ class CompiledStep:
     def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args if self._owner is None else (self._owner(), *args)
 
+    @property
+    def owner(self) -> Any:
+        """The object whose method the step is; None for a function, or if the object is gone."""
+        return None if self._owner is None else self._owner()
+
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's Python once, as the plain step it is: outside of any window."""
         return self._function(*self._bound(args), **kwargs)
