@@ -26,11 +26,13 @@ from stepgraph.capture import (
     scope_reader,
     self_test,
 )
+from stepgraph.compiler import views
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.flush import flush
 from stepgraph.compiler.options import Options
+from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.rehearsed import RehearsedCall
 from stepgraph.compiler.rewritten import Rewritten, rewrite
 from stepgraph.compiler.variant import Variant, build
@@ -156,6 +158,27 @@ class CompiledStep:
             first_call_ms=self._first_call_ms,
             closures=[closure.explain() for closure in self._closures.all],
         )
+
+    def profile(self, *args: Any, steps: int = 20, **kwargs: Any) -> Any:
+        """Measure the step for these arguments: eager beside compiled, and every node of it.
+
+        What the step writes is as before afterwards, random state included: nothing is trained.
+        What else the user's Python does - prints, attributes of its own - it does in each eager
+        call. A step that is not captured for these arguments yet is called as usual until it is,
+        up to three times; these calls train.
+
+        Args:
+            *args: Arguments of the step.
+            steps: Measured calls of each kind.
+            **kwargs: More arguments of the step.
+
+        Returns:
+            A `stepgraph.profiling.Profile`.
+
+        Raises:
+            ConfigurationError: The step runs eagerly for these arguments, or `steps` is no number.
+        """
+        return views.profile(Probe(self, args, kwargs), steps)
 
     @property
     def captured_graphs(self) -> tuple[StepGraph, ...]:
