@@ -1,8 +1,9 @@
 """stepgraph: compile a whole PyTorch training step."""
 
-from stepgraph import errors
-from stepgraph.compiler import CompiledStep, Explanation, compile
+from stepgraph import errors, profiling
+from stepgraph.compiler import CompiledStep, Explanation, compile, views
 from stepgraph.ir import StepGraph
+from stepgraph.profiling import Profile
 from stepgraph.train import (
     EMA,
     Callback,
@@ -30,6 +31,7 @@ __all__ = [
     "ModelCheckpoint",
     "Module",
     "OptimizerWrapper",
+    "Profile",
     "ProgressBar",
     "StepGraph",
     "TensorBoardLogger",
@@ -40,3 +42,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0.dev0"
+
+views.register(profile=profiling.profile)

@@ -19,10 +19,11 @@ def flops(flat: GraphModule) -> int:
     Args:
         flat: A flat graph whose nodes carry fake tensors in `meta["val"]`.
     """
-    return sum(_of(node) for node in flat.graph.nodes)
+    return sum(map(flops_of, flat.graph.nodes))
 
 
-def _of(node: Node) -> int:
+def flops_of(node: Node) -> int:
+    """Return the floating-point operations of one node of a flat graph; see `flops`."""
     packet = getattr(node.target, "overloadpacket", None)
     formula: Any = flop_registry.get(packet)
     if formula is None:

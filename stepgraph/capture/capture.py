@@ -22,7 +22,7 @@ from stepgraph.capture.holders import holder_of
 from stepgraph.capture.names import slots
 from stepgraph.capture.preflight import object_reason, tensor_reason
 from stepgraph.capture.refusal import Refusal, refusal_of, refuse
-from stepgraph.capture.scope import scope_reader
+from stepgraph.capture.scope import globals_in, scope_reader
 from stepgraph.capture.subjects import (
     ListSubject,
     OptimizerSubject,
@@ -145,7 +145,7 @@ def _capture_once(
             _check_trace(found)
             recast = hooks.terms.autocast is not None
             flat = flatten(found.graph_module, refuse, recast=recast)
-            _label(flat, found, subjects, local_names)
+            _label(flat, found, subjects, local_names | globals_in(function, local_names))
             guards = found.build_guards(_guard_filter(subjects), local_names)
     except Exception:
         hooks.raise_stopped()
@@ -280,16 +280,13 @@ def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]
     return keep
 
 
-def _label(
-    flat: GraphModule, found: Traced, subjects: Subjects, local_names: dict[str, Any]
-) -> None:
+def _label(flat: GraphModule, found: Traced, subjects: Subjects, names: dict[str, Any]) -> None:
     """Say in the metadata of the flat graph what its inputs and subjects are called."""
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
-    for node, slot in zip(
-        placeholders, slots(found.sources, found.values, local_names), strict=True
-    ):
+    known = slots(found.sources, found.values, names)
+    for node, slot in zip(placeholders, known, strict=True):
         node.meta["stepgraph.slot"] = slot
-    _name_subjects(subjects, local_names)
+    _name_subjects(subjects, names)
     for node in flat.graph.nodes:
         numbers = [node.args[i] for i in _subject_arguments(node.target)]
         if numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 _EQUAL_TO_A_NUMBER = re.compile(r"(?P<source>[^\s,]+) == -?\d[\d.e+-]*\s*(#|$)")
@@ -46,6 +46,16 @@ def scope_reader(function: FunctionType) -> Callable[[Args, dict[str, Any]], Sco
         return scope
 
     return read
+
+
+def globals_in(function: FunctionType, scope: Scope) -> Scope:
+    """Return the globals that `function` mentions, besides modules and names in `scope`."""
+    values = function.__globals__
+    return {
+        name: values[name]
+        for name in function.__code__.co_names
+        if name in values and name not in scope and not isinstance(values[name], ModuleType)
+    }
 
 
 def scalars_in(function: FunctionType, args: Args, kwargs: dict[str, Any]) -> dict[str, Any]:

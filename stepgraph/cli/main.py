@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from stepgraph import __version__
-from stepgraph.cli import demo
+from stepgraph.cli import demo, doctor, explain, profile
+from stepgraph.cli.arguments import split_at_dashes
 from stepgraph.errors import StepgraphError
 
 _EXIT_CODES = """\
@@ -31,7 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help` and `--version`, and with code 2 for arguments that do not parse.
     """
-    arguments = _parser().parse_args(argv)
+    own, of_script = split_at_dashes(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(own)
+    if unknown:
+        hint = "; those of the script come behind --" if arguments.takes_arguments else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    if of_script and not arguments.takes_arguments:
+        parser.error(f"{arguments.command} runs no script that could take {' '.join(of_script)}")
+    arguments.script_arguments = of_script
     try:
         return int(arguments.run(arguments))
     except StepgraphError as error:
@@ -51,5 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stepgraph {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    demo.add_command(commands)
+    parser.set_defaults(takes_arguments=False)
+    for command in (demo, doctor, explain, profile):
+        command.add_command(commands)
     return parser

@@ -27,11 +27,13 @@ from stepgraph.capture import (
     self_test,
     varied_number,
 )
+from stepgraph.compiler import views
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.flush import flush
 from stepgraph.compiler.options import Options
+from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.rehearsed import RehearsedCall
 from stepgraph.compiler.rewritten import Rewritten, rewrite
 from stepgraph.compiler.variant import Variant, build
@@ -139,6 +141,11 @@ class CompiledStep:
     def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args if self._owner is None else (self._owner(), *args)
 
+    @property
+    def owner(self) -> Any:
+        """The object whose method the step is; None for a function, or if the object is gone."""
+        return None if self._owner is None else self._owner()
+
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's Python once, as the plain step it is: outside of any window."""
         return self._function(*self._bound(args), **kwargs)
@@ -155,6 +162,27 @@ class CompiledStep:
             first_call_ms=self._first_call_ms,
             closures=[closure.explain() for closure in self._closures.all],
         )
+
+    def profile(self, *args: Any, steps: int = 20, **kwargs: Any) -> Any:
+        """Measure the step for these arguments: eager beside compiled, and every node of it.
+
+        What the step writes is as before afterwards, random state included: nothing is trained.
+        What else the user's Python does - prints, attributes of its own - it does in each eager
+        call. A step that is not captured for these arguments yet is called as usual until it is,
+        up to three times; these calls train.
+
+        Args:
+            *args: Arguments of the step.
+            steps: Measured calls of each kind.
+            **kwargs: More arguments of the step.
+
+        Returns:
+            A `stepgraph.profiling.Profile`.
+
+        Raises:
+            ConfigurationError: The step runs eagerly for these arguments, or `steps` is no number.
+        """
+        return views.profile(Probe(self, args, kwargs), steps)
 
     @property
     def captured_graphs(self) -> tuple[StepGraph, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -14,10 +15,10 @@ from torch import Tensor
 from stepgraph.capture import Captured, Subject, Terms, has_hooks
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
-from stepgraph.lowering import emit
+from stepgraph.lowering import emit, with_marks
 from stepgraph.runtime import Program, autocast_devices
 
-_TIMED = 8
+TIMED = 8
 """Replays that are timed, for the explanation."""
 
 
@@ -78,7 +79,7 @@ class Variant:
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Replay the step."""
-        if self.program.calls >= _TIMED:
+        if self.program.calls >= TIMED:
             return self.call(*args, **kwargs)
         start = time.perf_counter()
         result = self.call(*args, **kwargs)
@@ -106,6 +107,21 @@ class Variant:
     def rebind(self, function: FunctionType) -> None:
         """Use the closure variables of `function`, which has the code that was traced."""
         self.call = self.captured.around.function(self.program, function.__closure__)
+
+    def with_marks(self, mark: Callable[[int], None]) -> Program:
+        """Return a program that calls `mark(i)` ahead of section i, and once at the end."""
+        emitted = emit(with_marks(self.rewritten.flat, mark), self.captured.subjects)
+        own = self.program
+        return Program(emitted.function, autocast_devices=own.autocast_devices, leaves=own.leaves)
+
+    @contextlib.contextmanager
+    def running(self, program: Program, function: FunctionType) -> Iterator[None]:
+        """Scope in which a replay runs another program."""
+        self.call = self.captured.around.function(program, function.__closure__)
+        try:
+            yield
+        finally:
+            self.rebind(function)
 
     def count(self) -> dict[str, int]:
         """Return the number of nodes of each kind."""

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def flatten(step: StepGraph) -> GraphModule:
-    """Return `step` as one flat graph: regions dissolved, program order and metadata kept."""
+    """Return `step` as one flat graph: regions dissolved, program order and metadata kept.
+
+    Every node that belongs to a typed node has its name in `meta["stepgraph.node"]`.
+    """
     flattener = _Flattener(step)
     for node in step.nodes:
         flattener.add(node)
@@ -37,7 +40,10 @@ class _Flattener:
         elif isinstance(source, Node) and isinstance(self.values[source], tuple):
             self.values[node] = self.values[source][node.args[1]]
         else:
-            self.values[node] = self.copy(node, self.values, self.step.graph_module, node.target)
+            new = self.copy(node, self.values, self.step.graph_module, node.target)
+            self.values[node] = new
+            if self.step.kind(node) is not None:
+                new.meta["stepgraph.node"] = node.name
 
     def inline(self, call: Node, region: GraphModule) -> Any:
         """Copy the nodes of a region; return its outputs."""
@@ -50,7 +56,8 @@ class _Flattener:
                 return tuple(values[result] for result in node.args[0])
             else:
                 own_name = f"{call.target}_{node.target}"
-                values[node] = self.copy(node, values, region, own_name)
+                new = values[node] = self.copy(node, values, region, own_name)
+                new.meta["stepgraph.node"] = call.name
         return ()
 
     def copy(self, node: Node, values: dict[Node, Any], owner: GraphModule, name: Any) -> Node:

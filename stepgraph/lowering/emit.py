@@ -94,7 +94,7 @@ class _Emitter:
 
     def emit(self) -> Emitted:
         self.last_use = _last_uses(self.graph)
-        self.stolen = _stealable(self.graph)
+        self.stolen = stealable(self.graph)
         stop = first_update(self.graph) if self.until_update else None
         inputs = []
         for node in self.graph.nodes:
@@ -256,12 +256,16 @@ def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
         for used in (*node.all_input_nodes, node):
             if used not in seen:
                 seen.add(used)
-                if node.op != "output" and used.op != "placeholder" and used is not node:
+                if (
+                    node.op != "output"
+                    and used.op not in ("placeholder", "get_attr")
+                    and used is not node
+                ):
                     dying.setdefault(node, []).append(used)
     return dying
 
 
-def _stealable(graph: Graph) -> set[Node]:
+def stealable(graph: Graph) -> set[Node]:
     """Return the `first_grad` nodes whose value may itself become the gradient.
 
     As in autograd: nobody else may hold the memory, and it must be laid out like the parameter.

@@ -5,17 +5,21 @@ from stepgraph.runtime.rehearsal import (
     PartialRehearsal,
     Rehearsal,
     WholeRehearsal,
+    restored_rng,
     results_of,
     watching,
 )
+from stepgraph.runtime.snapshot import Snapshot
 
 __all__ = [
     "NeedsEager",
     "PartialRehearsal",
     "Program",
     "Rehearsal",
+    "Snapshot",
     "WholeRehearsal",
     "autocast_devices",
+    "restored_rng",
     "results_of",
     "watching",
 ]

@@ -1,0 +1,69 @@
+"""`stepgraph explain script.py:step`: run a script, watch its step, say what was captured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from rich.console import Console
+
+from stepgraph.cli.arguments import add_observation, check_writable, write
+from stepgraph.cli.observe import Observed, observe
+from stepgraph.compiler import CompiledStep
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `explain` to the subcommands of a parser."""
+    parser = commands.add_parser(
+        "explain",
+        help="run a script, observe its training step, say what is captured and why not",
+        description="Run a script as __main__ with its own arguments, observe a training step of "
+        "it for some calls, stop the script, and print what was captured: variants, passes, "
+        "reasons to run eagerly, and the step graphs. The script does what it does until it is "
+        "stopped: it prints, trains and writes files.",
+        epilog="exit codes: 0 the step is captured; 1 it is not; 2 the script cannot be run, "
+        "fails, or never calls the step",
+    )
+    add_observation(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 1 if the step was not captured, or 2 if the script failed.
+
+    Raises:
+        ConfigurationError: The script cannot be run, or a file cannot be written.
+    """
+    check_writable("--json", arguments.json)
+    observed = observe(arguments.target, arguments.script_arguments, arguments.calls)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(heading(observed))
+    for step in observed.steps:
+        console.print(f"\n{step.explain()}")
+        for number, graph in enumerate(step.graphs):
+            console.print(f"\nvariant {number}, {graph}")
+    busiest = max(observed.steps, key=lambda step: step.explain().calls)
+    if arguments.json:
+        write("--json", arguments.json, json.dumps(busiest.explain().to_dict(), indent=1))
+    return exit_code(observed, captured=all(map(_is_captured, observed.steps)))
+
+
+def heading(observed: Observed) -> str:
+    """Return what was observed, in one line."""
+    objects = f", of {len(observed.steps)} objects" if len(observed.steps) > 1 else ""
+    plural = "" if observed.calls == 1 else "s"
+    return f"{observed.target}: {observed.calls} call{plural} observed{objects}"
+
+
+def exit_code(observed: Observed, *, captured: bool) -> int:
+    """Return the code of a command that has observed a script."""
+    if observed.failure is not None:
+        return 2
+    return 0 if captured else 1
+
+
+def _is_captured(step: CompiledStep) -> bool:
+    return step.explain().captured

@@ -1,0 +1,178 @@
+"""A probe: runs one call of a compiled step again and again, without training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from stepgraph.capture import ListSubject, Subject
+from stepgraph.compiler.variant import TIMED, Variant
+from stepgraph.errors import ConfigurationError
+from stepgraph.runtime import Snapshot, restored_rng
+
+if TYPE_CHECKING:
+    from stepgraph.compiler.compiled_step import CompiledStep
+
+_WARM_UP = 3
+"""Calls, for every place in a window, after which a step that can be captured has replayed."""
+
+
+class Probe:
+    """One call of a compiled step, to be measured.
+
+    Args:
+        step: The compiled step. If no variant fits the arguments it is called, as a user would.
+        args: Arguments of the call.
+        kwargs: More arguments of the call.
+
+    Attributes:
+        warm_up_calls: How often the step was called, and trained, until it had replayed.
+
+    Raises:
+        ConfigurationError: The step runs eagerly for these arguments.
+    """
+
+    def __init__(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._step, self._args, self._kwargs = step, args, kwargs
+        self.warm_up_calls = 0
+        self._variant = self._warmed_up()
+        self._terms = self._variant.terms
+        self._before = _Before(step, self._variant, step._bound(args), kwargs)
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self._step._function.__qualname__
+
+    @property
+    def flat(self) -> GraphModule:
+        """The flat graph that is replayed."""
+        return self._variant.rewritten.flat
+
+    @property
+    def subjects(self) -> Mapping[int, Subject]:
+        """The objects behind the markers in the graph."""
+        return self._variant.subjects
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """The inputs of the program in this call."""
+        return self._before.inputs
+
+    @property
+    def place(self) -> str | None:
+        """Which call of a window it is; None where every call is alike."""
+        window = self._step._window
+        return f"{window.index + 1} of {window.length}" if window.length > 1 else None
+
+    def eager(self) -> None:
+        """Run the user's Python, on the terms of the call."""
+        step = self._step
+        with self._terms.casting():
+            step._eagerly(step._bound(self._args), self._kwargs, self._terms)
+
+    def replay(self) -> None:
+        """Make the call.
+
+        Raises:
+            ConfigurationError: It was no replay.
+        """
+        replays = self._step._replays
+        self._step(*self._args, **self._kwargs)
+        if self._step._replays == replays:
+            raise self._runs_eagerly()
+
+    def marked(self, mark: Callable[[int], None]) -> Callable[[], None]:
+        """Return a `replay` that calls `mark(i)` ahead of section i, and once at the end."""
+        program = self._variant.with_marks(mark)
+
+        def replay() -> None:
+            with self._variant.running(program, self._step._function):
+                self.replay()
+
+        return replay
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Scope after which all that the step writes is as it was when the probe was made."""
+        with restored_rng():
+            self._before.skip_first_replays()
+            try:
+                yield
+            finally:
+                self._before.restore()
+
+    def _warmed_up(self) -> Variant:
+        step = self._step
+        for _ in range(_WARM_UP * step._window.length + 1):
+            variant = self._matching()
+            if variant is not None:
+                return variant
+            step(*self._args, **self._kwargs)
+            self.warm_up_calls += 1
+        raise self._runs_eagerly()
+
+    def _matching(self) -> Variant | None:
+        """Return the variant that a call would replay."""
+        step = self._step
+        scope = step._scope(step._bound(self._args), self._kwargs)
+        terms = step._window.terms
+        if scope is None:
+            return None
+        with terms.casting():
+            fitting = (v for v in step._variants if v.terms is terms and v.matches(scope))
+            return next(fitting, None)
+
+    def _runs_eagerly(self) -> ConfigurationError:
+        explanation = self._step.explain()
+        reason = explanation.fallback_reason
+        if explanation.closures:
+            reason = "an optimizer keeps its own loop; only its closure is captured"
+        return ConfigurationError(
+            f"{self.name} has nothing to profile",
+            found=reason or "no variant for these arguments",
+            why="a profile is of a captured step, with its eager self beside it",
+            hint="explain() says what to change",
+        )
+
+
+class _Before:
+    """What a step may write, as it is now."""
+
+    def __init__(
+        self, step: CompiledStep, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.inputs = variant.inputs(step._function, args, kwargs)
+        names = variant.rewritten.input_names
+        named = zip(names, self.inputs, strict=True)
+        subjects = variant.subjects.values()
+        self._lists = [(s.value, list(s.value)) for s in subjects if isinstance(s, ListSubject)]
+        self._snapshot = Snapshot(
+            {name: value for name, value in named if isinstance(value, Tensor)},
+            {s.label: s.value for s in subjects if not isinstance(s, ListSubject)},
+        )
+        self._step, self._variant = step, variant
+        self._counts = step._calls, step._replays, step._dropped
+        self._replayed = variant.program.calls
+        self._place = step._window.index, step._window.latest
+
+    def restore(self) -> None:
+        """Put everything back."""
+        self._snapshot.restore()
+        for values, items in self._lists:
+            values.clear()
+            values.extend(items)
+        step = self._step
+        step._calls, step._replays, step._dropped = self._counts
+        step._window.restart(self._place[0])
+        step._window.latest = self._place[1]
+        self._variant.program.calls = self._replayed
+
+    def skip_first_replays(self) -> None:
+        """The first replays are verified and timed; until `restore`, calls are later ones."""
+        least = max(self._step._options.verify, TIMED)
+        self._variant.program.calls = max(self._replayed, least)

@@ -1,0 +1,90 @@
+"""Sections of a program: where one typed node ends and the next begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from stepgraph.ir import Kind, marker_kind
+
+_FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
+"""Kinds of effects of which a run is one section."""
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Nodes of a flat graph that stand together and belong to one typed node, or to a run of them.
+
+    Attributes:
+        name: The name of the typed node; a run of small ones is called by its kind and a number.
+        kind: What it is for; None for code that was compiled across typed nodes.
+        at: The user's file and line, where known.
+        label: The object it acts on, for example `Adam(d_opt)`, or empty.
+        nodes: The nodes of the flat graph; views and sizes between sections go with the one ahead.
+    """
+
+    name: str
+    kind: Kind | None
+    at: str | None
+    label: str = ""
+    nodes: list[Node] = field(default_factory=list)
+
+
+def sections(flat: GraphModule) -> list[Section]:
+    """Return the sections of a flat graph in program order."""
+    found: list[Section] = []
+    latest: object = None
+    runs = Counter[Kind]()
+    for node in flat.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        key = _key(node)
+        if key is not None and key != latest:
+            latest = key
+            found.append(_begun_by(node))
+            if isinstance(key, Kind):
+                found[-1] = replace(found[-1], name=f"{key.value}_{runs[key]}")
+                runs[key] += 1
+        if found:
+            found[-1].nodes.append(node)
+    return found
+
+
+def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
+    """Return a copy of a flat graph that calls `mark(i)` ahead of section i, and at the end.
+
+    The copies of nodes keep their metadata; nothing else is added or moved.
+    """
+    begins = {section.nodes[0]: i for i, section in enumerate(sections(flat))}
+    graph, copies = Graph(), dict[Node, Node]()
+    for node in flat.graph.nodes:
+        index = len(begins) if node.op == "output" else begins.get(node)
+        if index is not None:
+            graph.call_function(mark, (index,))
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    return GraphModule(flat, graph)
+
+
+def _key(node: Node) -> object:
+    """Return what all nodes of a section have in common; None for glue."""
+    kind = marker_kind(node)
+    if kind in _FOLDED:
+        return kind
+    name = node.meta.get("stepgraph.node")
+    if name is not None or isinstance(node.target, torch._ops.OpOverload):
+        return name
+    return node.name if callable(node.target) and hasattr(node.target, "operators") else None
+
+
+def _begun_by(node: Node) -> Section:
+    kind = node.meta.get("stepgraph.kind")
+    return Section(
+        name=node.meta.get("stepgraph.node", node.name),
+        kind=marker_kind(node) or (None if kind is None else Kind(kind)),
+        at=node.meta.get("stepgraph.at"),
+        label=node.meta.get("stepgraph.label", ""),
+    )
