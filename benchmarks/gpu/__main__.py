@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu tests the suite itself, in the interpreter")
     plan = _plan(chosen)
-    results = run(plan, say=lambda line: print(line, flush=True))  # noqa: T201
+    results = run(plan, say=lambda line: print(line, flush=True))
     path = result_path(chosen.out, results["machine"])  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

@@ -4,14 +4,16 @@ from stepgraph.capture.capture import Captured, capture
 from stepgraph.capture.eager import on_terms
 from stepgraph.capture.preflight import entry_reason, has_hooks
 from stepgraph.capture.refusal import Refusal, refusal_of
-from stepgraph.capture.scope import scalars_in, scope_reader
+from stepgraph.capture.scope import scalars_in, scope_reader, varied_number
 from stepgraph.capture.self_test import self_test
 from stepgraph.capture.subjects import ListSubject, OptimizerSubject, Subject, Subjects
 from stepgraph.capture.terms import Terms
+from stepgraph.capture.traced import Opaque
 
 __all__ = [
     "Captured",
     "ListSubject",
+    "Opaque",
     "OptimizerSubject",
     "Refusal",
     "Subject",
@@ -25,4 +27,5 @@ __all__ = [
     "scalars_in",
     "scope_reader",
     "self_test",
+    "varied_number",
 ]

@@ -26,13 +26,14 @@ from stepgraph.capture.scope import globals_in, scope_reader
 from stepgraph.capture.subjects import (
     ListSubject,
     OptimizerSubject,
+    ScalerSubject,
     Subject,
     Subjects,
     is_growing,
     subject_class,
     zero_step_codes,
 )
-from stepgraph.capture.terms import PLAIN, Terms, clip_nothing, without_clipping
+from stepgraph.capture.terms import PLAIN, Terms, clip_nothing, clipping_with, without_clipping
 from stepgraph.capture.window import check_window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
@@ -45,7 +46,11 @@ _FUNCTIONS = (
     (torch.distributions.constraints, "is_dependent", traced.is_dependent),
     (torch.optim.Optimizer, "zero_grad", traced.zero_grad_of_base),
 )
-_REPLACED_FUNCTIONS = [*(replacement for _, _, replacement in _FUNCTIONS), clip_nothing]
+_REPLACED_FUNCTIONS = [
+    *(replacement for _, _, replacement in _FUNCTIONS),
+    clip_nothing,
+    traced.refuse_clipping,
+]
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,9 @@ class _Hooks:
 
     def __init__(self, subjects: Subjects, function: FunctionType, terms: Terms) -> None:
         self.subjects, self.function, self.terms = subjects, function, terms
+        if terms.scaler is not None and subjects.find(terms.scaler) is None:
+            subjects.add(ScalerSubject(terms.scaler, "of the precision"))
+        scaler = subjects.find(terms.scaler)
         self.stopped: TraceStop | None = None
         self.written: list[tuple[Any, str]] = []
         self.symbolic = self.static_sizes = False
@@ -176,7 +184,9 @@ class _Hooks:
             is_subject=lambda value: subjects.find(value) is not None,
             write=self.write,
             backward=traced.backward_stand_in(
-                terms.micro_batches, casting=terms.autocast is not None
+                terms.micro_batches,
+                casting=terms.autocast is not None,
+                scaler=None if scaler is None else scaler.number,
             ),
             set_grad=OPS.set_grad.default,
             toggle=OPS.toggle.default,
@@ -187,6 +197,8 @@ class _Hooks:
 
     def withheld(self) -> contextlib.AbstractContextManager[Any]:
         """Return the scope in which torch's functions do not clip, where that is not the time."""
+        if self.terms.scaler is not None:
+            return clipping_with(traced.refuse_clipping)
         return contextlib.nullcontext() if self.terms.updates else without_clipping()
 
     def meet(self, value: Any) -> None:

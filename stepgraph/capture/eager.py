@@ -83,7 +83,7 @@ def _backward(terms: Terms, original: Callable[..., None]) -> Callable[..., None
         losses = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         given = [grad_tensors] if isinstance(grad_tensors, Tensor) else grad_tensors
         seeds = [None] * len(losses) if given is None else list(given)
-        if terms.windowed:
+        if terms.windowed or terms.scaler is not None:
             seeds = [_seed(*pair, terms) for pair in zip(losses, seeds, strict=True)]
         with _not_casting(terms):
             original(losses, seeds, *args, **kwargs)
@@ -92,7 +92,10 @@ def _backward(terms: Terms, original: Callable[..., None]) -> Callable[..., None
 
 
 def _seed(loss: Tensor, given: Tensor | None, terms: Terms) -> Tensor:
-    return (torch.ones_like(loss) if given is None else given) / terms.micro_batches
+    seed = torch.ones_like(loss) if given is None else given
+    if terms.windowed:
+        seed = seed / terms.micro_batches
+    return seed if terms.scaler is None else terms.scaler.scale(seed)
 
 
 @contextlib.contextmanager
@@ -105,9 +108,13 @@ def _not_casting(terms: Terms) -> Iterator[None]:
 
 def _step(optimizer: Any, terms: Terms, updated: set[int]) -> Callable[..., Any]:
     original = optimizer.step
+    scaled = False  # whether the scaler, called from here, calls back
 
     @functools.wraps(original)
     def step(closure: Any = None) -> Any:
+        nonlocal scaled
+        if scaled:
+            return original()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -117,11 +124,20 @@ def _step(optimizer: Any, terms: Terms, updated: set[int]) -> Callable[..., Any]
             return loss
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         with _not_casting(terms):
+            if terms.clips and terms.scaler is not None:
+                terms.scaler.unscale_(optimizer)
             if terms.clip_norm is not None:
                 clip_grad_norm_(parameters, terms.clip_norm)
             if terms.clip_value is not None:
                 clip_grad_value_(parameters, terms.clip_value)
-            returned = original()
+            if terms.scaler is None:
+                returned = original()
+            else:
+                scaled = True
+                try:
+                    returned = terms.scaler.step(optimizer)
+                finally:
+                    scaled = False
         if terms.autocast is not None:
             torch.clear_autocast_cache()  # it holds casts of the old weights
         return loss if returned is None else returned

@@ -71,7 +71,7 @@ class Flattener(Interpreter):
             result = OPS.toggle.default(args[0].detach(), args[1])
             args[0].requires_grad_(args[1])
             return result
-        elif name == "step" and self.recast:
+        elif name in ("step", "scaled_step") and self.recast:
             torch.clear_autocast_cache()
         elif name in ("set_grad", "first_grad"):
             args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
@@ -126,9 +126,10 @@ def flatten(
     fakes = [node.meta["example_value"] for node in placeholders]
     symbolic = any(_is_symbolic(value) for value in fakes)
     flattener = Flattener(graph_module, refuse, recast=recast)
+    caching = torch.is_autocast_cache_enabled()
 
     def step(*inputs: Any) -> Any:
-        with _autocast_cache():
+        with _autocast_cache(caching):
             outputs = flattener.run(*inputs)
         flattener.finish()
         return outputs
@@ -160,10 +161,10 @@ def _drop_detach(flat: GraphModule) -> None:
 
 
 @contextmanager
-def _autocast_cache() -> Iterator[None]:
-    """Cast a weight once per autocast region, as eager does; `make_fx` switches that off."""
+def _autocast_cache(caching: bool) -> Iterator[None]:
+    """Cast a weight once per autocast region where eager does; `make_fx` switches that off."""
     was = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(True)
+    torch.set_autocast_cache_enabled(caching)
     try:
         yield
     finally:

@@ -66,7 +66,6 @@ _NAMED: tuple[tuple[str, str, str | None], ...] = (
     (r"register_hook|_hooks|backward hook", "hooks that a trace would lose", None),
     (r"numpy|np\.", "calls NumPy inside the step", "compute with torch"),
     (r"sparse|Sparse", "sparse gradients or tensors", None),
-    (r"closure", "passes a closure that is not captured", None),
     (r"modified by an inplace operation", "backward through a tensor that was changed", None),
 )
 

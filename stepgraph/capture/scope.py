@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
+
+_EQUAL_TO_A_NUMBER = re.compile(r"(?P<source>[^\s,]+) == -?\d[\d.e+-]*\s*(#|$)")
 
 Args = tuple[Any, ...]
 Scope = dict[str, Any]
@@ -62,6 +65,18 @@ def scalars_in(function: FunctionType, args: Args, kwargs: dict[str, Any]) -> di
     for name in inspect.signature(function).parameters:
         _collect(f"L['{name}']", scope.get(name), found, depth=3)
     return found
+
+
+def varied_number(guards: Any, scope: Scope) -> str | None:
+    """Return the number whose change makes `guards` fail, by Dynamo's name of its source.
+
+    Args:
+        guards: The guards of a variant.
+        scope: The local names of a call that does not match it.
+    """
+    failed = getattr(guards.check_verbose(scope), "verbose_code_parts", None) or [""]
+    found = _EQUAL_TO_A_NUMBER.match(failed[0])
+    return found["source"] if found else None
 
 
 def _collect(name: str, value: Any, found: dict[str, Any], depth: int) -> None:

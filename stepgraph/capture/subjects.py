@@ -119,9 +119,11 @@ class OptimizerSubject(Subject):
         own = type(self.value)
         self.order = Order(terms)
         self._stepped_as_torch = self.steps_as_torch()  # asked before a stand-in takes its place
+        scaler = subjects.find(terms.scaler)
         replaced = traced.optimizer_stand_ins(
             self.number,
             terms,
+            scaler=None if scaler is None else scaler.number,
             closure_allowed=own.__module__.startswith("torch.optim."),
             own_loop=isinstance(self.value, LBFGS),
         )

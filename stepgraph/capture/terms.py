@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 from torch.nn.utils import clip_grad
 
 
@@ -27,6 +28,8 @@ class Terms:
         clip_norm: Norm to which an optimizer's gradients are clipped before its update.
         clip_value: Absolute value to which they are clipped.
         autocast: Type to which autocast casts, in everything but backward and updates.
+        scaler: Scales the seed of every backward, and lets an update be skipped when a gradient
+            is inf or nan. Its own `update()` is the caller's, after the last call of a window.
     """
 
     micro_batches: int = 1
@@ -35,6 +38,7 @@ class Terms:
     clip_norm: float | None = None
     clip_value: float | None = None
     autocast: torch.dtype | None = None
+    scaler: GradScaler | None = None
 
     @property
     def plain(self) -> bool:
@@ -45,6 +49,11 @@ class Terms:
     def windowed(self) -> bool:
         """Whether the call is one of several that make an update."""
         return self.micro_batches > 1
+
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped before an update."""
+        return self.clip_norm is not None or self.clip_value is not None
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:
@@ -82,6 +91,20 @@ def without_clipping() -> Iterator[None]:
     finally:
         clip_grad._clip_grads_with_norm_ = norm
         inner.cell_contents = value
+
+
+@contextlib.contextmanager
+def clipping_with(replacement: Any) -> Iterator[None]:
+    """Scope in which torch's clipping functions do what `replacement` does."""
+    cells = [_cell_of(f) for f in (clip_grad.clip_grad_norm_, clip_grad.clip_grad_value_)]
+    before = [cell.cell_contents for cell in cells]
+    for cell in cells:
+        cell.cell_contents = replacement
+    try:
+        yield
+    finally:
+        for cell, function in zip(cells, before, strict=True):
+            cell.cell_contents = function
 
 
 def _cell_of(wrapper: Any) -> Any:

@@ -17,6 +17,8 @@ from stepgraph.capture.terms import Terms
 from stepgraph.ir.markers import OPS
 from stepgraph.torch_private import assume_constant_result
 
+_clip_norm = torch.nn.utils.clip_grad_norm_.__wrapped__  # type: ignore[attr-defined]
+_clip_value = torch.nn.utils.clip_grad_value_.__wrapped__  # type: ignore[attr-defined]
 _add_grad_ = OPS.add_grad_
 _check = OPS.check
 _ema = OPS.ema
@@ -52,16 +54,19 @@ REFUSE_LIST = Opaque("reads a list that the step appends to")
 REFUSE_CLOSURE = Opaque("passes a closure to an optimizer that is not torch's own")
 REFUSE_LOOP = Opaque("an optimizer that keeps its own loop around a closure")
 REFUSE_SCALER = Opaque("uses GradScaler in a way that is not captured")
+REFUSE_CLIP = Opaque("clips by hand gradients that are scaled; clip_norm clips the true ones")
 REFUSE_EPOCH = Opaque("passes an epoch to scheduler.step()")
 
 
-def backward_stand_in(micro_batches: int, *, casting: bool) -> Any:
+def backward_stand_in(micro_batches: int, *, casting: bool, scaler: int | None = None) -> Any:
     """Return what replaces `loss.backward()`.
 
     Args:
         micro_batches: The backward is seeded with the inverse; 1 for a plain step.
         casting: Whether autocast is on around the step and must be off in here.
+        scaler: The place in the table of the scaler by whose scale the seed is multiplied.
     """
+    scaler_name = None if scaler is None else f"subject_{scaler}"
 
     def backward(
         loss: Tensor,
@@ -73,6 +78,10 @@ def backward_stand_in(micro_batches: int, *, casting: bool) -> Any:
         if micro_batches > 1:
             seed = torch.ones_like(loss) if gradient is None else gradient
             gradient = seed / micro_batches
+        if scaler_name is not None:
+            seed = torch.ones_like(loss) if gradient is None else gradient
+            scale = getattr(TABLE, scaler_name).scale
+            gradient = seed * scale.to(device=loss.device, non_blocking=True)
         if casting:
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 _backward(loss, leaves, gradient, retain_graph, allow_unused)
@@ -153,19 +162,26 @@ class Group:
 
 
 def optimizer_stand_ins(
-    number: int, terms: Terms, *, closure_allowed: bool, own_loop: bool = False
+    number: int,
+    terms: Terms,
+    *,
+    closure_allowed: bool,
+    own_loop: bool = False,
+    scaler: int | None = None,
 ) -> dict[str, Any]:
     """Return what replaces `step` and `zero_grad` on an optimizer.
 
     Args:
         number: The optimizer's place in the table.
         terms: The terms of the call.
+        scaler: The place of the scaler of the terms.
         closure_allowed: Whether its `step` is known to call a closure once and first.
         own_loop: Whether its `step` calls the closure as often as it likes.
     """
     name = f"subject_{number}"
     windowed, updates, clip = terms.windowed, terms.updates, _clipping(terms)
-    casting = terms.autocast is not None
+    casting, clips = terms.autocast is not None, terms.clips
+    scaler_name = None if scaler is None else f"subject_{scaler}"
 
     def step(closure: Any = None) -> Any:
         loss = None
@@ -180,9 +196,15 @@ def optimizer_stand_ins(
             _note_update(name)
         if updates:
             parameters = getattr(TABLE, name).parameters
-            clip(parameters)
             with torch.no_grad():
-                _step([p.detach() for p in parameters], _gradients(parameters), _number(name))
+                if clips and scaler_name is not None:
+                    _unscale(_gradients(parameters), _number(scaler_name), _number(name))
+                clip(parameters)
+                detached, gradients = [p.detach() for p in parameters], _gradients(parameters)
+                if scaler_name is None:
+                    _step(detached, gradients, _number(name))
+                else:
+                    _scaled_step(detached, gradients, _number(scaler_name), _number(name))
             if casting:
                 _recast()
         return loss
@@ -210,11 +232,16 @@ def _clipping(terms: Terms) -> Any:
 
     def clip(parameters: list[Tensor]) -> None:
         if norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, norm)
+            _clip_norm(parameters, norm)
         if value is not None:
-            torch.nn.utils.clip_grad_value_(parameters, value)
+            _clip_value(parameters, value)
 
     return clip
+
+
+def refuse_clipping(*args: Any, **kwargs: Any) -> None:
+    """Take the place of what clips where gradients are scaled."""
+    REFUSE_CLIP.reason  # noqa: B018
 
 
 def zero_grad_of_base(self: Any, set_to_none: bool = True) -> None:
@@ -271,7 +298,7 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
     name = f"subject_{number}"
     places = {key: f"subject_{place}" for key, place in optimizers.items()}
     windowed, updates = terms.windowed, terms.updates
-    clips = terms.clip_norm is not None or terms.clip_value is not None
+    clips = terms.clips
 
     def scale(outputs: Any) -> Any:
         if not isinstance(outputs, torch.Tensor):

@@ -36,18 +36,26 @@ def compile(
     Args:
         step: A function, a bound method, or a function in a class body. Without it, returns a
             decorator.
-        accumulate: Update on every n-th call. Only 1 for now.
+        accumulate: Calls that make one update. `zero_grad()` acts in the first of them, updates,
+            schedules, averages and clipping in the last; every backward is seeded with 1/n.
+            `flush()` updates from a window that ends early.
         microbatches: Split the batch n ways inside a call. Only 1 for now.
-        precision: None, `"bf16-mixed"`, `"16-mixed"` or `"bf16-true"`. Only None for now.
-        clip_norm: Clip the gradients' norm before `step()`. Only None for now.
-        clip_value: Clip the gradients' values before `step()`. Only None for now.
-        backend: `"eager"` replays ATen operators without autograd. `"auto"` chooses; today it is
-            `"eager"`. `"inductor"` is not implemented yet.
-        keep_grads: False promises that nobody reads `.grad` between calls. It changes nothing yet.
-        verify: Compare the first n replays of a variant with eager. Only 0 for now.
+        precision: None; `"bf16-mixed"`, autocast to bfloat16; `"16-mixed"`, autocast to float16
+            with a loss scale of the step's own. Backward and updates are not autocast.
+            `"bf16-true"` is not implemented yet.
+        clip_norm: Clip the norm of each optimizer's gradients right before its `step()`.
+        clip_value: Clip the absolute values of the gradients right before `step()`.
+        backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles what
+            stands between effects, forward and backward together; it needs a C++ compiler and
+            rounds differently. `"auto"` chooses; today it is `"eager"`.
+        keep_grads: False promises that nobody reads `.grad` between calls: gradients that the
+            next call clears unread are not computed, and None.
+        verify: For the first n replays of each variant, run the program, put everything back, run
+            the user's Python, and compare.
         on_fallback: What to do when the step must run eagerly: `"warn"` once per reason, raise an
             `"error"` (`CaptureError`), or `"silent"`.
-        passes: Rewrites of the step graph. Only None for now.
+        passes: Rewrites of the step graph: a `stepgraph.passes.Pipeline`, or a function that
+            receives the default one and returns one.
 
     Returns:
         A `CompiledStep` that is called like `step`, or a decorator that makes one.

@@ -25,6 +25,7 @@ from stepgraph.capture import (
     scalars_in,
     scope_reader,
     self_test,
+    varied_number,
 )
 from stepgraph.compiler import views
 from stepgraph.compiler.closures import ClosureSteps
@@ -68,6 +69,7 @@ class CompiledStep:
         functools.update_wrapper(self, function)
         self._function = function
         self._options = options
+        self._terms = options.terms()
         self._owner = owner
         self._instances: dict[int, tuple[weakref.ref[Any], CompiledStep]] = {}
         self._start_over()
@@ -78,7 +80,7 @@ class CompiledStep:
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
-        self._window = Window(self._options.terms)
+        self._window = Window(self._terms)
         self._scope = scope_reader(self._function)
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
@@ -110,6 +112,8 @@ class CompiledStep:
         else:
             with terms.casting():
                 result = self._call(self._bound(args), kwargs, terms)
+        if terms.scaler is not None and terms.updates:
+            terms.scaler.update()
         if terms.windowed:
             self._window.advance(args, kwargs)
         return result
@@ -208,15 +212,19 @@ class CompiledStep:
         with terms.casting():
             captured = self._capture(self._bound(args), kwargs, terms)
             flush(captured, factor=terms.micro_batches / self._window.index)
+        if terms.scaler is not None:
+            terms.scaler.update()
         self._window.restart(0)
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the window; pending gradients are in `.grad`."""
-        return {"position": self._window.index, "accumulate": self._window.length}
+        """Return the position in the window and the loss scale; `.grad` has pending gradients."""
+        state = {"position": self._window.index, "accumulate": self._window.length}
+        scaler = self._terms.scaler
+        return state if scaler is None else {**state, "scaler": scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position that `state_dict` has returned.
+        """Go to a position and a loss scale that `state_dict` has returned.
 
         Raises:
             CheckpointError: It belongs to a window of another length.
@@ -229,6 +237,8 @@ class CompiledStep:
                 hint=f"accumulate={state['accumulate']}",
             )
         self._window.restart(int(state["position"]))
+        if self._terms.scaler is not None:
+            self._terms.scaler.load_state_dict(state["scaler"])
 
     def reset(self) -> None:
         """Forget all variants and observations; the next call is eager again.
@@ -262,14 +272,23 @@ class CompiledStep:
             return self._eagerly(args, kwargs, terms)
         if refused is not None:
             return self._fall_back(Refusal(refused), args, kwargs, terms)
-        for name, value in scalars_in(self._function, args, kwargs).items():
-            if self._scalars.setdefault(name, value) != value:
-                self._dynamic[name] = None  # a number that varies becomes symbolic
+        self._note_what_varies(args, kwargs)
         if self._first_call_ms is None:
             return self._first_call(args, kwargs, terms)
         if self._loops:
             return self._call_with_closures(args, kwargs)
         return self._capture_and_call(args, kwargs, terms)
+
+    def _note_what_varies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let numbers that vary between calls become symbolic: arguments, attributes, globals."""
+        for name, value in scalars_in(self._function, args, kwargs).items():
+            if self._scalars.setdefault(name, value) != value:
+                self._dynamic[name] = None
+        scope = self._scope(args, kwargs) or {}
+        for variant in self._variants if scope else ():
+            varied = varied_number(variant.captured.guards, scope)
+            if varied is not None:
+                self._dynamic[varied] = None
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         """Run eagerly: optimizers and scalers make their state themselves."""
@@ -283,7 +302,9 @@ class CompiledStep:
         try:
             self._admit()
             captured = self._capture(args, kwargs, terms)
-            rewritten = self._attempt(rewrite, captured, self._options.pipeline)
+            rewritten = self._attempt(
+                rewrite, captured, self._options.pipeline, self._options.backend
+            )
             self._check_dropped(rewritten)
             call = self._attempt(RehearsedCall, rewritten, terms, self._subjects)
         except Refusal as refusal:

@@ -24,8 +24,17 @@ class OptimizerReport:
 
 
 @dataclass(frozen=True)
+class RegionReport:
+    """A run of operators that was given to a compiler: whether it is compiled, or why not."""
+
+    operators: int
+    compiled: bool
+    why: str
+
+
+@dataclass(frozen=True)
 class VariantReport:
-    """A variant: nodes by kind, passes, optimizers, and times in milliseconds."""
+    """A variant: nodes by kind, passes, optimizers, compiled regions, times in milliseconds."""
 
     nodes: dict[str, int]
     operators: int
@@ -34,6 +43,7 @@ class VariantReport:
     replay_ms: float | None
     replays: int
     passes: tuple[PassRecord, ...] = ()
+    regions: tuple[RegionReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,9 @@ def _variant_lines(index: int, variant: VariantReport) -> list[str]:
             f"{optimizer.elements:,} elements, {how}"
         )
     lines += [f"               {line}" for line in _pass_lines(variant.passes)]
+    for region in variant.regions:
+        how = "compiled" if region.compiled else f"eager: {region.why}"
+        lines.append(f"               region of {region.operators} operators, {how}")
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     lines.append(
         f"               capture {variant.capture_ms:.0f} ms, replay {replay}, "
@@ -198,8 +211,8 @@ def _report(variant: Variant) -> VariantReport:
                 label=subject.label,
                 tensors=len(subject.parameters),
                 elements=sum(p.numel() for p in subject.parameters),
-                fused=False,
-                why="the eager backend runs the optimizer's own step()",
+                fused=(why := _why_not_fused(variant, subject.number)) is None,
+                why=why or "",
             )
             for subject in variant.captured.optimizers
         ),
@@ -207,4 +220,19 @@ def _report(variant: Variant) -> VariantReport:
         replay_ms=variant.replay_ms,
         replays=variant.program.calls,
         passes=variant.rewritten.records,
+        regions=_regions(variant),
     )
+
+
+def _why_not_fused(variant: Variant, number: int) -> str | None:
+    update = variant.rewritten.lowered.updates.get(
+        number, "the eager backend runs the optimizer's own step()"
+    )
+    return update if isinstance(update, str) else update.refusal
+
+
+def _regions(variant: Variant) -> tuple[RegionReport, ...]:
+    lowered = variant.rewritten.lowered
+    made = (RegionReport(r.operators, r.refusal is None, r.refusal or "") for r in lowered.regions)
+    refused = (RegionReport(operators, False, why) for operators, why in lowered.refused)
+    return (*made, *refused)

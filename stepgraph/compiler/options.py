@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 
 from stepgraph.capture import Terms
 from stepgraph.errors import ConfigurationError
@@ -38,24 +38,23 @@ class Options:
         _positive("clip_value", self.clip_value)
         if self.microbatches != 1:
             raise _not_yet("microbatches", self.microbatches, "leave it at 1")
-        if self.precision not in (None, "bf16-mixed"):
-            raise _not_yet("precision", self.precision, 'precision="bf16-mixed", or autocast')
-        self.pipeline()
-        if self.backend == "inductor":
-            raise ConfigurationError(
-                "stepgraph.compile: the inductor backend is not implemented yet",
-                found='backend="inductor"',
-                hint='backend="eager" or "auto"',
+        if self.precision == "bf16-true":
+            raise _not_yet(
+                "precision", self.precision, 'precision="bf16-mixed", or model.bfloat16()'
             )
+        self.pipeline()
 
-    @functools.cached_property
     def terms(self) -> Terms:
-        """The terms of every call, but for its place in the window."""
+        """Return the terms of every call, but for its place in the window.
+
+        With a scaler of their own: every compiled step has its own loss scale.
+        """
         return Terms(
             micro_batches=self.accumulate,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
-            autocast=torch.bfloat16 if self.precision == "bf16-mixed" else None,
+            autocast=_AUTOCAST[self.precision],
+            scaler=_scaler() if self.precision == "16-mixed" else None,
         )
 
     def pipeline(self) -> Pipeline:
@@ -74,6 +73,13 @@ class Options:
             why="a pipeline verifies the step after every pass",
             hint="a Pipeline, or a function that receives the default one and returns one",
         )
+
+
+_AUTOCAST = {None: None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def _scaler() -> GradScaler:
+    return GradScaler("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _not_yet(name: str, value: Any, hint: str) -> ConfigurationError:

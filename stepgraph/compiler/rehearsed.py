@@ -46,6 +46,7 @@ class RehearsedCall:
 
     def __init__(self, rewritten: Rewritten, terms: Terms, subjects: Subjects) -> None:
         self._rewritten, self._terms, self._subjects = rewritten, terms, subjects
+        self._retried = rewritten.lowered.try_again()
         self._rehearsed = _rehearse(rewritten)
         self.difference: str | None = None
         self.refusal: Refusal | None = None
@@ -66,7 +67,8 @@ class RehearsedCall:
         if rehearsed.owner is None:
             rehearsal.compare()
         rehearsal.compare_result(result)
-        self.difference = rehearsal.difference
+        worse = (f"{r.name}: {r.refusal}" for r in self._retried if r.refusal is not None)
+        self.difference = rehearsal.difference or next(worse, None)
         if returned:
             self.refusal = Refusal("an optimizer whose step() returns a value")
         return result
@@ -83,7 +85,7 @@ class _Rehearsed:
 
 def _rehearse(rewritten: Rewritten) -> _Rehearsed:
     """Run a step once without a trace: whole, or on copies up to its first update."""
-    captured, flat = rewritten.captured, rewritten.flat
+    captured, flat = rewritten.captured, rewritten.lowered.flat
     subjects, inputs, names = captured.subjects, captured.inputs, rewritten.input_names
     devices = autocast_devices()
     besides = captured.written | {f"{name}.grad" for name in rewritten.dropped}

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from stepgraph.capture import Captured
 from stepgraph.ir import Role, Slot, StepGraph, flatten, partition
+from stepgraph.lowering import Lowered, compile_region, lower
 from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradients
 
 
@@ -24,6 +25,7 @@ class Rewritten:
         records: What each pass did.
         dropped: Parameters whose gradients are not what eager leaves, by name.
         clears: Parameters whose gradients are cleared before anything is done with them.
+        lowered: What is emitted: the flat graph, or one of compiled regions.
     """
 
     captured: Captured
@@ -31,6 +33,7 @@ class Rewritten:
     graph: StepGraph
     flat: GraphModule
     records: tuple[PassRecord, ...]
+    lowered: Lowered
     dropped: frozenset[str] = frozenset()
     clears: frozenset[str] = frozenset()
 
@@ -46,8 +49,8 @@ class Rewritten:
         return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in self.slots]
 
 
-def rewrite(captured: Captured, pipeline: Callable[[], Pipeline]) -> Rewritten:
-    """Cut a captured step into typed nodes and run the passes over them.
+def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) -> Rewritten:
+    """Cut a captured step into typed nodes, run the passes over them and lower the result.
 
     Raises:
         VerifyError: A pass left a step graph that does not verify.
@@ -64,4 +67,12 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline]) -> Rewritten:
         records=records,
         dropped=dropped_gradients(flat.graph),
         clears=cleared_first(flat.graph),
+        lowered=_lowered(captured, flat, backend),
     )
+
+
+def _lowered(captured: Captured, flat: GraphModule, backend: str) -> Lowered:
+    if backend != "inductor":
+        return Lowered(flat)
+    optimizers = {subject.number: subject.value for subject in captured.optimizers}
+    return lower(flat, compile_region, optimizers)

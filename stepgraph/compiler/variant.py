@@ -110,8 +110,9 @@ class Variant:
 
     def with_marks(self, mark: Callable[[int], None]) -> Program:
         """Return a program that calls `mark(i)` ahead of section i, and once at the end."""
-        emitted = emit(with_marks(self.rewritten.flat, mark), self.captured.subjects)
-        own = self.program
+        own, lowered = self.program, self.rewritten.lowered
+        flat = with_marks(lowered.flat, mark)
+        emitted = emit(flat, self.captured.subjects, updates=lowered.fused)
         return Program(emitted.function, autocast_devices=own.autocast_devices, leaves=own.leaves)
 
     @contextlib.contextmanager
@@ -139,7 +140,8 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
         started: `time.perf_counter()` when the capture began.
     """
     captured = rewritten.captured
-    emitted = emit(rewritten.flat, captured.subjects)
+    lowered = rewritten.lowered
+    emitted = emit(lowered.flat, captured.subjects, updates=lowered.fused)
     inputs = list(zip(captured.inputs, rewritten.slots, strict=True))
     reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)

@@ -1,6 +1,22 @@
 """Lowering: from a step graph to a program."""
 
 from stepgraph.lowering.emit import Emitted, emit, first_update, stealable
+from stepgraph.lowering.inductor import compile_region
+from stepgraph.lowering.lower import Lowered, lower
+from stepgraph.lowering.region import Region, Unsupported
 from stepgraph.lowering.sections import Section, sections, with_marks
 
-__all__ = ["Emitted", "Section", "emit", "first_update", "sections", "stealable", "with_marks"]
+__all__ = [
+    "Emitted",
+    "Lowered",
+    "Region",
+    "Section",
+    "Unsupported",
+    "compile_region",
+    "emit",
+    "first_update",
+    "lower",
+    "sections",
+    "stealable",
+    "with_marks",
+]

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir.effects import storages_of
 from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.lowering.region import Region
 from stepgraph.runtime import effects
 
 _UPDATES = ("step", "lr_step", "unscale", "scaled_step", "scale_update", "ema", "set_hyper")
@@ -22,6 +23,26 @@ _REPLACED = {
     # needs no copy, the real memory decides again, as in eager.
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
 }
+_DIRECT = {
+    torch.ops.aten.add.Tensor: torch.add,
+    torch.ops.aten.addmm.default: torch.addmm,
+    torch.ops.aten.bmm.default: torch.bmm,
+    torch.ops.aten.mm.default: torch.mm,
+    torch.ops.aten.mul.Tensor: torch.mul,
+    torch.ops.aten.permute.default: torch.permute,
+    torch.ops.aten.relu.default: torch.relu,
+    torch.ops.aten.reshape.default: torch.reshape,
+    torch.ops.aten.select.int: torch.select,
+    torch.ops.aten.sigmoid.default: torch.sigmoid,
+    torch.ops.aten.stack.default: torch.stack,
+    torch.ops.aten.sub.Tensor: torch.sub,
+    torch.ops.aten.sum.dim_IntList: torch.sum,
+    torch.ops.aten.t.default: torch.t,
+    torch.ops.aten.tanh.default: torch.tanh,
+    torch.ops.aten.transpose.int: torch.transpose,
+}
+"""The same operators by a shorter way: half a microsecond to one less for each call."""
+
 _LOOK_AT_GRAD_MODE = {torch.ops.aten.mkldnn_rnn_layer.default}
 _sources = 0
 
@@ -40,6 +61,7 @@ def emit(
     *,
     withhold: bool = False,
     until_update: bool = False,
+    updates: Mapping[int, Callable[[], None]] | None = None,
 ) -> Emitted:
     """Return a function of the graph's inputs that performs the step and returns its outputs.
 
@@ -48,8 +70,9 @@ def emit(
         subjects: The real objects behind the graph's markers, by number.
         withhold: Leave out what the user would see: appends to lists.
         until_update: Stop before the first update.
+        updates: What runs in the place of an optimizer's own `step()`, by its number.
     """
-    return _Emitter(flat.graph, dict(subjects), withhold, until_update).emit()
+    return _Emitter(flat.graph, dict(subjects), withhold, until_update, updates or {}).emit()
 
 
 def first_update(graph: Graph) -> Node | None:
@@ -63,6 +86,7 @@ class _Emitter:
     subjects: dict[int, Any]
     withhold: bool
     until_update: bool
+    updates: Mapping[int, Callable[[], None]]
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
     by_value: dict[int, str] = field(default_factory=dict)
@@ -93,13 +117,24 @@ class _Emitter:
             self.names[node] = self.constant(node.target, value)
         elif marker is not None:
             self.marker(marker, node)
+        elif isinstance(node.target, Region):
+            self.region(node)
+        elif isinstance(getattr(node.args[0] if node.args else None, "target", None), Region):
+            return  # unpacked where the region is called
         else:
-            function = self.function(node.target)
+            function = self.function(node)
             call = f"{function}({self.arguments(node)})"
             self.body.append(f"{self.name(node)} = {call}" if node.users else call)
         dead = [self.names[n] for n in self.last_use.get(node, ()) if n in self.names]
         if dead:
             self.body.append(f"del {', '.join(dict.fromkeys(dead))}")
+
+    def region(self, node: Any) -> None:
+        """Call a region; its results are unpacked at once."""
+        items = {user.args[1]: self.name(user) for user in node.users}
+        targets = [items.get(i, "_") for i in range(len(node.meta["val"]))]
+        call = f"{self.constant(node.target.name, node.target)}.run([{self.arguments(node)}])"
+        self.body.append(f"{', '.join(targets)}, = {call}" if items else call)
 
     def marker(self, marker: str, node: Any) -> None:
         write = self.body.append
@@ -130,6 +165,10 @@ class _Emitter:
             self.update(marker, node)
 
     def update(self, marker: str, node: Any) -> None:
+        if marker == "step" and node.args[2] in self.updates:
+            update = self.updates[node.args[2]]
+            self.body.append(f"{self.constant(f'update_{node.args[2]}', update)}()")
+            return
         call = self.constant(f"run_{marker}", getattr(effects, f"run_{marker}"))
         arguments = []
         for argument, value in zip(node.target._schema.arguments, node.args, strict=True):
@@ -151,10 +190,12 @@ class _Emitter:
     def name(self, node: Node) -> str:
         return self.names.setdefault(node, f"t{len(self.names)}")
 
-    def function(self, target: Any) -> str:
-        target = _REPLACED.get(target, target)
+    def function(self, node: Any) -> str:
+        target = _REPLACED.get(node.target, node.target)
         if target in _LOOK_AT_GRAD_MODE:
             return self.constant(target.__name__, effects.below_autograd(target._op))
+        if target in _DIRECT and not node.kwargs and _takes_tensors(node):
+            return self.constant(_DIRECT[target].__name__, _DIRECT[target])
         if isinstance(target, torch._ops.OpOverload):
             return self.constant(str(target).replace("::", ".").replace(".", "_"), target._op)
         return self.constant(getattr(target, "__name__", "f"), target)
@@ -200,6 +241,13 @@ class _Emitter:
         return Emitted(namespace["program"], source)
 
 
+def _takes_tensors(node: Any) -> bool:
+    """Return whether every tensor argument is one: a number might mean another overload."""
+    given = zip(node.target._schema.arguments, node.args, strict=False)
+    tensors = [value for argument, value in given if str(argument.type) == "Tensor"]
+    return all(isinstance(v, Node) and isinstance(v.meta.get("val"), Tensor) for v in tensors)
+
+
 def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
     """Return, for every node, the values that nobody reads after it."""
     seen: set[Node] = set()
@@ -234,7 +282,7 @@ def stealable(graph: Graph) -> set[Node]:
         later = any(
             order[r] > order[node] for root in roots for r in readers[root] if r is not node
         )
-        if own and not later and _same_layout(param, value):
+        if own and not later and keeps_value(param, value):
             stealable.add(node)
     return stealable
 
@@ -247,7 +295,7 @@ def _fills(root: Node, value: Tensor) -> bool:
     return False
 
 
-def _same_layout(param: Tensor, value: Tensor) -> bool:
+def keeps_value(param: Tensor, value: Tensor) -> bool:
     """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
     dense = torch.ops.aten.is_non_overlapping_and_dense(param)
     same = param.dtype == value.dtype and param.shape == value.shape

@@ -8,21 +8,29 @@ torch at hand behaves as expected before anything is captured.
 
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
+from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
+from stepgraph.torch_private.scaler import found_inf
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import (
     assume_constant_result,
     current_trace,
+    is_tracing,
     shield_constants,
     tracing,
 )
 
 __all__ = [
     "Around",
+    "FakeInputs",
     "TraceHooks",
     "TraceStop",
     "Traced",
     "assume_constant_result",
+    "compile_inference",
     "current_trace",
+    "found_inf",
+    "has_unbacked",
+    "is_tracing",
     "is_unsupported",
     "shield_constants",
     "trace",

@@ -14,6 +14,7 @@ import torch._dynamo.config as dynamo_config
 from torch import _dynamo
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables import constant
+from torch._guards import TracingContext
 
 from stepgraph.torch_private.hooks import TraceHooks
 from stepgraph.torch_private.replaced import replacements
@@ -65,6 +66,11 @@ def tracing(hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False) 
 def assume_constant_result(function: _Function) -> _Function:
     """Let a trace call `function` for real and take what it returns as a constant."""
     return cast(_Function, _dynamo.assume_constant_result(function))
+
+
+def is_tracing() -> bool:
+    """Return whether a trace is going on in this thread."""
+    return TracingContext.try_get() is not None
 
 
 def current_trace() -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._guards import TracingContext
 
+from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def unwrapped(optimizer: Any) -> Any:
 
 def being_traced() -> bool:
     """Return whether a trace is looking at objects right now, from outside of the traced code."""
-    return TracingContext.try_get() is not None
+    return torch_private.is_tracing()
 
 
 def tracing() -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stepgraph.capture.traced import Opaque
+from stepgraph.capture import Opaque
 from stepgraph.train.optimizers import tracing
 
 REASON = "all-reduces gradients between processes"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.clipping import clip
 from stepgraph.train.optimizers import OptimizerWrapper, tracing, unwrapped
@@ -206,7 +207,7 @@ def _has_gradients(optimizer: Any) -> bool:
 
 def overflowed(scaler: GradScaler, optimizer: Optimizer) -> bool:
     """Return whether the latest update of an optimizer was skipped; before `scaler.update()`."""
-    found = scaler._found_inf_per_device(optimizer)
+    found = torch_private.found_inf(scaler, optimizer)
     return any(flag.item() for flag in found.values())
 
 

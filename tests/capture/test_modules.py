@@ -250,6 +250,27 @@ def test_the_whole_step_runs_inside_autocast():
     assert_captured_or_explained(same_as_eager(make))
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_autocast_around_the_step_casts_again_where_eager_does(cached):
+    def make():
+        net = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = functional.mse_loss(net(net(x))[:, :2].float(), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        def around():
+            return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cached)
+
+        return Program(step, regression, around=around)
+
+    assert_captured(same_as_eager(make))
+
+
 def test_a_model_in_double_precision_is_captured():
     def batch(index):
         x, y = regression(index)

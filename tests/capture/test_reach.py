@@ -279,6 +279,73 @@ def test_an_integer_argument_may_change_in_every_call():
     assert step.explain().captures <= 4
 
 
+class Progress:
+    """A plain object that a trainer counts in."""
+
+    epoch = 0
+
+
+PROGRESS = Progress()
+
+
+@pytest.mark.parametrize("place", ["a global", "an attribute", "an attribute of an attribute"])
+def test_a_count_that_grows_makes_no_variant_for_each_of_its_values(place):
+    def make():
+        world = Progress()
+        world.net, world.progress = mlp(), Progress()
+        optimizer = torch.optim.SGD(world.net.parameters(), lr=0.1)
+        counter = {"a global": PROGRESS, "an attribute": world}.get(place, world.progress)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = functional.mse_loss(world.net(x), y)
+            loss.backward()
+            if place == "a global":
+                epoch = PROGRESS.epoch
+            else:
+                epoch = world.epoch if place == "an attribute" else world.progress.epoch
+            if (epoch + 1) % 3:
+                optimizer.step()
+            return loss
+
+        def between(index):
+            counter.epoch = index // 2
+
+        return Program(step, regression, between=between)
+
+    step = same_as_eager(make, calls=20)
+
+    assert_captured(step)
+    assert step.explain().captures <= 3  # the first value, then one for each path
+
+
+def test_optimizers_without_a_name_of_their_own_are_told_apart():
+    class Box:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    def make():
+        nets = [nn.Linear(4, 2), nn.Linear(4, 2)]
+        boxes = [Box(torch.optim.Adam(net.parameters(), lr=0.1)) for net in nets]
+
+        def step(x, y):
+            for box in boxes:
+                box.optimizer.zero_grad()
+            loss = sum(functional.mse_loss(net(x), y) for net in nets)
+            loss.backward()
+            for box in boxes:
+                box.optimizer.step()
+            return loss
+
+        return Program(step, regression)
+
+    step = same_as_eager(make)
+
+    assert_captured(step)
+    labels = [report.label for report in step.explain().variants[0].optimizers]
+    assert len(set(labels)) == 2
+
+
 def test_two_parameter_groups_have_their_own_options():
     def make():
         net = mlp()

@@ -1,5 +1,6 @@
 """The options of compile: clipping, precision, verify, passes - each beside a step by hand."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -176,6 +177,88 @@ def test_accumulation_clipping_and_precision_go_together():
     assert_captured(step)
 
 
+class Scaled(World):
+    """The world of a loop that scales its losses by hand."""
+
+    def __init__(self, length=1):
+        super().__init__()
+        self.scaler = torch.amp.GradScaler("cpu")
+        self.length, self.index = length, 0
+
+
+def scaled_by_hand(world, x, y, *, norm=None):
+    first = world.index % world.length == 0
+    last = world.index % world.length == world.length - 1
+    world.index += 1
+    if first:
+        world.clear()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = world.loss(x, y)
+    (world.scaler.scale(loss) / world.length).backward()
+    if last:
+        for net, optimizer in ((world.body, world.one), (world.head, world.two)):
+            if norm is not None:
+                world.scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(net.parameters(), norm)
+            world.scaler.step(optimizer)
+        world.scaler.update()
+    return loss
+
+
+def overflowing(index):
+    x, y = regression(index)
+    return (x * 1e30 if index in (3, 4, 9) else x), y
+
+
+@pytest.mark.parametrize(("length", "norm"), [(1, None), (1, 0.05), (3, 0.05)])
+def test_half_precision_scales_the_loss_as_by_hand(length, norm):
+    def make(decorate):
+        here = Scaled(length)
+        trained = [here.body, here.head, here.one, here.two]
+
+        def step(x, y):
+            return plain(here, x, y)
+
+        compiled = decorate(step)
+        if compiled is step:
+            by_hand = functools.partial(scaled_by_hand, here, norm=norm)
+            return Program(by_hand, overflowing, watch=trained)
+        return Program(compiled, overflowing, watch=trained)
+
+    step = same_as_eager(
+        make, 13, decorated=True, precision="16-mixed", accumulate=length, clip_norm=norm
+    )
+
+    assert_captured(step)
+    halvings = 3 if length == 1 else 2  # of the scale, for updates that were skipped
+    assert step.state_dict()["scaler"]["scale"] == 65536.0 / 2**halvings
+
+
+def test_clipping_by_hand_under_half_precision_is_refused():
+    world = World()
+
+    def step(x, y):
+        return clipping(norm=0.05)(world, x, y)
+
+    with pytest.raises(ConfigurationError, match="clip_norm"):
+        stepgraph.compile(step, precision="16-mixed")(*regression(0))
+
+
+def test_a_loss_scale_survives_in_a_state_dict():
+    def scaled():
+        world = World()
+        return stepgraph.compile(lambda x, y: plain(world, x, y), precision="16-mixed")
+
+    step, other = scaled(), scaled()
+    for index in range(4):
+        step(*overflowing(index))
+
+    other.load_state_dict(step.state_dict())
+
+    assert other.state_dict() == step.state_dict()
+    assert step.state_dict()["scaler"]["scale"] == 32768.0
+
+
 @dataclass(frozen=True)
 class ChangeARate(Pass):
     """A wrong pass: it multiplies the first product of the step by two."""
@@ -288,7 +371,7 @@ def test_verification_names_the_first_tensor_that_differs_and_keeps_what_eager_d
         {"verify": -1},
         {"precision": "half"},
         {"microbatches": 2},
-        {"precision": "16-mixed"},
+        {"precision": "bf16-true"},
     ],
 )
 def test_an_option_without_a_meaning_is_refused(options):

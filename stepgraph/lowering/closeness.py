@@ -1,0 +1,147 @@
+"""When compiled results are close enough to eager ones, from the dtype and nothing else.
+
+Fused arithmetic rounds in other places and sums in another order. A result is accepted if
+
+    |compiled - eager| <= sqrt(eps) * |eager|
+
+in the 2-norm over the tensor, eps of its own dtype: half of the digits agree. An error in the last
+place grows with the condition of what follows; half of the digits is what a well-posed step keeps,
+and a wrong program keeps none.
+
+Where that fails, exact results decide: the same operators in float64. Some gradients are zero in
+exact arithmetic - of a bias in front of a batch norm, of an attention's key bias - and eager and
+compiled results are two different roundings of it, without a digit in common. There
+
+    |compiled - exact| <= sqrt(eps) * |exact| + 16 * |eager - exact|
+
+says that the compiled result is no worse than eager's own, up to four bits. Integers and
+booleans must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter
+from torch.utils._pytree import tree_map
+
+from stepgraph.ir.markers import OPS
+
+BITS = 16.0
+"""How much further from the exact result than eager a compiled result may be."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the relative tolerance for results of a floating-point type.
+
+    Example:
+        >>> tolerance(torch.float32) < 4e-4
+        True
+    """
+    return float(torch.finfo(dtype).eps ** 0.5)
+
+
+def difference(
+    compiled: Sequence[Any], eager: Sequence[Any], exact: Callable[[], Sequence[Any]]
+) -> str | None:
+    """Return what is wrong with compiled results, or None.
+
+    Args:
+        compiled: The results to judge.
+        eager: The results of the eager operators on the same inputs.
+        exact: Called when the two differ too much: the results in float64.
+    """
+    far = [i for i, pair in enumerate(zip(compiled, eager, strict=True)) if not is_close(*pair)]
+    if not far:
+        return None
+    try:
+        best = exact()
+    except Exception as error:
+        return f"result {far[0]} differs from eager, and no exact one exists: {error}"
+    for i in far:
+        if not _is_as_good(compiled[i], eager[i], best[i]):
+            return f"result {i} of {len(eager)} differs from eager"
+    return None
+
+
+def is_close(compiled: Any, eager: Any) -> bool:
+    """Return whether two results agree within `tolerance`."""
+    if not isinstance(eager, Tensor):
+        return bool(compiled == eager)
+    if compiled.shape != eager.shape or compiled.dtype != eager.dtype:
+        return False
+    if not eager.is_floating_point():
+        return torch.equal(compiled, eager)
+    if not _same_specials(compiled, eager):
+        return False
+    return _distance(compiled, eager) <= tolerance(eager.dtype) * _norm(eager)
+
+
+def _is_as_good(compiled: Any, eager: Any, exact: Any) -> bool:
+    if not isinstance(eager, Tensor) or not eager.is_floating_point():
+        return False
+    if compiled.shape != eager.shape or not _same_specials(compiled, eager):
+        return False
+    allowed = tolerance(eager.dtype) * _norm(exact) + BITS * _distance(eager, exact)
+    return _distance(compiled, exact) <= allowed
+
+
+def _same_specials(a: Tensor, b: Tensor) -> bool:
+    """Return whether infinities and NaN stand in the same places."""
+    finite = torch.isfinite(a)
+    if bool(finite.all()):
+        return bool(torch.isfinite(b).all())
+    return torch.equal(a.nan_to_num()[~finite], b.nan_to_num()[~finite]) and torch.equal(
+        finite, torch.isfinite(b)
+    )
+
+
+def _norm(value: Tensor) -> float:
+    finite = value.detach().double()
+    return float(torch.where(torch.isfinite(finite), finite, 0.0).norm())
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return _norm(a.detach().double() - b.detach().double())
+
+
+def exact_results(
+    graph_module: GraphModule, inputs: Sequence[Any], written: Sequence[int]
+) -> list[Any]:
+    """Return the results of a region in float64, then the inputs it writes.
+
+    Args:
+        graph_module: The region.
+        inputs: Its inputs as they were. Not written.
+        written: Positions of the inputs it writes.
+    """
+    doubled = [_doubled(value) for value in inputs]
+    results = _InFloat64(graph_module).run(*doubled)
+    return [*results, *(doubled[i] for i in written)]
+
+
+class _InFloat64(Interpreter):
+    """Runs a region with every floating-point type replaced by float64."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operator."""
+        if target is OPS.first_grad.default:
+            return args[1].clone()
+        if target is OPS.add_grad_.default:
+            return args[0].add_(args[1])
+        args, kwargs = tree_map(_double_type, (args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
+def _double_type(value: Any) -> Any:
+    is_type = isinstance(value, torch.dtype) and value.is_floating_point
+    return torch.float64 if is_type else value
+
+
+def _doubled(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().double() if value.is_floating_point() else value.detach().clone()

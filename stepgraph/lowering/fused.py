@@ -1,0 +1,290 @@
+"""`optimizer.step()` as one call for each param group: torch's fused CPU kernels.
+
+They round in other places than the loops that torch runs by default, so they belong to backends
+that may round. Everything they need is read when they run: hyper-parameters, state, which
+gradients exist. Whatever does not fit them - no state yet, another layout, a hook - is left to the
+optimizer's own `step()`, which is always right.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim import optimizer as optimizer_module
+
+from stepgraph.lowering.closeness import is_close
+from stepgraph.runtime.effects import run_step
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+
+class _DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
+    """This call is left to the optimizer's own step."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a fused kernel.
+
+    Attributes:
+        kernel: Takes lists of tensors, then options.
+        tensors: The lists: parameters, gradients, then state. Parameters and state are written.
+        steps: The step counters, advanced before the kernel runs; the last list, or empty.
+        options: Hyper-parameters as they are now.
+    """
+
+    kernel: Callable[..., Any]
+    tensors: tuple[list[Tensor], ...]
+    steps: list[Tensor]
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        """Advance the counters and update."""
+        if self.steps:
+            torch._foreach_add_(self.steps, 1)
+            self.kernel(*self.tensors, self.steps, **self.options)
+        else:
+            self.kernel(*self.tensors, **self.options)
+
+    def copied(self) -> Launch:
+        """Return the same call on copies."""
+        tensors = tuple([t.detach().clone() for t in several] for several in self.tensors)
+        return Launch(self.kernel, tensors, [t.clone() for t in self.steps], self.options)
+
+    def written(self) -> Iterable[Tensor]:
+        """Return what it writes."""
+        return chain(self.tensors[0], *self.tensors[2:], self.steps)
+
+
+class FusedUpdate:
+    """Runs an optimizer's update in fused kernels where they fit, else its own `step()`.
+
+    The first update that fits is a trial: the kernels run on copies, `step()` on the real tensors,
+    and only when both agree (see `closeness`) are later updates fused.
+
+    Args:
+        optimizer: An optimizer for which `misfit` returned None.
+
+    Attributes:
+        refusal: Why the latest update was not fused, or None.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.refusal: str | None = None
+        self._optimizer = optimizer
+        self._launch = _LAUNCHES[type(optimizer)]
+        self._own_step = vars(optimizer).get("step")
+        self._tried = self._failed = False
+        self._known: list[State] = []
+        self._order: list[list[State]] = []
+
+    def __call__(self) -> None:
+        """Update the parameters."""
+        if self._failed:
+            run_step(self._optimizer)
+            return
+        try:
+            launches = self._launches()
+        except _DoesNotFit as reason:
+            self.refusal = str(reason)
+            run_step(self._optimizer)
+            return
+        self.refusal = None
+        if not self._tried:
+            self._try(launches)
+            return
+        for launch in launches:
+            launch.run()
+        if self._own_step is not None:
+            self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def _try(self, launches: Sequence[Launch]) -> None:
+        copies = [launch.copied() for launch in launches]
+        try:
+            for copy in copies:
+                copy.run()
+        except Exception as error:
+            self._failed, self.refusal = True, f"the fused kernel fails: {error}"
+        run_step(self._optimizer)
+        pairs = zip(launches, copies, strict=True)
+        if not self._failed and not all(
+            is_close(mine, own)
+            for launch, copy in pairs
+            for own, mine in zip(launch.written(), copy.written(), strict=True)
+        ):
+            self._failed, self.refusal = True, "the fused kernel differs from step()"
+        self._tried = True
+
+    def _launches(self) -> list[Launch]:
+        optimizer = self._optimizer
+        if has_hooks(optimizer) or vars(optimizer).get("step") is not self._own_step:
+            raise _DoesNotFit("code of the user's runs with step()")
+        self._look_up_states()
+        launches = []
+        for group, states in zip(optimizer.param_groups, self._order, strict=True):
+            if reason := misfit_of_group(group):
+                raise _DoesNotFit(reason)
+            params = group["params"]
+            grads = [p.grad for p in params]
+            if any(map(operator.is_, grads, repeat(None))):
+                kept = [i for i, grad in enumerate(grads) if grad is not None]
+                params = [params[i] for i in kept]
+                grads = [grads[i] for i in kept]
+                states = [states[i] for i in kept]
+            if params:
+                launches.append(self._fitting(group, params, grads, states))
+        return launches
+
+    def _look_up_states(self) -> None:
+        """Bind the state of every parameter; again when the optimizer holds other dicts."""
+        held, groups = self._optimizer.state, self._optimizer.param_groups
+        same = len(held) == len(self._known) and len(groups) == len(self._order)
+        if same and all(map(operator.is_, held.values(), self._known)):
+            return
+        empty: State = {}
+        self._known = list(held.values())
+        self._order = [[held.get(p, empty) for p in group["params"]] for group in groups]
+
+    def _fitting(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
+    ) -> Launch:
+        try:
+            launch = self._launch(group, params, grads, states)
+        except KeyError:
+            raise _DoesNotFit("it has not stepped every parameter yet") from None
+        for tensors in launch.tensors:
+            if not all(map(Tensor.is_contiguous, tensors)) and not _same_layout(params, tensors):
+                raise _DoesNotFit("parameters, gradients and state are laid out differently")
+        return launch
+
+
+def fused_update(optimizer: Optimizer) -> FusedUpdate | str:
+    """Return a fused update for an optimizer, or why there is none."""
+    return misfit(optimizer) or FusedUpdate(optimizer)
+
+
+def misfit(optimizer: Optimizer) -> str | None:
+    """Return why no fused kernel does what `optimizer.step()` does, or None."""
+    if type(optimizer) not in _LAUNCHES:
+        return f"no fused CPU kernel for {type(optimizer).__name__}"
+    own_step = vars(optimizer).get("step")
+    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+        return "its step() was replaced"
+    for group in optimizer.param_groups:
+        if reason := misfit_of_group(group):
+            return reason
+        kinds = {(p.dtype, p.device.type, p.layout) for p in group["params"]}
+        if len(kinds) > 1:
+            return "a param group of several dtypes"
+        if any(d != "cpu" or not t.is_floating_point for t, d, _ in kinds):
+            return "parameters that are no real numbers on the CPU"
+    return None
+
+
+def misfit_of_group(group: Mapping[str, Any]) -> str | None:
+    """Return which option of a param group stands against a fused kernel, or None."""
+    if group.get("fused") is False or group.get("foreach"):
+        return "its options choose another implementation"
+    if group.get("differentiable") or group.get("capturable"):
+        return "differentiable or capturable"
+    return None
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Return whether code of the user's runs before or after `step()`."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or optimizer_module._global_optimizer_pre_hooks
+        or optimizer_module._global_optimizer_post_hooks
+        or getattr(optimizer, "grad_scale", None) is not None
+        or getattr(optimizer, "found_inf", None) is not None
+    )
+
+
+def _adam(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:
+    beta1, beta2 = group["betas"]
+    amsgrad = group["amsgrad"]
+    decoupled = group["decoupled_weight_decay"]
+    return Launch(
+        torch._fused_adamw_ if decoupled else torch._fused_adam_,
+        (
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if amsgrad else [],
+        ),
+        [state["step"] for state in states],
+        {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "weight_decay": group["weight_decay"],
+            "eps": group["eps"],
+            "amsgrad": amsgrad,
+            "maximize": group["maximize"],
+        },
+    )
+
+
+def _sgd(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:
+    momentum = group["momentum"]
+    buffers = [state["momentum_buffer"] for state in states] if momentum else []
+    if any(map(operator.is_, buffers, repeat(None))):
+        raise KeyError
+    return Launch(
+        torch._fused_sgd_,
+        (params, grads, buffers),
+        [],
+        {
+            "weight_decay": group["weight_decay"],
+            "momentum": momentum,
+            "lr": group["lr"],
+            "dampening": group["dampening"],
+            "nesterov": group["nesterov"],
+            "maximize": group["maximize"],
+            "is_first_step": False,
+        },
+    )
+
+
+def _adagrad(
+    group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
+) -> Launch:
+    return Launch(
+        torch._fused_adagrad_,
+        (params, grads, [state["sum"] for state in states]),
+        [state["step"] for state in states],
+        {
+            "lr": group["lr"],
+            "lr_decay": group["lr_decay"],
+            "weight_decay": group["weight_decay"],
+            "eps": group["eps"],
+            "maximize": group["maximize"],
+        },
+    )
+
+
+_LAUNCHES: Mapping[type, Callable[..., Launch]] = {
+    Adam: _adam,
+    AdamW: _adam,
+    SGD: _sgd,
+    Adagrad: _adagrad,
+}
+
+
+def _same_layout(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether elements that belong together lie at the same place of their memory."""
+    return all(
+        p.stride() == other.stride() and torch.ops.aten.is_non_overlapping_and_dense(p)
+        for p, other in zip(params, others, strict=True)
+    )

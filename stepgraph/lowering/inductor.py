@@ -1,0 +1,133 @@
+"""Regions compiled by Inductor: forward and backward together, as one inference graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from stepgraph import torch_private
+from stepgraph.ir.effects import storages_of, written_arguments
+from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.lowering.emit import emit, keeps_value
+from stepgraph.lowering.region import Function, Region, Unsupported
+
+_SPELLED_OUT = {
+    torch.ops.aten.native_batch_norm.default: torch.ops.aten._native_batch_norm_legit.default,
+    OPS.first_grad.default: torch.ops.aten.clone.default,
+    OPS.add_grad_.default: torch.ops.aten.add_.Tensor,
+}
+"""Operators whose schema hides what they write, and markers: what Inductor gets for them."""
+
+
+def compile_region(graph_module: GraphModule, name: str) -> Region:
+    """Compile a run of operators.
+
+    Args:
+        graph_module: ATen operators, `first_grad` and `add_grad_`; placeholders and results carry
+            fake values. Unchanged.
+        name: What the region is called.
+
+    Raises:
+        Unsupported: There is no C++ compiler, or Inductor cannot compile it.
+    """
+    placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
+    program = emit(graph_module, {}).function
+    try:
+        inputs = torch_private.FakeInputs([node.meta["val"] for node in placeholders])
+        compiled = torch_private.compile_inference(
+            _spelled_out(graph_module),
+            inputs,
+            _strides(graph_module),
+            # with fixed sizes the trial has shown what every kernel returns
+            assertions=bool(inputs.symbols) or not all(map(_is_guarded, placeholders)),
+        )
+    except Exception as error:  # the boundary to a compiler: any failure means eager
+        raise Unsupported(_first_line(error)) from error
+
+    def eager(values: list[Any]) -> Sequence[Any]:
+        results: Sequence[Any] = program(*values)
+        return results
+
+    return Region(
+        name,
+        graph_module,
+        eager=eager,
+        compiled=_guarded(compiled, eager, inputs) if inputs.symbols else compiled,
+        written=_written(graph_module, placeholders),
+    )
+
+
+def _is_guarded(placeholder: Node) -> bool:
+    """Return whether an input always has the layout that the graph says."""
+    return bool(placeholder.meta.get("stepgraph.guarded"))
+
+
+def _guarded(
+    compiled: Function, eager: Function, inputs: torch_private.FakeInputs
+) -> Callable[[list[Any]], Sequence[Any]]:
+    """Return the compiled form for sizes it was made for, the eager one for others."""
+    places = tuple(inputs.symbols.values())
+    known: dict[tuple[int, ...], Function] = {}
+
+    def choose(values: list[Any]) -> Sequence[Any]:
+        sizes = tuple(values[i] if dim is None else values[i].shape[dim] for i, dim in places)
+        function = known.get(sizes)
+        if function is None:
+            function = known[sizes] = compiled if inputs.holds(sizes) else eager
+        return function(values)
+
+    return choose
+
+
+def _spelled_out(graph_module: GraphModule) -> GraphModule:
+    """Return a copy in which every operator says what it writes, and no marker is left."""
+    copied = GraphModule(graph_module, graph_module.graph.__class__())
+    values: dict[Node, Node] = {}
+    for node in graph_module.graph.nodes:
+        values[node] = new = copied.graph.node_copy(node, values.__getitem__)
+        if node.target in _SPELLED_OUT:
+            new.target = _SPELLED_OUT[node.target]
+        if node.target is OPS.first_grad.default:
+            new.args = new.args[1:]
+    copied.recompile()
+    return copied
+
+
+def _strides(graph_module: GraphModule) -> list[tuple[int, ...] | None]:
+    """Return the strides of the results that are gradients: those autograd would give them."""
+    (results,) = graph_module.graph.output_node().args
+    found: list[tuple[int, ...] | None] = []
+    for node in results:  # type: ignore[union-attr]
+        is_gradient = MARKERS.get(node.target) == "first_grad"  # type: ignore[union-attr]
+        found.append(_gradient_strides(node) if is_gradient else None)  # type: ignore[arg-type]
+    return found
+
+
+def _gradient_strides(node: Node) -> tuple[int, ...] | None:
+    param, value = (argument.meta["val"] for argument in node.all_input_nodes[:2])
+    like: Tensor = value if keeps_value(param, value) else torch.empty_like(param)
+    strides = like.stride()
+    return strides if all(isinstance(n, int) for n in strides) else None
+
+
+def _written(graph_module: GraphModule, placeholders: list[Node]) -> tuple[int, ...]:
+    written = {
+        root
+        for node in graph_module.graph.nodes
+        for argument in written_arguments(node)
+        for root in storages_of(argument)
+    }
+    return tuple(i for i, node in enumerate(placeholders) if node in written)
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    kind = type(cause).__name__
+    if kind == "InvalidCxxCompiler":
+        return "no C++ compiler"
+    text = str(cause).strip() or kind
+    return f"Inductor refuses it: {text.splitlines()[0]}"

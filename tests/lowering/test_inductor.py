@@ -1,0 +1,351 @@
+"""Steps with `backend="inductor"` against the same steps run eagerly.
+
+Tolerance: half of the digits of the dtype, in the 2-norm over a tensor (see `closeness`), after
+every call. SGD wherever many steps are compared: Adam turns the rounding noise of a gradient that
+is zero into a full step.
+"""
+
+import copy
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+import stepgraph
+from stepgraph import torch_private
+from stepgraph.lowering.closeness import is_close
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@dataclasses.dataclass
+class World:
+    """A model, what else a step changes, and the step."""
+
+    model: nn.Module
+    step: Callable[..., Any]
+
+
+def side_by_side(
+    make: Callable[[], World],
+    batches: Callable[[int], tuple[Any, ...]],
+    *,
+    calls: int = 5,
+    regions: int | None = 1,
+) -> stepgraph.Explanation:
+    """Run a step plain and compiled on the same batches; compare all they leave.
+
+    Args:
+        make: Makes a world; called twice.
+        batches: Makes the arguments of a call.
+        calls: How many.
+        regions: How many compiled regions the last variant must have, and no eager one.
+    """
+    torch.manual_seed(0)
+    plain = make()
+    torch.manual_seed(0)
+    other = make()
+    compiled = stepgraph.compile(other.step, backend="inductor", on_fallback="error")
+    pairs = []
+    stored: list[list[Any]] = [[], []]
+    for index in range(calls):
+        torch.manual_seed(index)
+        batch = batches(index)
+        state = torch.get_rng_state()
+        expected = plain.step(*copy.deepcopy(batch))
+        random = torch.get_rng_state()
+        torch.set_rng_state(state)
+        pairs.append((compiled(*batch), expected))
+        assert torch.equal(torch.get_rng_state(), random)
+        assert_close_models(other.model, plain.model)
+        before, stored = stored, [grads_of(world.model) for world in (other, plain)]
+        kept, by_eager = (list(map(operator.is_, *ab)) for ab in zip(stored, before, strict=True))
+        assert kept == by_eager  # which gradients are still the same objects
+    for result, expected in pairs:  # at the end: later calls must not touch earlier results
+        assert_close(result, expected)
+    explanation = compiled.explain()
+    assert explanation.captured
+    if regions is not None:
+        found = explanation.variants[-1].regions
+        assert [region.why for region in found] == [""] * regions
+    return explanation
+
+
+def grads_of(model: nn.Module) -> list[Any]:
+    return [p.grad for p in model.parameters()]
+
+
+def assert_close(a: Any, b: Any) -> None:
+    if isinstance(b, torch.Tensor):
+        assert a.stride() == b.stride()
+        assert is_close(a.detach(), b.detach())
+    elif isinstance(b, dict):
+        for key in b:
+            assert_close(a[key], b[key])
+    elif isinstance(b, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y)
+
+
+def assert_close_models(ours: nn.Module, theirs: nn.Module) -> None:
+    named = {**dict(theirs.named_parameters()), **dict(theirs.named_buffers())}
+    for name, tensor in (*ours.named_parameters(), *ours.named_buffers()):
+        expected = named[name]
+        assert is_close(tensor.detach(), expected.detach()), name
+        assert (tensor.grad is None) == (expected.grad is None), name
+        if expected.grad is not None:
+            assert tensor.grad.stride() == expected.grad.stride(), name
+            assert is_close(tensor.grad, expected.grad), f"{name}.grad"
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def rows(index: int, n: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 6), torch.randint(3, (n,))
+
+
+def test_a_step_with_clipping_and_a_schedule_is_one_region_and_a_fused_update():
+    def make():
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        history: list[Any] = []
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            schedule.step()
+            history.append(loss.detach())
+            return loss, norm
+
+        return World(model, step)
+
+    explanation = side_by_side(make, rows)
+
+    (optimizer,) = explanation.variants[0].optimizers
+    assert optimizer.fused
+    assert explanation.captures == 1
+
+
+def test_dropout_and_batch_norm_draw_and_count_as_in_eager():
+    def make():
+        features = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        model = nn.Sequential(features, nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x + torch.randn_like(x)), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return World(model, step)
+
+    side_by_side(make, lambda index: (torch.randn(5, 2, 6, 6), torch.randint(3, (5,))))
+
+
+def test_gradients_accumulate_in_place():
+    def make():
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def step(x, y, last):
+            loss = F.cross_entropy(model(x), y) / 2
+            loss.backward()
+            if last:
+                optimizer.step()
+                optimizer.zero_grad()
+            return loss
+
+        return World(model, step)
+
+    explanation = side_by_side(make, lambda i: (*rows(i), i % 3 == 2), calls=10)
+
+    assert explanation.captures == 3
+
+
+def test_a_gan_is_two_regions():
+    def make():
+        model = nn.ModuleDict({"g": nn.Linear(3, 6), "d": nn.Linear(6, 1)})
+        g_opt = torch.optim.SGD(model["g"].parameters(), lr=0.01)
+        d_opt = torch.optim.Adam(model["d"].parameters(), lr=0.01)
+
+        def step(x, z):
+            d_opt.zero_grad()
+            fake = model["g"](z)
+            real_loss = F.softplus(-model["d"](x)).mean()
+            d_loss = real_loss + F.softplus(model["d"](fake.detach())).mean()
+            d_loss.backward()
+            d_opt.step()
+            g_opt.zero_grad()
+            g_loss = F.softplus(-model["d"](fake)).mean()
+            g_loss.backward()
+            g_opt.step()
+            return d_loss, g_loss
+
+        return World(model, step)
+
+    side_by_side(make, lambda index: (torch.randn(4, 6), torch.randn(4, 3)), regions=2)
+
+
+def test_batches_of_any_size_are_two_captures():
+    def make():
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.step()
+            return loss, logits.detach()
+
+        return World(model, step)
+
+    sizes = [4, 4, 4, 6, 6, 7, 5, 64, 3]
+
+    explanation = side_by_side(make, lambda i: rows(i, sizes[i]), calls=len(sizes))
+
+    assert explanation.captures == 2
+
+
+def test_views_and_writes_in_place_are_as_in_eager():
+    def make():
+        model = mlp()
+        model.register_buffer("mean", torch.zeros(6))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def step(x, y):
+            model.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+            optimizer.zero_grad()
+            hidden = model[0](x - model.mean)
+            hidden.mul_(2)
+            logits = model[2](model[1](hidden))
+            loss = F.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss, "first": logits.detach()[0], "turned": logits.detach().t()}
+
+        return World(model, step)
+
+    side_by_side(make, rows)
+
+
+def test_a_size_that_depends_on_values_cuts_the_step():
+    def make():
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            logits = model(x)
+            losses = F.cross_entropy(logits, y, reduction="none")
+            kept = torch.nonzero(losses.detach() > 0.5).flatten()
+            loss = losses[kept].sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return World(model, step)
+
+    side_by_side(make, rows, regions=None)
+
+
+def test_a_region_that_inductor_refuses_runs_eagerly_and_says_so(monkeypatch):
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise RuntimeError("no compiler in this test\nand more lines")
+
+    monkeypatch.setattr(torch_private, "compile_inference", refuse)
+    model = mlp()
+    twin = copy.deepcopy(model)
+
+    def make(net):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    compiled, plain = stepgraph.compile(make(model), backend="inductor"), make(twin)
+    for index in range(4):
+        torch.manual_seed(index)
+        batch = rows(index)
+        assert torch.equal(compiled(*batch), plain(*batch))
+
+    (region,) = compiled.explain().variants[0].regions
+    assert not region.compiled
+    assert region.why == "Inductor refuses it: no compiler in this test"
+    assert "eager: Inductor refuses it" in str(compiled.explain())
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_the_options_mean_the_same_as_with_the_eager_backend():
+    def make():
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return model, step
+
+    options = {"accumulate": 2, "clip_norm": 0.1, "verify": 1, "on_fallback": "error"}
+    (model, step), (twin, twin_step) = make(), make()
+    compiled = stepgraph.compile(step, backend="inductor", **options)
+    expected = stepgraph.compile(twin_step, backend="eager", **options)
+
+    for index in range(10):
+        torch.manual_seed(index)
+        batch = rows(index)
+        assert is_close(compiled(*batch), expected(*batch))
+        assert_close_models(model, twin)
+
+    variants = compiled.explain().variants
+    assert all(region.compiled for v in variants for region in v.regions)
+    assert any(optimizer.fused for v in variants for optimizer in v.optimizers)
+
+
+def test_verify_tries_a_compiled_region_again():
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @stepgraph.compile(backend="inductor", verify=3)
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for index in range(3):
+        step(*rows(index))
+    (region,) = step._variants[0].rewritten.lowered.regions
+    wrong = region._compiled
+    region._compiled = lambda inputs: [result * 2 for result in wrong(inputs)]
+
+    with pytest.raises(stepgraph.errors.VerificationError, match="region_0: result 0"):
+        step(*rows(3))

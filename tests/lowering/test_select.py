@@ -1,0 +1,196 @@
+"""Which nodes go to Inductor in one run, and what moves around a run."""
+
+import torch
+from torch.fx import Graph
+
+from stepgraph.ir import Kind
+from stepgraph.ir.build import add, clear, flat_graph, log, lr, part, step, store
+from stepgraph.ir.markers import MARKERS
+from stepgraph.lowering.select import Run, eager_reason, select
+
+X = {"batch:x": torch.ones(4, 3)}
+XW = {**X, "param:w": torch.ones(3, 3, requires_grad=True)}
+
+
+def loss_of(x, w):
+    with part(Kind.FORWARD):
+        loss = torch.tanh(x @ w).square().sum()
+    with part(Kind.BACKWARD):
+        (gradient,) = torch.autograd.grad(loss, [w])
+    return loss, gradient
+
+
+def selected(function, inputs=XW):
+    """Return the runs, and the operators between them."""
+    items = select(flat_graph(function, inputs).graph)
+    runs = [item for item in items if isinstance(item, Run)]
+    alone = [_name(n) for n in items if not isinstance(n, Run) and n.op == "call_function"]
+    return runs, [name for name in alone if name != "detach"]
+
+
+def _name(node):
+    return MARKERS.get(node.target) or str(node.target).split(".")[1]
+
+
+def names(nodes):
+    return [_name(node) for node in nodes]
+
+
+def test_forward_and_backward_are_one_run_and_the_stores_wait_for_it():
+    def sgd(x, w):
+        clear([w])
+        _, gradient = loss_of(x, w)
+        step([w], [store(w, gradient)])
+
+    (run,), alone = selected(sgd)
+
+    assert alone == ["zero_grad", "step"]
+    assert names(run.after) == ["set_grad"]
+    assert names(run.inside)[-1] == "first_grad"
+    assert "mm" in names(run.inside)
+
+
+def test_clipping_behind_the_stores_is_part_of_the_run():
+    def clipped(x, w):
+        _, gradient = loss_of(x, w)
+        grad = store(w, gradient)
+        with part(Kind.CLIP):
+            grad.mul_((1.0 / (grad.norm() + 1e-6)).clamp(max=1.0))
+        step([w], [grad])
+
+    (run,), alone = selected(clipped)
+
+    assert alone == ["step"]
+    assert names(run.inside)[-1] == "mul_"
+    assert names(run.after) == ["set_grad"]
+
+
+def test_an_update_ends_a_run():
+    def two(x, w):
+        _, gradient = loss_of(x, w)
+        step([w], [store(w, gradient)])
+        _, gradient = loss_of(x, w)
+        step([w], [store(w, gradient)])
+
+    runs, alone = selected(two)
+
+    assert len(runs) == 2
+    assert alone == ["step", "step"]
+
+
+def test_adding_to_a_gradient_is_part_of_the_run():
+    def accumulating(x, w, grad):
+        _, gradient = loss_of(x, w)
+        add(grad, gradient)
+
+    (run,), alone = selected(accumulating, {**XW, "grad:w": torch.ones(3, 3)})
+
+    assert alone == []
+    assert names(run.inside)[-1] == "add_grad_"
+
+
+def test_random_draws_move_before_the_run_in_their_order():
+    def noisy(x, w):
+        with part(Kind.FORWARD):
+            hidden = torch.tanh(x @ w)
+            mask = torch.empty_like(hidden).bernoulli_(0.5)
+            noise = torch.randn(4, 3)
+            loss = (hidden * mask + noise + torch.rand_like(hidden)).square().sum()
+        return loss
+
+    (run,), alone = selected(noisy)
+
+    assert alone == []
+    assert names(run.before) == ["empty_like", "bernoulli_", "randn", "rand_like"]
+    assert not {"empty_like", "bernoulli_", "randn", "rand_like"} & set(names(run.inside))
+
+
+def test_a_draw_that_depends_on_values_cuts_the_run():
+    def sampled(x, w):
+        with part(Kind.FORWARD):
+            chance = torch.sigmoid(x @ w).square().sqrt()
+            drawn = torch.bernoulli(chance)
+            return (drawn * chance).square().exp().sum()
+
+    runs, alone = selected(sampled)
+
+    assert [run.operators for run in runs] == [4, 4]
+    assert alone == ["bernoulli"]
+
+
+def test_a_draw_into_memory_that_was_read_cuts_the_run():
+    def overwritten(x):
+        with part(Kind.FORWARD):
+            y = x.sin().cos().sin().cos()
+            x.normal_()
+            return (y + x).sin().cos().sin().cos()
+
+    runs, alone = selected(overwritten, X)
+
+    assert len(runs) == 2
+    assert alone == ["normal_"]
+
+
+def test_a_few_operators_are_not_worth_a_call():
+    def small(x):
+        with part(Kind.FORWARD):
+            return x.sin() + 1
+
+    runs, alone = selected(small, X)
+
+    assert runs == []
+    assert alone == ["sin", "add"]
+
+
+def test_a_number_that_depends_on_values_stays_outside():
+    graph = Graph()
+    x = graph.placeholder("x")
+    equal = graph.call_function(torch.ops.aten.equal.default, (x, x))
+
+    assert eager_reason(equal) == "a number that depends on values"
+
+
+def test_a_learning_rate_is_read_before_the_run():
+    def scaled(x, w):
+        with part(Kind.FORWARD):
+            y = (x @ w).sin().cos()
+            return (y * lr()).sin().cos().sum()
+
+    (run,), alone = selected(scaled)
+
+    assert alone == []
+    assert names(run.before) == ["hyper"]
+
+
+def test_a_log_waits_unless_its_value_changes():
+    def logged(x):
+        with part(Kind.FORWARD):
+            y = x.sin().cos().sin().cos()
+        log(y)
+        with part(Kind.FORWARD):
+            return y.sin().cos().sin().cos()
+
+    def changed(x):
+        with part(Kind.FORWARD):
+            y = x.sin().cos().sin().cos()
+        log(y)
+        with part(Kind.FORWARD):
+            y.mul_(2)
+            return y.sin().cos().sin().cos()
+
+    waiting, _ = selected(logged, X)
+    cut, _ = selected(changed, X)
+
+    assert [names(run.after) for run in waiting] == [["log"]]
+    assert [names(run.after) for run in cut] == [["log"], []]
+
+
+def test_complex_numbers_stay_eager():
+    def spectrum(x):
+        with part(Kind.FORWARD):
+            return torch.fft.fft(x).abs().sum()
+
+    runs, alone = selected(spectrum, X)
+
+    assert runs == []
+    assert "abs" in alone
