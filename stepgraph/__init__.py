@@ -1,6 +1,6 @@
 """stepgraph: compile a whole PyTorch training step."""
 
-from stepgraph import errors, profiling
+from stepgraph import errors, profiling, report
 from stepgraph.compiler import CompiledStep, Explanation, compile, views
 from stepgraph.ir import StepGraph
 from stepgraph.profiling import Profile
@@ -43,4 +43,4 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
-views.register(profile=profiling.profile)
+views.register(profile=profiling.profile, to_html=report.to_html)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from rich.console import Console
 
@@ -25,6 +26,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "fails, or never calls the step",
     )
     add_observation(parser)
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a report to look at in a browser"
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigurationError: The script cannot be run, or a file cannot be written.
     """
     check_writable("--json", arguments.json)
+    check_writable("--html", arguments.html)
     observed = observe(arguments.target, arguments.script_arguments, arguments.calls)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(heading(observed))
@@ -48,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     busiest = max(observed.steps, key=lambda step: step.explain().calls)
     if arguments.json:
         write("--json", arguments.json, json.dumps(busiest.explain().to_dict(), indent=1))
+    if arguments.html:
+        busiest.explain().to_html(arguments.html)
     return exit_code(observed, captured=all(map(_is_captured, observed.steps)))
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from stepgraph.compiler import views
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variant import Variant
+from stepgraph.ir import StepGraph
 from stepgraph.passes import PassRecord
 
 
@@ -71,6 +74,7 @@ class Explanation:
         variants: One report for each variant.
         closures: Explanations of the closures of optimizers that keep their own loop (LBFGS).
         first_call_ms: Time of the first, eager call; includes lazy set-up, not comparable.
+        graphs: For each variant the step graph as captured and the one after the passes.
     """
 
     name: str
@@ -83,14 +87,27 @@ class Explanation:
     variants: tuple[VariantReport, ...]
     first_call_ms: float | None
     closures: tuple[Explanation, ...] = ()
+    graphs: tuple[tuple[StepGraph, StepGraph], ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the explanation as plain dicts, lists, strings and numbers."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        """Return the explanation, but for its graphs, as dicts, lists, strings and numbers."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self._without_graphs()))
         return plain
 
+    def to_html(self, path: str | Path) -> None:
+        """Write a report to look at in a browser: one file that needs nothing else.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        views.to_html(self, path)
+
+    def _without_graphs(self) -> Explanation:
+        closures = tuple(closure._without_graphs() for closure in self.closures)
+        return dataclasses.replace(self, graphs=(), closures=closures)
+
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self._verdict()}"]
+        lines = [f"{self.name}: {self.verdict}"]
         lines.append(f"  calls        {self.calls}, of which replayed {self.replays}")
         for i, variant in enumerate(self.variants):
             lines += _variant_lines(i, variant)
@@ -109,7 +126,9 @@ class Explanation:
             )
         return "\n".join(lines)
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """What was captured, in one sentence."""
         if self.closures:
             return "an optimizer keeps its own loop; its closure is captured"
         if self.captured:
@@ -198,6 +217,7 @@ def explain(
         variants=tuple(map(_report, variants)),
         first_call_ms=first_call_ms,
         closures=tuple(closures),
+        graphs=tuple((variant.captured_graph, variant.graph) for variant in variants),
     )
 
 

@@ -50,8 +50,13 @@ class Probe:
 
     @property
     def flat(self) -> GraphModule:
-        """The flat graph that is replayed."""
+        """The flat graph of the step, all of it operators and effects."""
         return self._variant.rewritten.flat
+
+    @property
+    def lowered(self) -> GraphModule:
+        """The flat graph that is replayed, where runs of operators may be compiled regions."""
+        return self._variant.rewritten.lowered.flat
 
     @property
     def subjects(self) -> Mapping[int, Subject]:

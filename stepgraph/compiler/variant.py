@@ -110,8 +110,9 @@ class Variant:
 
     def with_marks(self, mark: Callable[[int], None]) -> Program:
         """Return a program that calls `mark(i)` ahead of section i, and once at the end."""
-        emitted = emit(with_marks(self.rewritten.flat, mark), self.captured.subjects)
-        own = self.program
+        own, lowered = self.program, self.rewritten.lowered
+        flat = with_marks(lowered.flat, mark)
+        emitted = emit(flat, self.captured.subjects, updates=lowered.fused)
         return Program(emitted.function, autocast_devices=own.autocast_devices, leaves=own.leaves)
 
     @contextlib.contextmanager

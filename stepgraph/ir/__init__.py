@@ -15,12 +15,14 @@ from stepgraph.ir.region import partition
 from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph
+from stepgraph.ir.text import Line, lines
 from stepgraph.ir.verify import Meaning, meaning
 
 __all__ = [
     "OPAQUE",
     "Access",
     "Kind",
+    "Line",
     "Meaning",
     "Role",
     "Slot",
@@ -30,6 +32,7 @@ __all__ = [
     "dependency_graph",
     "draws_random",
     "flatten",
+    "lines",
     "marker_argument",
     "marker_kind",
     "marker_name",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -36,13 +37,36 @@ def describe(step: StepGraph) -> str:
           7  zero_grad   Adam(d_opt): 4 grads = None                                train.py:15
     """
     typed = [node for node in step.nodes if step.kind(node) is not None]
-    rows = []
-    for kind, run in _folded(step, typed):
-        text = _sentence(step, kind, run)
-        rows.append((str(typed.index(run[0])), kind.value, text, _line(run[0])))
+    rows = [
+        (str(typed.index(line.nodes[0])), line.kind.value, line.text, _line(line.nodes[0]))
+        for line in lines(step)
+    ]
     ops = sum(_ops(step, node) for node in typed)
     head = f"step graph: {len(typed)} nodes, {ops} ATen ops"
     return "\n".join([head, *_inputs(step), *_aligned(rows)])
+
+
+@dataclass(frozen=True)
+class Line:
+    """A typed node in words, or a run of small ones.
+
+    Attributes:
+        kind: The kind of all of them.
+        nodes: The top-level nodes, at least one.
+        text: What they do.
+    """
+
+    kind: Kind
+    nodes: tuple[Node, ...]
+    text: str
+
+
+def lines(step: StepGraph) -> list[Line]:
+    """Return what `describe` has a line for, in program order."""
+    typed = [node for node in step.nodes if step.kind(node) is not None]
+    return [
+        Line(kind, tuple(run), _sentence(step, kind, run)) for kind, run in _folded(step, typed)
+    ]
 
 
 def _folded(step: StepGraph, typed: list[Node]) -> Iterator[tuple[Kind, list[Node]]]:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir import Kind, marker_kind
+from stepgraph.ir.effects import is_glue
+from stepgraph.lowering.region import Region
 
 _FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
 """Kinds of effects of which a run is one section."""
@@ -39,10 +40,7 @@ def sections(flat: GraphModule) -> list[Section]:
     found: list[Section] = []
     latest: object = None
     runs = Counter[Kind]()
-    for node in flat.graph.nodes:
-        if node.op in ("placeholder", "output", "get_attr"):
-            continue
-        key = _key(node)
+    for node, key in _keys(flat.graph).items():
         if key is not None and key != latest:
             latest = key
             found.append(_begun_by(node))
@@ -69,18 +67,30 @@ def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
     return GraphModule(flat, graph)
 
 
+def _keys(graph: Graph) -> dict[Node, object]:
+    """Return what the nodes of a section have in common; None for glue that belongs to no one."""
+    computing = [n for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr")]
+    keys: dict[Node, object] = {}
+    following: object = None
+    for node in reversed(computing):
+        key = _key(node)
+        if not is_glue(node):
+            following = key
+        keys[node] = key if key == following else None
+    return dict(reversed(keys.items()))
+
+
 def _key(node: Node) -> object:
-    """Return what all nodes of a section have in common; None for glue."""
     kind = marker_kind(node)
     if kind in _FOLDED:
         return kind
-    name = node.meta.get("stepgraph.node")
-    if name is not None or isinstance(node.target, torch._ops.OpOverload):
-        return name
-    return node.name if callable(node.target) and hasattr(node.target, "operators") else None
+    return node.target if isinstance(node.target, Region) else node.meta.get("stepgraph.node")
 
 
 def _begun_by(node: Node) -> Section:
+    if isinstance(node.target, Region):
+        inner = (n.meta.get("stepgraph.at") for n in node.target.graph_module.graph.nodes)
+        return Section(node.target.name, None, next(filter(None, inner), None))
     kind = node.meta.get("stepgraph.kind")
     return Section(
         name=node.meta.get("stepgraph.node", node.name),

@@ -17,7 +17,7 @@ from stepgraph.analysis import flops_of
 from stepgraph.capture import Subject
 from stepgraph.compiler.probe import Probe
 from stepgraph.errors import ConfigurationError
-from stepgraph.lowering import Section, sections
+from stepgraph.lowering import Region, Section, sections
 from stepgraph.profiling.memory import peak
 from stepgraph.profiling.result import NodeProfile, Profile, Timing
 from stepgraph.profiling.trace import ROWS, Span
@@ -42,7 +42,7 @@ def profile(probe: Probe, steps: int) -> Profile:
             found=f"steps={steps!r}",
             hint="a whole number of at least 1",
         )
-    cut = sections(probe.flat)
+    cut = sections(probe.lowered)
     runs = _Runs(probe)
     with _without_collections():
         for _ in range(steps + 1):
@@ -96,7 +96,7 @@ class _Runs:
 
 
 def _summary(probe: Probe, cut: Sequence[Section], runs: _Runs) -> Profile:
-    nodes = _nodes(cut, runs, probe.subjects, probe.flat)
+    nodes = _nodes(cut, runs, probe.subjects, probe.lowered)
     whole = [end - start for start, end in runs.times[_MARKED]]
     inside = [stamps[-1] - stamps[0] for stamps in runs.marks]
     highest = peak(probe.flat.graph)
@@ -110,7 +110,7 @@ def _summary(probe: Probe, cut: Sequence[Section], runs: _Runs) -> Profile:
         nodes=nodes,
         flops=sum(node.flops for node in nodes),
         peak_bytes=highest.bytes if highest else 0,
-        peak_at=_section_of(highest.node, cut) if highest else None,
+        peak_at=_name_of(highest.node) if highest else None,
         place=probe.place,
         warm_up_calls=probe.warm_up_calls,
         spans=tuple(_spans(probe.name, cut, runs)),
@@ -129,8 +129,8 @@ def _nodes(
             label=section.label,
             at=section.at,
             time=Timing.of([call[i] for call in times]),
-            operators=len(section.nodes),
-            flops=sum(map(flops_of, section.nodes)),
+            operators=len(_operators(section)),
+            flops=sum(map(flops_of, _operators(section))),
             bytes_moved=_sum(moved[node] for node in section.nodes),
         )
         for i, section in enumerate(cut)
@@ -148,8 +148,17 @@ def _spans(name: str, cut: Sequence[Section], runs: _Runs) -> Iterator[Span]:
             yield Span(_MARKED, label, kind, start, end, section.at)
 
 
-def _section_of(node: Node, cut: Sequence[Section]) -> str | None:
-    return next((section.name for section in cut if node in section.nodes), None)
+def _name_of(node: Node) -> str:
+    return str(node.meta.get("stepgraph.node", node.name))
+
+
+def _operators(section: Section) -> list[Node]:
+    """Return the nodes of a section, those inside of a compiled region in its place."""
+    found: list[Node] = []
+    for node in section.nodes:
+        target = node.target
+        found += target.graph_module.graph.nodes if isinstance(target, Region) else [node]
+    return [node for node in found if node.op == "call_function"]
 
 
 def _sum(values: Iterator[int | None]) -> int | None:

@@ -52,7 +52,8 @@ class NodeProfile:
         time: How long it took.
         operators: ATen operators and effects in it.
         flops: Floating-point operations of its products.
-        bytes_moved: Bytes that its operators read and write one by one, or None if not known.
+        bytes_moved: Bytes that its operators read and write, one by one; of a compiled node what
+            goes in and comes out. None if not known.
     """
 
     name: str
@@ -91,8 +92,8 @@ class Profile:
         nodes: The typed nodes, in program order. Their times come from replays of their own, in
             which a clock is read between nodes.
         flops: Floating-point operations of all products.
-        peak_bytes: Most bytes alive at once of what the step allocates.
-        peak_at: The node in which that is.
+        peak_bytes: Most bytes alive at once of what the step allocates, operators run one by one.
+        peak_at: The node of the step graph in which that is.
         place: Which call of a window was measured; None where every call is alike.
         warm_up_calls: Calls, which trained, until the step was captured.
         spans: Start and end of every measured call and node, for a trace.

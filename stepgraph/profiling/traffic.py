@@ -12,17 +12,18 @@ from torch.fx import Graph, Node
 
 from stepgraph.capture import Subject
 from stepgraph.ir import all_storages, marker_argument, marker_name, written_arguments
-from stepgraph.lowering import stealable
+from stepgraph.lowering import Region, stealable
 
 _MOVE_NOTHING = ("zero_grad", "set_grad", "toggle", "lr_step", "hyper", "set_hyper", "log")
 """Effects that handle objects and numbers, no tensors of any size."""
 
 
 def bytes_moved(graph: Graph, subjects: Mapping[int, Subject]) -> dict[Node, int | None]:
-    """Return the bytes that each node reads and writes when operators run one by one.
+    """Return the bytes that each node reads and writes.
 
     Every operator counts the elements it is given and those it makes or writes, once each;
-    expanded elements count once. Views move nothing.
+    expanded elements count once. Views move nothing. Of a compiled region counts what goes in and
+    comes out.
 
     Args:
         graph: A flat graph whose nodes carry fake tensors in `meta["val"]`.
@@ -60,6 +61,8 @@ def _hint(size: Any) -> int:
 
 
 def _of_operator(node: Node, storages: Mapping[Node, frozenset[Node]]) -> int | None:
+    if isinstance(node.target, Region):
+        return _sizes(node.all_input_nodes) + size_of(node.meta.get("val"))
     if not isinstance(node.target, torch._ops.OpOverload):
         return 0 if node.target.__module__ in ("_operator", "math") else None
     written = written_arguments(node)

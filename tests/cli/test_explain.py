@@ -198,3 +198,11 @@ def test_a_place_that_cannot_be_written_is_said_before_the_script_runs(script, c
     assert code == 2
     assert "there is no folder" in printed.err
     assert "it runs" not in printed.out
+
+
+def test_a_report_is_written_where_it_is_asked_for(script, tmp_path):
+    out = tmp_path / "report.html"
+
+    assert main(["explain", f"{script()}:step", "--calls", "3", "--html", str(out)]) == 0
+
+    assert "captured whole" in out.read_text()

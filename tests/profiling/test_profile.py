@@ -220,3 +220,15 @@ def test_a_model_larger_than_its_batch_peaks_in_its_gradients():
     gradient = 4 * 100 * 100
     assert gradient <= found.peak_bytes <= gradient + 4 * 400  # and a few vectors
     assert found.peak_at == "backward_0"
+
+
+def test_compiled_regions_are_nodes_of_the_profile():
+    world = Plain()
+    step = stepgraph.compile(world.train, backend="inductor", on_fallback="error")
+
+    found = step.profile(*regression(0), steps=1)
+
+    (region,) = [node for node in found.nodes if node.kind == "compiled"]
+    assert [node.kind for node in found.nodes] == ["zero_grad", "compiled", "accumulate", "step"]
+    assert region.flops == found.flops > 0
+    assert "test_profile.py:" in region.at

@@ -1,0 +1,108 @@
+"""A step graph as boxes in layers: what a drawing of it shows, and where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import networkx as nx
+from torch.fx import Node
+
+from stepgraph.ir import OPAQUE, Line, StepGraph, lines
+
+
+@dataclass(frozen=True)
+class Box:
+    """A typed node, or a run of small ones.
+
+    Attributes:
+        number: Its place in program order, among boxes.
+        name: The name of the first node.
+        kind: What it is for.
+        text: What it does, in words.
+        at: The user's file and line, or None.
+        reads: Resources that it reads.
+        writes: Resources that it writes.
+        operators: How often each ATen operator is called in it, most often first.
+        layer: How many boxes at least come before it, one after the other.
+    """
+
+    number: int
+    name: str
+    kind: str
+    text: str
+    at: str | None
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    operators: tuple[tuple[str, int], ...]
+    layer: int
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """One box must stay ahead of another.
+
+    Attributes:
+        source: The number of the box ahead.
+        target: The number of the box behind.
+        kind: `data`, `anti` or `output`.
+    """
+
+    source: int
+    target: int
+    kind: str
+
+
+def boxes(step: StepGraph) -> tuple[list[Box], list[Arrow]]:
+    """Return the boxes of a step in program order, and the arrows that others do not imply."""
+    found = lines(step)
+    order = _order(step, found)
+    layers = {n: i for i, layer in enumerate(nx.topological_generations(order)) for n in layer}
+    drawn = [_box(step, line, number, layers[number]) for number, line in enumerate(found)]
+    needed = nx.transitive_reduction(order)
+    return drawn, [Arrow(a, b, order.edges[a, b]["kind"]) for a, b in sorted(needed.edges)]
+
+
+def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
+    """Return the dependencies between boxes; a data edge is kept where there are several."""
+    number_of = {node: i for i, line in enumerate(found) for node in line.nodes}
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(found)))
+    behind: dict[Node, set[int]] = {}
+    dependencies = step.dependencies()
+    for node in step.nodes:
+        own = number_of.get(node)
+        behind[node] = set() if own is None else {own}
+        for source, _, edge in dependencies.in_edges(node, data=True):
+            for number in sorted(behind[source]):
+                if own is None:
+                    behind[node].add(number)  # glue stands for what it comes from
+                elif number != own:
+                    known = graph.get_edge_data(number, own) or edge
+                    kind = "data" if "data" in (known["kind"], edge["kind"]) else edge["kind"]
+                    graph.add_edge(number, own, kind=kind)
+    return graph
+
+
+def _box(step: StepGraph, line: Line, number: int, layer: int) -> Box:
+    reads = frozenset[str]().union(*map(step.reads, line.nodes))
+    writes = frozenset[str]().union(*map(step.writes, line.nodes))
+    return Box(
+        number=number,
+        name=line.nodes[0].name,
+        kind=line.kind.value,
+        text=line.text,
+        at=line.nodes[0].meta.get("stepgraph.at"),
+        reads=tuple(sorted(reads - {OPAQUE})),
+        writes=tuple(sorted(writes)),
+        operators=tuple(_operators(step, line).most_common()),
+        layer=layer,
+    )
+
+
+def _operators(step: StepGraph, line: Line) -> Counter[str]:
+    regions = [region for region in map(step.region, line.nodes) if region is not None]
+    inner = [node for region in regions for node in region.graph.nodes]
+    effects = [node for node in line.nodes if node.op == "call_function"]
+    calls = (node for node in (*inner, *effects) if node.op == "call_function")
+    return Counter(str(getattr(node.target, "__name__", node.target)) for node in calls)
