@@ -93,7 +93,8 @@ def _rehearse(rewritten: Rewritten) -> _Rehearsed:
         emitted = emit(flat, subjects, withhold=True)
         owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
         program = Program(emitted.function, autocast_devices=devices)
-        return _Rehearsed(WholeRehearsal(program, inputs, names, owners, besides))
+        lists = [s.value for s in subjects.values() if isinstance(s, ListSubject)]
+        return _Rehearsed(WholeRehearsal(program, inputs, names, owners, besides, lists))
     emitted = emit(flat, subjects, withhold=True, until_update=True)
     program = Program(emitted.function, autocast_devices=devices)
     rehearsal = PartialRehearsal(program, inputs, names, besides)

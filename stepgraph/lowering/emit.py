@@ -256,7 +256,11 @@ def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
         for used in (*node.all_input_nodes, node):
             if used not in seen:
                 seen.add(used)
-                if node.op != "output" and used.op != "placeholder" and used is not node:
+                if (
+                    node.op != "output"
+                    and used.op not in ("placeholder", "get_attr")
+                    and used is not node
+                ):
                     dying.setdefault(node, []).append(used)
     return dying
 

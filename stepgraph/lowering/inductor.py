@@ -13,6 +13,7 @@ from stepgraph import torch_private
 from stepgraph.ir.effects import storages_of, written_arguments
 from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.lowering.emit import emit, keeps_value
+from stepgraph.lowering.indices import Bound, bounds
 from stepgraph.lowering.region import Function, Region, Unsupported
 
 _SPELLED_OUT = {
@@ -37,6 +38,7 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
     program = emit(graph_module, {}).function
     try:
+        checked = bounds(graph_module)
         inputs = torch_private.FakeInputs([node.meta["val"] for node in placeholders])
         compiled = torch_private.compile_inference(
             _spelled_out(graph_module),
@@ -45,6 +47,8 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
             # with fixed sizes the trial has shown what every kernel returns
             assertions=bool(inputs.symbols) or not all(map(_is_guarded, placeholders)),
         )
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
     except Exception as error:  # the boundary to a compiler: any failure means eager
         raise Unsupported(_first_line(error)) from error
 
@@ -52,13 +56,26 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
         results: Sequence[Any] = program(*values)
         return results
 
+    function = _guarded(compiled, eager, inputs) if inputs.symbols else compiled
     return Region(
         name,
         graph_module,
         eager=eager,
-        compiled=_guarded(compiled, eager, inputs) if inputs.symbols else compiled,
+        compiled=_checked(function, eager, checked) if checked else function,
         written=_written(graph_module, placeholders),
     )
+
+
+def _checked(compiled: Function, eager: Function, checked: tuple[Bound, ...]) -> Function:
+    """Return the compiled form for indices within their bounds; the eager one raises for others."""
+
+    def choose(values: list[Any]) -> Sequence[Any]:
+        for bound in checked:
+            if not bound.holds(values):
+                return eager(values)
+        return compiled(values)
+
+    return choose
 
 
 def _is_guarded(placeholder: Node) -> bool:

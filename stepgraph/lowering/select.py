@@ -21,6 +21,7 @@ from stepgraph import torch_private
 from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
 from stepgraph.ir.kind import argument
 from stepgraph.ir.markers import MARKERS
+from stepgraph.lowering.indices import uses
 
 SMALLEST = 4
 """A run with fewer operators stays eager: a call of compiled code costs as much as they do."""
@@ -161,6 +162,9 @@ class _Selector:
         written = {root for a in written_arguments(node) for root in self.storages[a]}
         if written & self.logged:
             self.close()  # a log that waits would see the new value
+        indices = {root for use in uses(node) for root in self.storages[use.index]}
+        if indices & self.written or any(map(self._depends, indices)):
+            self.close()  # it must be an input, to be checked
         self.written |= written
         self.computes = self.computes or not is_glue(node)
         self._put(self._open().inside, node)

@@ -42,6 +42,7 @@ class WholeRehearsal:
         names: A name for each input.
         owners: The objects whose state the program writes, by name.
         besides: What the step writes without the program: paths that are not compared.
+        lists: Lists of the user's that the step appends to; it may return them.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class WholeRehearsal:
         names: Sequence[str],
         owners: Mapping[str, Any],
         besides: Collection[str] = (),
+        lists: Sequence[Any] = (),
     ) -> None:
         self.difference: str | None = None
-        self._besides = besides
+        self._besides, self._lists = besides, lists
         self._tensors = {n: v for n, v in zip(names, inputs, strict=True) if isinstance(v, Tensor)}
         self._owners = owners
         before = self._snapshot()
@@ -72,7 +74,12 @@ class WholeRehearsal:
 
     def compare_result(self, result: Any) -> None:
         """Look for every tensor that the eager call returned among the program's results."""
-        known = [*self._outputs, *self._tensors.values()]
+        known = [
+            *self._outputs,
+            *self._tensors.values(),
+            *tree_leaves(list(map(list, self._lists))),
+        ]
+        known = [tensor for tensor in known if isinstance(tensor, Tensor)]
         for i, leaf in enumerate(tree_leaves(result)):
             if isinstance(leaf, Tensor) and not any(same(leaf.detach(), k.detach()) for k in known):
                 self.difference = self.difference or f"returned tensor {i}"

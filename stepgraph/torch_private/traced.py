@@ -145,10 +145,10 @@ def _drop_lost(guards: Any, scope: Mapping[str, Any]) -> None:
     """
     shown = getattr(distributions_utils, "_lazy_property_and_property", ())
     names = {guard: _names_in(guard) for guard in guards}
-    found = [name for several in names.values() for name in several if ".wrapped" in name]
+    found = [name for several in names.values() for name in several if "distributions" in name]
     lost = []
     for place in dict.fromkeys(name.partition(".wrapped")[0] for name in found):
-        with contextlib.suppress(NameError, AttributeError, LookupError):
+        with contextlib.suppress(NameError, AttributeError, LookupError, TypeError):
             if isinstance(eval(place, dict(scope)), shown):
                 lost.append(place)
     for guard, several in names.items():

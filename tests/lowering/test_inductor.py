@@ -349,3 +349,28 @@ def test_verify_tries_a_compiled_region_again():
 
     with pytest.raises(stepgraph.errors.VerificationError, match="region_0: result 0"):
         step(*rows(3))
+
+
+def test_an_index_out_of_range_raises_as_in_eager():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Tanh(), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @stepgraph.compile(backend="inductor", on_fallback="error")
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(4):
+        step(torch.tensor([1, 2]), torch.tensor([0, 2]))
+    before = [p.detach().clone() for p in model.parameters()]
+
+    with pytest.raises(IndexError, match="index out of range"):
+        step(torch.tensor([1, 10]), torch.tensor([0, 2]))
+    with pytest.raises(IndexError, match="Target 3 is out of bounds"):
+        step(torch.tensor([1, 2]), torch.tensor([0, 3]))
+    assert all(map(torch.equal, model.parameters(), before))
+    assert step(torch.tensor([1, 2]), torch.tensor([0, -100])).isfinite()

@@ -194,3 +194,16 @@ def test_complex_numbers_stay_eager():
 
     assert runs == []
     assert "abs" in alone
+
+
+def test_an_index_that_is_computed_becomes_an_input_of_the_next_run():
+    def picked(x):
+        with part(Kind.FORWARD):
+            y = x.sin().cos().sin().cos()
+            best = y.argmax(1, keepdim=True)
+            return y.gather(1, best).sin().cos().sin().cos()
+
+    (first, second), _ = selected(picked, X)
+
+    assert names(first.inside)[-1] == "argmax"
+    assert names(second.inside)[0] == "gather"

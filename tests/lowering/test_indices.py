@@ -1,0 +1,54 @@
+"""Indices are checked before compiled code uses them."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from stepgraph.lowering.indices import Bound, bounds
+
+
+def of(function, *inputs):
+    """Return what a region of these operators asks of its inputs."""
+    return set(bounds(make_fx(function, tracing_mode="fake")(*inputs)))
+
+
+TABLE, ROWS = torch.randn(10, 4), torch.tensor([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda t, i: F.embedding(i, t), Bound(1, 0, 10, None)),
+        (lambda t, i: t[i.view(3, 1)], Bound(1, -10, 10, None)),
+        (lambda t, i: t[:, i], Bound(1, -4, 4, None)),
+        (lambda t, i: t.index_select(1, i), Bound(1, 0, 4, None)),
+        (lambda t, i: t.gather(0, i[:, None]), Bound(1, 0, 10, None)),
+        (lambda t, i: F.nll_loss(t[:3], i, ignore_index=7), Bound(1, 0, 4, 7)),
+        (lambda t, i: t.clone().index_add_(0, i, t[:3]), Bound(1, 0, 10, None)),
+        (lambda t, i: t.scatter(1, i[:, None], 0.0), Bound(1, 0, 4, None)),
+    ],
+)
+def test_every_index_has_the_bounds_of_what_it_indexes(function, expected):
+    assert of(function, TABLE, ROWS) == {expected}
+
+
+def test_a_step_without_indices_asks_nothing():
+    assert of(lambda t, i: t * i.sum(), TABLE, ROWS) == set()
+
+
+def test_an_index_that_is_computed_cannot_be_checked():
+    with pytest.raises(ValueError, match="computes"):
+        of(lambda t, i: t[i + 1], TABLE, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [([0, 9], True), ([0, 10], False), ([-1], False), ([-100, 3], True), ([-100, 10], False)],
+)
+def test_a_bound_knows_values_to_ignore(values, holds):
+    assert Bound(0, 0, 10, -100).holds([torch.tensor(values)]) is holds
+
+
+def test_no_values_are_no_wrong_values():
+    assert Bound(0, 0, 1, None).holds([torch.zeros(0, dtype=torch.int64)])
