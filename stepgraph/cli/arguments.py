@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from stepgraph.cli.target import Target
 from stepgraph.errors import ConfigurationError
@@ -56,22 +60,34 @@ def check_writable(option: str, out: Path | None) -> None:
     """
     if out is None:
         return
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise _unwritable(option, f"there is no folder {out.parent}")
-    if out.is_dir():
+    if os.path.isdir(out):  # unlike the method, False for a name that is none
         raise _unwritable(option, f"{out} is a folder")
 
 
-def write(option: str, out: Path, text: str) -> None:
-    """Write a file that an option names.
+@contextlib.contextmanager
+def writing(option: str, out: Path) -> Iterator[None]:
+    """Scope in which the file that an option names is written.
 
     Raises:
         ConfigurationError: It cannot be written.
     """
     try:
-        out.write_text(text, encoding="utf-8")
+        yield
     except OSError as error:
         raise _unwritable(option, f"{out}: {error.strerror}") from error
+
+
+def write_json(option: str, out: Path | None, value: Any) -> None:
+    """Write the file that an option names, if it is given.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
+    if out is not None:
+        with writing(option, out):
+            out.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def _unwritable(option: str, found: str) -> ConfigurationError:

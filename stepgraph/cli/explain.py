@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 
-from stepgraph.cli.arguments import add_observation, check_writable, write
+from stepgraph.cli.arguments import add_observation, check_writable, write_json, writing
 from stepgraph.cli.observe import Observed, observe
 from stepgraph.compiler import CompiledStep
 
@@ -51,10 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         for number, graph in enumerate(step.graphs):
             console.print(f"\nvariant {number}, {graph}")
     busiest = max(observed.steps, key=lambda step: step.explain().calls)
-    if arguments.json:
-        write("--json", arguments.json, json.dumps(busiest.explain().to_dict(), indent=1))
+    write_json("--json", arguments.json, busiest.explain().to_dict())
     if arguments.html:
-        busiest.explain().to_html(arguments.html)
+        with writing("--html", arguments.html):
+            busiest.explain().to_html(arguments.html)
     return exit_code(observed, captured=all(map(_is_captured, observed.steps)))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
 
-from stepgraph.cli.arguments import add_observation, check_writable, count, write
+from stepgraph.cli.arguments import add_observation, check_writable, count, write_json, writing
 from stepgraph.cli.explain import heading
 from stepgraph.cli.observe import observe
 
@@ -58,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     assert step is not None
     measured = step.profile(*args, **kwargs, steps=arguments.steps)
     console.print(str(measured))
-    if arguments.json:
-        write("--json", arguments.json, json.dumps(measured.to_dict(), indent=1))
+    write_json("--json", arguments.json, measured.to_dict())
     if arguments.trace:
-        measured.to_chrome_trace(arguments.trace)
+        with writing("--trace", arguments.trace):
+            measured.to_chrome_trace(arguments.trace)
     return 2 if observed.failure is not None else 0

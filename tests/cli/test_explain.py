@@ -206,3 +206,13 @@ def test_a_report_is_written_where_it_is_asked_for(script, tmp_path):
     assert main(["explain", f"{script()}:step", "--calls", "3", "--html", str(out)]) == 0
 
     assert "captured whole" in out.read_text()
+
+
+def test_a_file_that_turns_out_not_to_be_writable_is_a_sentence(script, tmp_path, capsys):
+    out = tmp_path / ("a" * 300)  # longer than a name may be
+
+    assert main(["explain", f"{script()}:step", "--calls", "1", "--html", str(out)]) == 2
+
+    error = capsys.readouterr().err
+    assert "the file cannot be written\n  at     --html" in error
+    assert "Traceback" not in error
