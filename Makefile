@@ -8,12 +8,13 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-torch-$(TORCH)
 
-.PHONY: help venv demo test check format bench gpu docs clean
+.PHONY: help venv demo test test-slow check format bench gpu docs clean
 
 help:
 	@echo "make venv    create $(VENV) with everything (TORCH=$(TORCH), PYTHON=$(PYTHON))"
 	@echo "make demo    train a small GAN eagerly and compiled, write stepgraph-demo.png"
 	@echo "make test    run the tests"
+	@echo "make test-slow  run those that compile every layout of every kernel"
 	@echo "make check   lint, types, floors"
 	@echo "make format  format the code"
 	@echo "make bench   measure training steps side by side (ARGS=--quick: within 3 minutes)"
@@ -37,7 +38,10 @@ demo: $(INSTALLED)
 	$(BIN)/python -m stepgraph.cli demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m slow $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
