@@ -14,7 +14,7 @@ help:
 	@echo "make venv    create $(VENV) with everything (TORCH=$(TORCH), PYTHON=$(PYTHON))"
 	@echo "make demo    train a small GAN eagerly and compiled, write stepgraph-demo.png"
 	@echo "make test    run the tests"
-	@echo "make test-slow  run those that compile every layout of every kernel"
+	@echo "make test-slow  run the rest: Inductor, every layout of every kernel"
 	@echo "make check   lint, types, floors"
 	@echo "make format  format the code"
 	@echo "make bench   measure training steps side by side (ARGS=--quick: within 3 minutes)"

@@ -42,6 +42,7 @@ def test_all_implementations_of_a_tail_do_the_same_work(tail):
             assert not any(g.any() for g in first.grads + other.grads)
 
 
+@pytest.mark.slow
 def test_the_suite_runs_and_writes_its_results(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "kernels")}
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(tmp_path)]

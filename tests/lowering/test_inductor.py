@@ -20,7 +20,10 @@ import stepgraph
 from stepgraph import torch_private
 from stepgraph.lowering.closeness import is_close
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.slow,  # a C++ compiler for each step
+]
 
 
 @dataclasses.dataclass
