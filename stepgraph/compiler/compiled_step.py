@@ -124,7 +124,8 @@ class CompiledStep:
             scope = self._scope(args, kwargs)
             for variant in self._variants:
                 if variant.terms is terms and scope is not None and variant.matches(scope):
-                    self._check_dropped(variant.rewritten)
+                    if self._dropped:
+                        self._check_dropped(variant.rewritten)
                     if variant.program.calls < self._options.verify:
                         return self._verify(variant, args, kwargs)
                     try:
@@ -210,7 +211,10 @@ class CompiledStep:
             return False
         terms, (args, kwargs) = self._window.last_terms, self._window.latest
         with terms.casting():
-            captured = self._capture(self._bound(args), kwargs, terms)
+            try:
+                captured = self._capture(self._bound(args), kwargs, terms)
+            except Refusal as refusal:
+                raise self._no_flush(refusal) from refusal
             flush(captured, factor=terms.micro_batches / self._window.index)
         if terms.scaler is not None:
             terms.scaler.update()
@@ -358,6 +362,15 @@ class CompiledStep:
         with on_terms(terms, self._subjects):
             return self._function(*args, **kwargs)
 
+    def _no_flush(self, refusal: Refusal) -> ConfigurationError:
+        return ConfigurationError(
+            f"the window of {self._function.__qualname__} cannot be flushed",
+            at=refusal.at,
+            found=refusal.reason,
+            why="what waits for the last call is found by tracing the latest one again",
+            hint="call the step once in this process before, or come to the end of the window",
+        )
+
     def _no_meaning(self, refusal: Refusal) -> ConfigurationError:
         return ConfigurationError(
             f"the options of {self._function.__qualname__} cannot be honoured",
@@ -434,6 +447,7 @@ class CompiledStep:
         rewritten = dataclasses.replace(variant.rewritten, captured=captured)
         call = RehearsedCall(rewritten, variant.terms, self._subjects)
         result = call(self._function, args, kwargs)
+        self._dropped = frozenset()  # the user's Python ran last
         variant.program.calls += 1
         if call.difference is not None:
             raise VerificationError(

@@ -346,6 +346,16 @@ def test_a_window_survives_in_a_state_dict():
         other.load_state_dict({"position": 0, "accumulate": 2})
 
 
+def test_a_window_that_was_only_loaded_cannot_be_flushed_yet():
+    _, step, _, _ = weights_after(4, 4, flush=False)
+    step.load_state_dict({"position": 2, "accumulate": 4})
+
+    with pytest.raises(ConfigurationError, match="call the step once"):
+        step.flush()
+
+    assert step.state_dict()["position"] == 2
+
+
 def test_an_open_window_cannot_be_reset():
     _, step, _, _ = weights_after(3, 2, flush=False)
 

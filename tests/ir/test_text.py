@@ -31,7 +31,7 @@ def printed():
     }
     labels = {0: "Adam(d_opt)", 1: "Adam(g_opt)", 2: "losses", 3: "StepLR(schedule)"}
     flat = b.flat_graph(gan_step, values, labels=labels)
-    b.nodes_of(flat, "step")[0].meta["stepgraph.at"] = "/home/someone/train.py:12"
+    b.nodes_of(flat, "step")[0].meta["stepgraph.at"] = "some/where/train.py:12"
     return partition(flat)
 
 
