@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
 from stepgraph.ir.kind import argument
+from stepgraph.ir.schema import Argument, schema_of
 
 _HIDDEN_VIEWS = {
     "aten::_unsafe_view",
@@ -65,6 +65,7 @@ _RUNNING_STATISTICS = {
 """Operators that update running statistics unannounced, and the flag that makes them do so."""
 
 _ARITHMETIC_MODULES = ("_operator", "builtins", "math")
+_NUMBERS = ("int", "SymInt", "float", "bool", "number", "Scalar")
 
 
 def storages_of(node: Node) -> frozenset[Node]:
@@ -114,10 +115,12 @@ def written_arguments(node: Node) -> tuple[Node, ...]:
     """Return the arguments whose memory `node` writes."""
     if node.op in ("placeholder", "output", "get_attr") or _is_arithmetic(node):
         return ()
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    schema = schema_of(node.target)
+    if schema is None:
         return tuple(node.all_input_nodes)
-    written = [a for spec, a in _arguments(node) if spec.alias_info and spec.alias_info.is_write]
+    if not schema.writes and schema.name not in _RUNNING_STATISTICS:
+        return ()
+    written = [a for spec, a in _arguments(node) if spec.is_written]
     if _updates_statistics(node):
         written += [a for spec, a in _arguments(node) if spec.name.startswith("running_")]
     return tuple(dict.fromkeys(written))
@@ -145,14 +148,13 @@ def is_glue(node: Node) -> bool:
     """Return whether `node` computes nothing: a view, an item of a tuple, a size, a constant."""
     if node.op == "get_attr" or _is_arithmetic(node):
         return True
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or written_arguments(node):
+    schema = schema_of(node.target)
+    if schema is None or written_arguments(node):
         return False
-    returns = target._schema.returns
-    if returns and all(_is_number(spec.type) for spec in returns):
-        return str(target._schema.name).startswith("aten::sym_")
-    views = bool(returns) and all(spec.alias_info is not None for spec in returns)
-    return (views and _name(node) not in _MAY_COPY) or _name(node) in _HIDDEN_VIEWS
+    if schema.returns and all(spec.type in _NUMBERS for spec in schema.returns):
+        return schema.name.startswith("aten::sym_")
+    views = bool(schema.returns) and all(spec.aliases is not None for spec in schema.returns)
+    return (views and schema.name not in _MAY_COPY) or schema.name in _HIDDEN_VIEWS
 
 
 def _sources(node: Node) -> tuple[Node, ...]:
@@ -173,12 +175,15 @@ def _sources(node: Node) -> tuple[Node, ...]:
 def _viewed(node: Node) -> tuple[Node, ...]:
     if _name(node) in _HIDDEN_VIEWS:
         return tuple(node.all_input_nodes[:1])
-    # list-typed returns such as split's lose the name of their alias set: empty means any
-    aliases = [_sets(spec) for spec in node.target._schema.returns if spec.alias_info]  # type: ignore[union-attr]
+    schema = schema_of(node.target)
+    assert schema is not None
+    if not schema.has_aliases:
+        return ()
+    aliases = [spec.aliases for spec in schema.returns if spec.aliases is not None]
     return tuple(
         value
         for spec, value in _arguments(node)
-        if spec.alias_info and any(not alias or alias & _sets(spec) for alias in aliases)
+        if spec.aliases is not None and any(not a or a & spec.aliases for a in aliases)
     )
 
 
@@ -201,9 +206,11 @@ def _is_item(node: Node) -> bool:
     return node.target is operator.getitem
 
 
-def _arguments(node: Node) -> Iterator[tuple[Any, Node]]:
+def _arguments(node: Node) -> Iterator[tuple[Argument, Node]]:
     """Yield the schema entry and the node of each argument of an operator."""
-    for spec in node.target._schema.arguments:  # type: ignore[union-attr]
+    schema = schema_of(node.target)
+    assert schema is not None
+    for spec in schema.arguments:
         value = argument(node, spec.name)
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, Node):
@@ -225,8 +232,8 @@ def _updates_statistics(node: Node) -> bool:
 
 
 def _name(node: Node) -> str | None:
-    target = node.target
-    return target._schema.name if isinstance(target, torch._ops.OpOverload) else None
+    schema = schema_of(node.target)
+    return None if schema is None else schema.name
 
 
 def _is_arithmetic(node: Node) -> bool:
@@ -240,16 +247,8 @@ def _is_arithmetic(node: Node) -> bool:
     return symbolic or getattr(target, "__module__", "") in _ARITHMETIC_MODULES
 
 
-def _is_number(kind: Any) -> bool:
-    return str(kind) in ("int", "SymInt", "float", "bool", "number", "Scalar")
-
-
 def _memory(placeholder: Node) -> int:
     value = placeholder.meta.get("val")
     if isinstance(value, Tensor) and value.layout is torch.strided:
         return int(value.untyped_storage()._cdata)
     return -id(placeholder)
-
-
-def _sets(spec: Any) -> set[str]:
-    return set(spec.alias_info.before_set)

@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from stepgraph.ir.markers import MARKERS
+from stepgraph.ir.schema import schema_of
 
 
 class Kind(Enum):
@@ -68,8 +69,10 @@ def marker_kind(node: Node) -> Kind | None:
 
 def argument(node: Node, name: str) -> Any:
     """Return the argument called `name` of a call of an operator, or its default."""
-    for i, spec in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if spec.name == name:
-            given = node.args[i] if i < len(node.args) else spec.default_value
-            return node.kwargs.get(name, given)
-    return None
+    schema = schema_of(node.target)
+    place = None if schema is None else schema.positions.get(name)
+    if schema is None or place is None:
+        return None
+    if place < len(node.args):
+        return node.args[place]
+    return node.kwargs.get(name, schema.arguments[place].default)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
+from stepgraph import torch_private
 from stepgraph.ir.effects import is_glue
 from stepgraph.ir.kind import Kind, marker_kind
 from stepgraph.ir.resources import Access, accesses
@@ -143,7 +144,7 @@ class _Builder:
         return new
 
     def finish(self) -> GraphModule:
-        module = GraphModule(self.attributes, self.graph)
+        module = torch_private.graph_module(self.attributes, self.graph)
         module.meta.update(self.flat.meta)
         return module
 
@@ -190,4 +191,4 @@ def _submodule(
     for node in nodes:
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in outputs))
-    return GraphModule({}, graph, name)
+    return torch_private.graph_module({}, graph, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -14,11 +14,15 @@ from torch.fx import GraphModule, Node
 
 from stepgraph.ir.dependencies import dependency_graph
 from stepgraph.ir.dot import to_dot
+from stepgraph.ir.flatten import flatten
 from stepgraph.ir.kind import Kind
 from stepgraph.ir.resources import OPAQUE
 from stepgraph.ir.signature import Slot
 from stepgraph.ir.text import describe
 from stepgraph.ir.verify import Meaning, verify
+
+_EDITED = ("stepgraph.kind", "stepgraph.reads", "stepgraph.writes")
+"""Metadata that views are built from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +76,32 @@ class StepGraph:
 
         It is built once and again after any edit of the FX graph.
         """
-        version = tuple(
-            (node, tuple(node.all_input_nodes), self.reads(node), self.writes(node))
-            for node in self.graph_module.graph.nodes
+        view: nx.DiGraph[Node] = self._view("dependencies", dependency_graph)
+        return view
+
+    def flat(self) -> GraphModule:
+        """Return the step as one flat graph, to be read only; see `flatten`.
+
+        It is built once and again after any edit of the FX graph, that of a region included.
+        """
+        view: GraphModule = self._view("flat", flatten)
+        return view
+
+    def version(self) -> tuple[Any, ...]:
+        """Return a value that is another one after any edit of the FX graphs."""
+        modules = [self.graph_module, *filter(None, map(self.region, self.nodes))]
+        return tuple(
+            (node, node.target, node.args, node.kwargs, *map(node.meta.get, _EDITED))
+            for module in modules
+            for node in module.graph.nodes
         )
-        if self._views.get("version") != version:
-            self._views.update(version=version, dependencies=dependency_graph(self))
-        view: nx.DiGraph[Node] = self._views["dependencies"]
+
+    def _view(self, name: str, build: Callable[[StepGraph], Any]) -> Any:
+        version = self.version()
+        known, view = self._views.get(name, (None, None))
+        if known != version:
+            view = build(self)
+            self._views[name] = version, view
         return view
 
     def count(self) -> dict[Kind, int]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import networkx as nx
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from stepgraph.errors import VerifyError
 from stepgraph.ir.effects import draws_random, is_glue, storages_of, written_arguments
-from stepgraph.ir.flatten import flatten
 from stepgraph.ir.kind import marker_kind
-from stepgraph.ir.resources import AMBIENT, OPAQUE, accesses
+from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, accesses
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
@@ -35,8 +34,9 @@ class Meaning:
 
 def meaning(step: StepGraph) -> Meaning:
     """Return what `step` does."""
-    flat = flatten(step)
-    return Meaning(Counter(_effects(flat)), _read_from(flat))
+    graph = step.flat().graph
+    access = accesses(graph, {node: node for node in graph.nodes})
+    return Meaning(Counter(_effects(access)), _read_from(access))
 
 
 def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> None:
@@ -64,9 +64,17 @@ def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> No
         raise VerifyError("the dependencies of a step graph have a cycle")
     if against is not None:
         expected = against if isinstance(against, Meaning) else meaning(against)
-        found = meaning(step)
-        _check_effects(found, expected)
-        _check_order(found, expected)
+        compare(meaning(step), expected)
+
+
+def compare(found: Meaning, expected: Meaning) -> None:
+    """Check that a step graph that means `found` means what it should.
+
+    Raises:
+        VerifyError: It does not, with the first thing found.
+    """
+    _check_effects(found, expected)
+    _check_order(found, expected)
 
 
 def _check_form(step: StepGraph) -> None:
@@ -136,9 +144,9 @@ def _check_effects(found: Meaning, expected: Meaning) -> None:
             )
 
 
-def _effects(flat: GraphModule) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _effects(accessed: Mapping[Node, Access]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield what the user can see a step do: the operator, and the resources it writes."""
-    for node, access in accesses(flat.graph, {node: node for node in flat.graph.nodes}).items():
+    for node, access in accessed.items():
         written = tuple(sorted(r for r in access.writes if not r.startswith("value:")))
         if written or (marker_kind(node) is not None and node.is_impure()):
             yield str(node.target), written
@@ -157,11 +165,11 @@ def _check_order(found: Meaning, captured: Meaning) -> None:
             )
 
 
-def _read_from(flat: GraphModule) -> dict[tuple[str, str], str]:
+def _read_from(accessed: Mapping[Node, Access]) -> dict[tuple[str, str], str]:
     """Return, for every node and resource it reads, who wrote that resource last."""
     found: dict[tuple[str, str], str] = {}
     writers: dict[str, str] = {}
-    for node, access in accesses(flat.graph, {node: node for node in flat.graph.nodes}).items():
+    for node, access in accessed.items():
         barrier = () if is_glue(node) or node.op == "placeholder" else (OPAQUE,)
         for resource in sorted({*access.reads, *barrier}):
             found[node.name, resource] = writers.get(resource, "")

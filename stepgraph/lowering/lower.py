@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from stepgraph import torch_private
 from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
 from stepgraph.lowering.fused import FusedUpdate, fused_update
 from stepgraph.lowering.region import Region, Unsupported
@@ -61,7 +62,7 @@ def lower(
     lowerer = _Lowerer(flat, compile_region)
     for item in select(flat.graph):
         lowerer.add(item)
-    module = GraphModule(flat, lowerer.graph)
+    module = torch_private.graph_module(flat, lowerer.graph)
     module.meta.update(flat.meta)
     updates = {number: fused_update(owner) for number, owner in (optimizers or {}).items()}
     return Lowered(module, tuple(lowerer.regions), tuple(lowerer.refused), updates)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, GraphModule, Node
 
+from stepgraph import torch_private
 from stepgraph.ir import Kind, marker_kind
 from stepgraph.ir.effects import is_glue
 from stepgraph.lowering.region import Region
@@ -64,7 +65,7 @@ def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
         if index is not None:
             graph.call_function(mark, (index,))
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    return GraphModule(flat, graph)
+    return torch_private.graph_module(flat, graph)
 
 
 def _keys(graph: Graph) -> dict[Node, object]:

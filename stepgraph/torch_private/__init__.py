@@ -9,6 +9,7 @@ torch at hand behaves as expected before anything is captured.
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
+from stepgraph.torch_private.lazy import graph_module
 from stepgraph.torch_private.scaler import found_inf
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import (
@@ -29,6 +30,7 @@ __all__ = [
     "compile_inference",
     "current_trace",
     "found_inf",
+    "graph_module",
     "has_unbacked",
     "is_tracing",
     "is_unsupported",
