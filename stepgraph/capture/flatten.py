@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node, Proxy
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
@@ -47,13 +47,16 @@ class Flattener(Interpreter):
         before = graph._root.prev
         result = super().run_node(n)
         kind, phase = self._kind(n), self.phase
-        at = _user_line(n)
+        at, loss = _user_line(n), _loss(n)
+        _name(mode.tracer, result, n.name)
         node = graph._root.prev
         while node is not before and node.op != "root":
             node.meta.setdefault("stepgraph.kind", kind)
             node.meta.setdefault("stepgraph.phase", phase)
             if at is not None:
                 node.meta.setdefault("stepgraph.at", at)
+            if loss is not None:
+                node.meta.setdefault("stepgraph.loss", loss)
             node = node.prev
         if n.target is torch.autograd.grad and kind is Kind.BACKWARD:
             self.phase += 1
@@ -215,6 +218,24 @@ def _nodes_of(tensor: Tensor) -> set[Any]:
             seen.add(node)
             todo.extend(following for following, _ in node.next_functions)
     return seen
+
+
+def _name(tracer: Any, result: Any, name: str) -> None:
+    """Note what the user calls a value: the variable, or the function that made it.
+
+    Dynamo's nodes have these names. Where several stand for one value, the first is kept.
+    """
+    value = tracer.unwrap_proxy(result) if isinstance(result, Tensor) else None
+    if isinstance(value, Proxy):
+        value.node.meta.setdefault("stepgraph.value", name)
+
+
+def _loss(node: Node) -> str | None:
+    """Return what a backward differentiates, as the user calls it."""
+    if node.target is not torch.autograd.grad or not node.args:
+        return None
+    outputs = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
+    return ", ".join(output.name for output in outputs if isinstance(output, Node)) or None
 
 
 def _user_line(node: Node) -> str | None:

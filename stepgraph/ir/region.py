@@ -159,13 +159,16 @@ class _Builder:
         )
         call.meta["val"] = tuple(node.meta.get("val") for node in outputs)
         call.meta["stepgraph.phase"] = unit.phase
-        for line in (n.meta["stepgraph.at"] for n in unit.nodes if "stepgraph.at" in n.meta):
-            call.meta.setdefault("stepgraph.at", line)
+        for key in ("stepgraph.at", "stepgraph.loss"):
+            for known in (node.meta[key] for node in unit.nodes if key in node.meta):
+                call.meta.setdefault(key, known)
         for i, node in enumerate(outputs):
             item = self.graph.create_node(
                 "call_function", operator.getitem, (call, i), name=node.name
             )
             item.meta["val"] = node.meta.get("val")
+            if "stepgraph.value" in node.meta:
+                item.meta["stepgraph.value"] = node.meta["stepgraph.value"]
             self.values[node] = item
         return call
 

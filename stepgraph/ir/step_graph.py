@@ -24,6 +24,8 @@ from stepgraph.ir.verify import Meaning, verify
 _EDITED = ("stepgraph.kind", "stepgraph.reads", "stepgraph.writes")
 """Metadata that views are built from."""
 
+_SAID = "stepgraph.said"
+
 
 @dataclass(frozen=True, eq=False)
 class StepGraph:
@@ -108,6 +110,18 @@ class StepGraph:
         """Return the number of nodes of each kind that occurs, in the order of `Kind`."""
         counted = Counter(self.kind(node) for node in self.nodes)
         return {kind: counted[kind] for kind in Kind if counted[kind]}
+
+    def say(self, sentence: str) -> None:
+        """Note what a pass has done to this step, in words, for its record.
+
+        Short, with numbers first where there are any: "early update 121 of 148 (27 wait for:
+        gradient norm)". A note survives `flatten` and `partition`.
+        """
+        self.graph_module.meta.setdefault(_SAID, []).append(sentence)
+
+    def said(self) -> tuple[str, ...]:
+        """Return what passes have said since this was asked last; the pipeline asks."""
+        return tuple(self.graph_module.meta.pop(_SAID, ()))
 
     def copy(self) -> StepGraph:
         """Return a step graph of its own; edits of one do not show in the other."""

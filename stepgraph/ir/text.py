@@ -188,7 +188,10 @@ def _targets(step: StepGraph, backward: Node) -> list[str]:
 
 
 def _loss(step: StepGraph, backward: Node) -> str:
-    """Return the result of the forward that `backward` belongs to."""
+    """Return what `backward` differentiates: by its name, or by the forward that it belongs to."""
+    known = backward.meta.get("stepgraph.loss")
+    if known is not None:
+        return str(known)
     phase = backward.meta.get("stepgraph.phase")
     before = step.nodes[: step.nodes.index(backward)]
     forwards = [n for n in before if step.kind(n) is Kind.FORWARD and step.region(n) is not None]
@@ -197,15 +200,29 @@ def _loss(step: StepGraph, backward: Node) -> str:
 
 
 def _result(step: StepGraph, node: Node) -> str:
-    """Return the name of the last scalar a region computes, or how many values it hands on."""
+    """Return the name of a scalar that a region computes, or how many values it hands on.
+
+    One that a backward differentiates comes before one that the user only has a name for, and
+    that before one that has only ours; of several the last.
+    """
     region = step.region(node)
     assert region is not None
     scalars = [
-        inner.name
+        inner
         for inner in region.graph.nodes
         if inner.op == "call_function" and _is_scalar(inner.meta.get("val"))
     ]
-    return scalars[-1] if scalars else _count_of(len(node.users), "value")
+    named = [scalar for scalar in scalars if "stepgraph.value" in scalar.meta]
+    losses = {other.meta.get("stepgraph.loss") for other in step.nodes}
+    found = [scalar for scalar in named if value_name(scalar) in losses] or named or scalars
+    if found:
+        return value_name(found[-1])
+    return _count_of(len(node.users), "value")
+
+
+def value_name(node: Node) -> str:
+    """Return what the user calls a value, or else the name of its node."""
+    return str(node.meta.get("stepgraph.value", node.name))
 
 
 def _resources(names: Iterable[str]) -> str:
@@ -247,7 +264,7 @@ def _line(node: Node) -> str:
 def _name(value: object) -> str:
     while isinstance(value, Node) and value.target is torch.ops.aten.detach.default:
         value = value.args[0]
-    return value.name if isinstance(value, Node) else repr(value)
+    return value_name(value) if isinstance(value, Node) else repr(value)
 
 
 def _ops(step: StepGraph, node: Node) -> int:

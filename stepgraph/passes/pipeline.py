@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stepgraph.analysis import flops
+from stepgraph.analysis import work
 from stepgraph.errors import VerifyError
 from stepgraph.ir import Meaning, StepGraph, flatten, meaning
 from stepgraph.passes.base import Pass
@@ -25,6 +25,9 @@ class PassRecord:
         operators_after: ATen operators and effects it left.
         flops_saved: Floating-point operations of products that are gone.
         lost: Resources that the step does not write any more, for example `grad:D.0.weight`.
+        launches_saved: Operators and updates that compute something and are gone; see `Work`.
+        bytes_saved: Bytes that are not read and written any more, operators run one by one.
+        did: What the pass says it did, in its own words; see `StepGraph.say`.
     """
 
     name: str
@@ -35,12 +38,15 @@ class PassRecord:
     operators_after: int
     flops_saved: int = 0
     lost: tuple[str, ...] = ()
+    launches_saved: int = 0
+    bytes_saved: int = 0
+    did: tuple[str, ...] = ()
 
     @property
     def acted(self) -> bool:
-        """Whether the number of nodes or operators changed."""
+        """Whether the number of nodes or operators changed, or the pass says that it did."""
         before = (self.nodes_before, self.operators_before)
-        return before != (self.nodes_after, self.operators_after)
+        return bool(self.did) or before != (self.nodes_after, self.operators_after)
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,14 @@ class Pipeline:
         """
         records = []
         expected = meaning(step)
+        size, done = _size(step), work(flatten(step))
         for applied in self.passes:
-            size, work, start = _size(step), flops(flatten(step)), time.perf_counter()
+            start = time.perf_counter()
             step = applied(step)
             ms = (time.perf_counter() - start) * 1e3
             _verify(step, applied, expected if applied.keeps_effects else None)
             before, expected = expected, meaning(step)
-            after = _size(step)
+            after, left = _size(step), work(flatten(step))
             records.append(
                 PassRecord(
                     name=repr(applied),
@@ -90,10 +97,14 @@ class Pipeline:
                     nodes_after=after[0],
                     operators_before=size[1],
                     operators_after=after[1],
-                    flops_saved=work - flops(flatten(step)),
+                    flops_saved=done.flops - left.flops,
                     lost=_lost(before, expected),
+                    launches_saved=done.launches - left.launches,
+                    bytes_saved=done.bytes - left.bytes,
+                    did=step.said(),
                 )
             )
+            size, done = after, left
         return step, tuple(records)
 
 

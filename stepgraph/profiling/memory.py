@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
+from stepgraph.analysis import size_of
 from stepgraph.ir import all_storages, marker_argument, marker_name
 from stepgraph.lowering import stealable
-from stepgraph.profiling.traffic import size_of
 
 
 @dataclass(frozen=True)

@@ -328,6 +328,30 @@ def test_graphs_are_those_of_the_variants():
     graph.verify()
 
 
+def test_values_are_called_what_the_user_calls_them():
+    world = World()
+
+    def step(x, labels):
+        output = world.net(x)
+        loss = functional.cross_entropy(output, labels)
+        hits = (output.argmax(1) == labels).sum()
+        world.opt.zero_grad()
+        loss.backward()
+        world.net(x).square().mean().backward()
+        world.opt.step()
+        return hits
+
+    compiled = stepgraph.compile(step, on_fallback="error")
+    for index in range(2):
+        compiled(regression(index)[0], torch.zeros(6, dtype=torch.long))
+
+    text = str(compiled.graphs[0])
+    assert "-> loss " in text
+    assert "d loss / d (" in text
+    assert "-> mean " in text
+    assert "d mean / d (" in text
+
+
 def test_a_disabled_library_runs_eagerly_and_says_so(monkeypatch):
     monkeypatch.setenv("STEPGRAPH_DISABLE", "1")
 

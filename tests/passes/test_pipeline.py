@@ -146,3 +146,28 @@ def test_a_record_counts_nodes_and_operators():
     assert record.operators_before == inner + sum(kinds.values()) - len(regions)
     assert record.nodes_after == sum(graph.count().values()) == record.nodes_before - 1
     assert record.ms > 0
+
+
+def test_a_record_says_what_work_is_gone():
+    _, (record,) = Pipeline((DropUnusedNorm(),))(captured())
+
+    assert record.launches_saved == 3  # square, sum, sqrt
+    grad, number = 4 * 9, 4
+    assert record.bytes_saved == (2 * grad) + (grad + number) + (2 * number)
+    assert record.flops_saved == 0
+
+
+@dataclass(frozen=True)
+class SayIt(Pass):
+    def __call__(self, step):
+        step.say("moved 1 of 1")
+        return partition(flatten(step))
+
+
+def test_what_a_pass_says_is_in_its_record_only():
+    _, (first, second, third) = Pipeline((SayIt(), DropUnusedNorm(), DropUnusedNorm()))(captured())
+
+    assert first.did == ("moved 1 of 1",)
+    assert first.acted
+    assert second.did == third.did == ()
+    assert not third.acted

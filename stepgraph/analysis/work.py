@@ -1,0 +1,53 @@
+"""What a flat graph does, in numbers that passes are compared by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from stepgraph.analysis.flops import flops
+from stepgraph.analysis.traffic import MOVE_NOTHING, bytes_of
+from stepgraph.ir import all_storages, marker_name
+from stepgraph.ir.effects import is_glue
+
+_LAUNCH_NOTHING = (*MOVE_NOTHING, "first_grad", "check")
+"""Markers that set pointers. A first gradient usually is the value itself, not a copy."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a step, its operators run one by one.
+
+    Attributes:
+        launches: Operators and updates that compute something: at least a kernel each.
+        bytes: Bytes that they read and write, the state of optimizers not included.
+        flops: Floating-point operations of products.
+    """
+
+    launches: int
+    bytes: int
+    flops: int
+
+
+def work(flat: GraphModule) -> Work:
+    """Return the work of a flat graph.
+
+    Args:
+        flat: A flat graph whose nodes carry fake tensors in `meta["val"]`.
+    """
+    storages = all_storages(flat.graph)
+    launched = [node for node in flat.graph.nodes if launches(node)]
+    return Work(
+        launches=len(launched),
+        bytes=sum(bytes_of(node, storages) or 0 for node in launched),
+        flops=flops(flat),
+    )
+
+
+def launches(node: Node) -> bool:
+    """Return whether a node of a flat graph computes something when it runs."""
+    name = marker_name(node)
+    if name is not None:
+        return name not in _LAUNCH_NOTHING
+    return node.op == "call_function" and not is_glue(node)
