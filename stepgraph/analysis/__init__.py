@@ -1,7 +1,24 @@
 """Analyses: they read a step graph and never write it."""
 
 from stepgraph.analysis.flops import flops, flops_of
+from stepgraph.analysis.memory import Peak, lifetimes, live_bytes, peak
+from stepgraph.analysis.ownership import keeps_value, stealable
 from stepgraph.analysis.traffic import bytes_of, size_of, sizes_of
 from stepgraph.analysis.work import Work, launches, work
 
-__all__ = ["Work", "bytes_of", "flops", "flops_of", "launches", "size_of", "sizes_of", "work"]
+__all__ = [
+    "Peak",
+    "Work",
+    "bytes_of",
+    "flops",
+    "flops_of",
+    "keeps_value",
+    "launches",
+    "lifetimes",
+    "live_bytes",
+    "peak",
+    "size_of",
+    "sizes_of",
+    "stealable",
+    "work",
+]

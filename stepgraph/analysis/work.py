@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch.fx import GraphModule, Node
 
 from stepgraph.analysis.flops import flops
+from stepgraph.analysis.memory import peak
 from stepgraph.analysis.traffic import MOVE_NOTHING, bytes_of
 from stepgraph.ir import all_storages, marker_name
 from stepgraph.ir.effects import is_glue
@@ -23,11 +24,13 @@ class Work:
         launches: Operators and updates that compute something: at least a kernel each.
         bytes: Bytes that they read and write, the state of optimizers not included.
         flops: Floating-point operations of products.
+        peak_bytes: The most bytes of its own that are alive at once; see `live_bytes`.
     """
 
     launches: int
     bytes: int
     flops: int
+    peak_bytes: int
 
 
 def work(flat: GraphModule) -> Work:
@@ -37,11 +40,13 @@ def work(flat: GraphModule) -> Work:
         flat: A flat graph whose nodes carry fake tensors in `meta["val"]`.
     """
     storages = all_storages(flat.graph)
+    highest = peak(flat.graph)
     launched = [node for node in flat.graph.nodes if launches(node)]
     return Work(
         launches=len(launched),
         bytes=sum(bytes_of(node, storages) or 0 for node in launched),
         flops=flops(flat),
+        peak_bytes=highest.bytes if highest else 0,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch.fx import GraphModule
 
 from stepgraph.capture import Captured
-from stepgraph.ir import Role, Slot, StepGraph, flatten, partition
+from stepgraph.ir import Role, Slot, StepGraph, partition
 from stepgraph.lowering import Lowered, compile_region, lower
 from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradients
 
@@ -19,7 +20,6 @@ class Rewritten:
 
     Attributes:
         captured: What the trace gave.
-        before: The step graph as captured.
         graph: The step graph after the passes.
         flat: The same, as one flat graph of ATen nodes and markers.
         records: What each pass did.
@@ -29,13 +29,17 @@ class Rewritten:
     """
 
     captured: Captured
-    before: StepGraph
     graph: StepGraph
     flat: GraphModule
     records: tuple[PassRecord, ...]
     lowered: Lowered
     dropped: frozenset[str] = frozenset()
     clears: frozenset[str] = frozenset()
+
+    @cached_property
+    def before(self) -> StepGraph:
+        """The step graph as captured."""
+        return partition(self.captured.flat)
 
     @property
     def slots(self) -> list[Slot]:
@@ -56,12 +60,10 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) 
         VerifyError: A pass left a step graph that does not verify.
     """
     passes = pipeline()
-    before = partition(captured.flat)
     graph, records = passes(partition(captured.flat))
-    flat = flatten(graph)
+    flat = graph.flat()
     return Rewritten(
         captured=captured,
-        before=before,
         graph=graph,
         flat=flat,
         records=records,

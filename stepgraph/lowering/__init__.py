@@ -1,6 +1,6 @@
 """Lowering: from a step graph to a program."""
 
-from stepgraph.lowering.emit import Emitted, emit, first_update, stealable
+from stepgraph.lowering.emit import Emitted, emit, first_update
 from stepgraph.lowering.inductor import compile_region
 from stepgraph.lowering.lower import Lowered, lower
 from stepgraph.lowering.region import Region, Unsupported
@@ -17,6 +17,5 @@ __all__ = [
     "first_update",
     "lower",
     "sections",
-    "stealable",
     "with_marks",
 ]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir.effects import storages_of
-from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.analysis import stealable
+from stepgraph.ir.markers import MARKERS
 from stepgraph.lowering.region import Region
 from stepgraph.runtime import effects
 
@@ -263,45 +263,3 @@ def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
                 ):
                     dying.setdefault(node, []).append(used)
     return dying
-
-
-def stealable(graph: Graph) -> set[Node]:
-    """Return the `first_grad` nodes whose value may itself become the gradient.
-
-    As in autograd: nobody else may hold the memory, and it must be laid out like the parameter.
-    """
-    readers: dict[Node, list[Node]] = {}
-    for node in graph.nodes:
-        for used in node.all_input_nodes:
-            for storage in storages_of(used):
-                readers.setdefault(storage, []).append(node)
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    stealable = set()
-    for node in graph.nodes:
-        if node.target is not OPS.first_grad.default:
-            continue
-        param, value = node.args[0].meta["val"], node.args[1].meta["val"]
-        roots = storages_of(node.args[1])
-        own = all(root.op == "call_function" and _fills(root, value) for root in roots)
-        later = any(
-            order[r] > order[node] for root in roots for r in readers[root] if r is not node
-        )
-        if own and not later and keeps_value(param, value):
-            stealable.add(node)
-    return stealable
-
-
-def _fills(root: Node, value: Tensor) -> bool:
-    """Return whether `value` is the whole of the memory that `root` allocated."""
-    allocated = root.meta.get("val")
-    if isinstance(allocated, Tensor):
-        return allocated.numel() == value.numel()
-    return False
-
-
-def keeps_value(param: Tensor, value: Tensor) -> bool:
-    """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
-    dense = torch.ops.aten.is_non_overlapping_and_dense(param)
-    same = param.dtype == value.dtype and param.shape == value.shape
-    strides = zip(param.shape, param.stride(), value.stride(), strict=True)
-    return bool(dense and same and all(size == 1 or a == b for size, a, b in strides))

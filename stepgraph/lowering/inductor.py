@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from stepgraph import torch_private
+from stepgraph.analysis import keeps_value
 from stepgraph.ir.effects import storages_of, written_arguments
 from stepgraph.ir.markers import MARKERS, OPS
-from stepgraph.lowering.emit import emit, keeps_value
+from stepgraph.lowering.emit import emit
 from stepgraph.lowering.indices import Bound, bounds
 from stepgraph.lowering.region import Function, Region, Unsupported
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from stepgraph.analysis import work
+from stepgraph.analysis import Work, work
 from stepgraph.errors import VerifyError
-from stepgraph.ir import Meaning, StepGraph, flatten, meaning
+from stepgraph.ir import Meaning, StepGraph, meaning
+from stepgraph.ir.verify import compare
 from stepgraph.passes.base import Pass
 
 
@@ -27,6 +29,8 @@ class PassRecord:
         lost: Resources that the step does not write any more, for example `grad:D.0.weight`.
         launches_saved: Operators and updates that compute something and are gone; see `Work`.
         bytes_saved: Bytes that are not read and written any more, operators run one by one.
+        peak_bytes_before: The most bytes of the step's own that were alive at once.
+        peak_bytes_after: The same, after the pass.
         did: What the pass says it did, in its own words; see `StepGraph.say`.
     """
 
@@ -40,6 +44,8 @@ class PassRecord:
     lost: tuple[str, ...] = ()
     launches_saved: int = 0
     bytes_saved: int = 0
+    peak_bytes_before: int = 0
+    peak_bytes_after: int = 0
     did: tuple[str, ...] = ()
 
     @property
@@ -80,32 +86,53 @@ class Pipeline:
             VerifyError: A pass left a step that is malformed, or that means something else.
         """
         records = []
-        expected = meaning(step)
-        size, done = _size(step), work(flatten(step))
+        before = _Looked.at(step)
         for applied in self.passes:
             start = time.perf_counter()
             step = applied(step)
             ms = (time.perf_counter() - start) * 1e3
-            _verify(step, applied, expected if applied.keeps_effects else None)
-            before, expected = expected, meaning(step)
-            after, left = _size(step), work(flatten(step))
-            records.append(
-                PassRecord(
-                    name=repr(applied),
-                    ms=ms,
-                    nodes_before=size[0],
-                    nodes_after=after[0],
-                    operators_before=size[1],
-                    operators_after=after[1],
-                    flops_saved=done.flops - left.flops,
-                    lost=_lost(before, expected),
-                    launches_saved=done.launches - left.launches,
-                    bytes_saved=done.bytes - left.bytes,
-                    did=step.said(),
-                )
-            )
-            size, done = after, left
+            after = before
+            if step.version() != before.version:
+                after = _verified(step, applied, before.meaning)
+            records.append(_record(applied, ms, before, after, step.said()))
+            before = after
         return step, tuple(records)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What the pipeline knows of a step between two passes."""
+
+    version: tuple[Any, ...]
+    meaning: Meaning
+    work: Work
+    nodes: int
+    operators: int
+
+    @classmethod
+    def at(cls, step: StepGraph) -> _Looked:
+        nodes, operators = _size(step)
+        return cls(step.version(), meaning(step), work(step.flat()), nodes, operators)
+
+
+def _record(
+    applied: Pass, ms: float, before: _Looked, after: _Looked, did: tuple[str, ...]
+) -> PassRecord:
+    return PassRecord(
+        name=repr(applied),
+        ms=ms,
+        nodes_before=before.nodes,
+        nodes_after=after.nodes,
+        operators_before=before.operators,
+        operators_after=after.operators,
+        flops_saved=before.work.flops - after.work.flops,
+        lost=_lost(before.meaning, after.meaning),
+        launches_saved=before.work.launches - after.work.launches,
+        bytes_saved=before.work.bytes - after.work.bytes,
+        peak_bytes_before=before.work.peak_bytes,
+        peak_bytes_after=after.work.peak_bytes,
+        did=did,
+    )
 
 
 def _lost(before: Meaning, after: Meaning) -> tuple[str, ...]:
@@ -114,9 +141,12 @@ def _lost(before: Meaning, after: Meaning) -> tuple[str, ...]:
     return tuple(dict.fromkeys(resource for _, resources in gone for resource in resources))
 
 
-def _verify(step: StepGraph, applied: Pass, expected: Meaning | None) -> None:
+def _verified(step: StepGraph, applied: Pass, expected: Meaning) -> _Looked:
     try:
-        step.verify(against=expected)
+        step.verify()
+        found = _Looked.at(step)
+        if applied.keeps_effects:
+            compare(found.meaning, expected)
     except VerifyError as error:
         raise VerifyError(
             f"{applied!r} left a step graph that does not verify: {error.what}",
@@ -125,6 +155,7 @@ def _verify(step: StepGraph, applied: Pass, expected: Meaning | None) -> None:
             why=error.why,
             hint="take the pass out of the pipeline, and report it",
         ) from error
+    return found
 
 
 def _size(step: StepGraph) -> tuple[int, int]:

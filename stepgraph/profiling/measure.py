@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from stepgraph.analysis import flops_of
+from stepgraph.analysis import flops_of, peak
 from stepgraph.capture import Subject
 from stepgraph.compiler.probe import Probe
 from stepgraph.errors import ConfigurationError
 from stepgraph.lowering import Region, Section, sections
-from stepgraph.profiling.memory import peak
 from stepgraph.profiling.result import NodeProfile, Profile, Timing
 from stepgraph.profiling.trace import ROWS, Span
 from stepgraph.profiling.traffic import bytes_moved

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch.fx import Graph, Node
 
-from stepgraph.analysis import bytes_of, size_of, sizes_of
+from stepgraph.analysis import bytes_of, size_of, sizes_of, stealable
 from stepgraph.capture import Subject
 from stepgraph.ir import all_storages, marker_argument, marker_name
-from stepgraph.lowering import Region, stealable
+from stepgraph.lowering import Region
 
 
 def bytes_moved(graph: Graph, subjects: Mapping[int, Subject]) -> dict[Node, int | None]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from stepgraph.analysis import live_bytes
 from stepgraph.compiler import Explanation
 from stepgraph.compiler.explanation import FallbackReport, VariantReport
 from stepgraph.ir import StepGraph, flatten
-from stepgraph.profiling import live_bytes
 from stepgraph.profiling.result import readable
 from stepgraph.report.boxes import Box, boxes
 from stepgraph.report.drawing import draw_memory, draw_step

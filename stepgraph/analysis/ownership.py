@@ -1,0 +1,51 @@
+"""Which values of a backward may themselves become gradients, without a copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from stepgraph.ir import all_storages, marker_argument, marker_name
+
+
+def stealable(graph: Graph) -> set[Node]:
+    """Return the `first_grad` nodes whose value may itself become the gradient.
+
+    As in autograd: nobody else may hold the memory, and it must be laid out like the parameter.
+
+    Cost: O(nodes + edges).
+    """
+    storages = all_storages(graph)
+    last_reader: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            last_reader.update(dict.fromkeys(storages[used], node))
+    found = set()
+    for node in graph.nodes:
+        if marker_name(node) != "first_grad":
+            continue
+        param, value = marker_argument(node, "param"), marker_argument(node, "value")
+        if not keeps_value(param.meta["val"], value.meta["val"]):
+            continue
+        if all(_fills(r, value.meta["val"]) and last_reader[r] is node for r in storages[value]):
+            found.add(node)
+    return found
+
+
+def keeps_value(param: Tensor, value: Tensor) -> bool:
+    """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
+    dense = torch.ops.aten.is_non_overlapping_and_dense(param)
+    same = param.dtype == value.dtype and param.shape == value.shape
+    strides = zip(param.shape, param.stride(), value.stride(), strict=True)
+    return bool(dense and same and all(size == 1 or a == b for size, a, b in strides))
+
+
+def _fills(root: Node, value: Tensor) -> bool:
+    """Return whether `value` is the whole of the memory that `root` allocated."""
+    allocated = root.meta.get("val")
+    return (
+        root.op == "call_function"
+        and isinstance(allocated, Tensor)
+        and allocated.numel() == value.numel()
+    )
