@@ -3,6 +3,7 @@
 from stepgraph.analysis.flops import flops, flops_of
 from stepgraph.analysis.memory import Peak, lifetimes, live_bytes, peak
 from stepgraph.analysis.ownership import keeps_value, stealable
+from stepgraph.analysis.raising import may_raise
 from stepgraph.analysis.traffic import bytes_of, size_of, sizes_of
 from stepgraph.analysis.work import Work, launches, work
 
@@ -16,6 +17,7 @@ __all__ = [
     "launches",
     "lifetimes",
     "live_bytes",
+    "may_raise",
     "peak",
     "size_of",
     "sizes_of",

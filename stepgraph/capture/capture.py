@@ -34,6 +34,7 @@ from stepgraph.capture.subjects import (
     zero_step_codes,
 )
 from stepgraph.capture.terms import PLAIN, Terms, clip_nothing, clipping_with, without_clipping
+from stepgraph.capture.transparent import mark_transparent
 from stepgraph.capture.window import check_window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
@@ -160,6 +161,7 @@ def _capture_once(
     }
     used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
     acted_on = {s.number: s for s in subjects.all if s.number in used}
+    mark_transparent(flat, acted_on, found.values)
     if hooks.terms.windowed:
         check_window(flat.graph, subjects)
     owners = ((subjects.find(owner), name) for owner, name in hooks.written)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 from torch.amp import GradScaler
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as optimizer_module
@@ -28,6 +28,22 @@ from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
 
 _numbers = itertools.count()
+
+_ONE_BY_ONE = {
+    optim.ASGD,
+    optim.Adadelta,
+    optim.Adafactor,
+    optim.Adagrad,
+    optim.Adam,
+    optim.AdamW,
+    optim.Adamax,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.Rprop,
+    optim.SGD,
+}
+"""Optimizers in which no parameter's update looks at another parameter."""
 
 
 class Subject:
@@ -109,7 +125,7 @@ class OptimizerSubject(Subject):
 
     def __init__(self, value: Optimizer, name: str = "") -> None:
         super().__init__(value, name)
-        self._stepped_as_torch = False
+        self._stepped_as_torch = self.steps_as_torch()
         self.order = Order(Terms())
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
@@ -139,6 +155,8 @@ class OptimizerSubject(Subject):
     @override
     def unchanged(self) -> bool:
         groups = self.value.param_groups
+        if self.steps_as_torch() != self._stepped_as_torch:
+            return False
         return len(groups) == len(self.groups) and all(
             len(now["params"]) == len(then) and all(map(operator.is_, now["params"], then))
             for now, then in zip(groups, self.groups, strict=True)
@@ -158,6 +176,24 @@ class OptimizerSubject(Subject):
             and not self.value._optimizer_step_post_hooks
             and not optimizer_module._global_optimizer_pre_hooks
             and not optimizer_module._global_optimizer_post_hooks
+        )
+
+    def is_transparent(self) -> bool:
+        """Return whether `step()` updates each parameter from its own gradient and state alone.
+
+        Then it touches nothing else, and may be done in parts. Numbers that are tensors might be
+        anybody's.
+        """
+        return (
+            self.steps_as_torch()
+            and type(self.value) in _ONE_BY_ONE
+            and not any(
+                isinstance(value, Tensor) or (key == "differentiable" and value)
+                for group in self.value.param_groups
+                for key, values in group.items()
+                if key != "params"
+                for value in (values if isinstance(values, tuple) else (values,))
+            )
         )
 
     @override

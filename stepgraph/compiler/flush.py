@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepgraph.capture import Captured
-from stepgraph.ir import flatten, partition
+from stepgraph.ir import partition
 from stepgraph.lowering import emit
 from stepgraph.passes import Pipeline, UpdateFromShortWindow
 from stepgraph.runtime import Program, autocast_devices
@@ -21,5 +21,5 @@ def flush(captured: Captured, *, factor: float) -> None:
         ConfigurationError: The update uses a value that only a whole call computes.
     """
     graph, _ = Pipeline((UpdateFromShortWindow(factor),))(partition(captured.flat))
-    emitted = emit(flatten(graph), captured.subjects)
+    emitted = emit(graph.flat(), captured.subjects)
     Program(emitted.function, autocast_devices=autocast_devices())(*captured.inputs)

@@ -21,6 +21,7 @@ from stepgraph.runtime import (
 
 UPDATE_METHODS = {
     "step": "step",
+    "step_part": "step",
     "lr_step": "step",
     "unscale": "unscale_",
     "scaled_step": "step",

@@ -12,7 +12,7 @@ from stepgraph.ir.flatten import flatten
 from stepgraph.ir.kind import Kind, marker_kind, marker_name
 from stepgraph.ir.kind import argument as marker_argument
 from stepgraph.ir.region import partition
-from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name
+from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph
 from stepgraph.ir.text import Line, lines
@@ -40,6 +40,7 @@ __all__ = [
     "partition",
     "slot_name",
     "storages_of",
+    "updates",
     "writes_of",
     "written_arguments",
 ]

@@ -127,7 +127,7 @@ def log(value: Tensor, subject: int = 1) -> None:
 def transparent(flat: GraphModule) -> GraphModule:
     """Declare that every update of `flat` touches only what its marker names: no barrier."""
     for node in flat.graph.nodes:
-        if marker_name(node) in ("step", "scaled_step"):
+        if marker_name(node) in ("step", "step_part", "scaled_step"):
             node.meta["stepgraph.opaque"] = False
     return flat
 

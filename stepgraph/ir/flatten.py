@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph import torch_private
+from stepgraph.torch_private import graph_module
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
@@ -21,7 +21,7 @@ def flatten(step: StepGraph) -> GraphModule:
     flattener = _Flattener(step)
     for node in step.nodes:
         flattener.add(node)
-    module = torch_private.graph_module(flattener.attributes, flattener.graph)
+    module = graph_module(flattener.attributes, flattener.graph)
     module.meta.update(step.graph_module.meta)
     return module
 

@@ -37,6 +37,7 @@ _KINDS = {
     "set_grad": Kind.ACCUMULATE,
     "zero_grad": Kind.ZERO_GRAD,
     "step": Kind.STEP,
+    "step_part": Kind.STEP,
     "scaled_step": Kind.STEP,
     "lr_step": Kind.LR_STEP,
     "set_hyper": Kind.LR_STEP,

@@ -45,12 +45,22 @@ def toggle(tensor: Tensor, flag: bool) -> None:
 
 @torch.library.custom_op("stepgraph::zero_grad", mutates_args=())
 def zero_grad(params: list[Tensor], subject: int) -> None:
-    """Set the `.grad` of `params`, all parameters of an optimizer, to None."""
+    """Set the `.grad` of `params`, parameters of an optimizer, to None."""
 
 
 @torch.library.custom_op("stepgraph::step", mutates_args=("params",))
 def step(params: list[Tensor], grads: list[Tensor], subject: int) -> None:
     """Run `optimizer.step()`: writes `params` and the optimizer's state, reads `grads`."""
+
+
+@torch.library.custom_op("stepgraph::step_part", mutates_args=("params",))
+def step_part(
+    params: list[Tensor], grads: list[Tensor], subject: int, places: list[int], last: bool
+) -> None:
+    """Run `optimizer.step()` for some of its parameters, those at `places` among all.
+
+    The parts of one step hold every parameter once; `last` is True for the one that comes last.
+    """
 
 
 @torch.library.custom_op("stepgraph::lr_step", mutates_args=())
@@ -110,6 +120,7 @@ _WITHOUT_RESULT = (
     toggle,
     zero_grad,
     step,
+    step_part,
     lr_step,
     unscale,
     scaled_step,
@@ -134,6 +145,7 @@ MARKERS = {
         "toggle",
         "zero_grad",
         "step",
+        "step_part",
         "lr_step",
         "unscale",
         "scaled_step",

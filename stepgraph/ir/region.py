@@ -11,11 +11,11 @@ from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph import torch_private
 from stepgraph.ir.effects import is_glue
 from stepgraph.ir.kind import Kind, marker_kind
 from stepgraph.ir.resources import Access, accesses
 from stepgraph.ir.step_graph import StepGraph
+from stepgraph.torch_private import graph_module
 
 
 @dataclass(eq=False)
@@ -144,7 +144,7 @@ class _Builder:
         return new
 
     def finish(self) -> GraphModule:
-        module = torch_private.graph_module(self.attributes, self.graph)
+        module = graph_module(self.attributes, self.graph)
         module.meta.update(self.flat.meta)
         return module
 
@@ -194,4 +194,4 @@ def _submodule(
     for node in nodes:
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in outputs))
-    return torch_private.graph_module({}, graph, name)
+    return graph_module({}, graph, name)

@@ -163,15 +163,35 @@ def _of_marker(node: Node) -> Access:
         return Access(hyper, frozenset() if name == "hyper" else hyper)
     if name in ("unscale", "scaled_step", "scale_update"):
         return _of_scaler(node, label)
-    return _of_step(node, label) if name == "step" else Access()
+    return _of_step(node, label) if name in ("step", "step_part") else Access()
 
 
 def _of_step(node: Node, label: str) -> Access:
-    """Return the access of an update: it looks into the slots of all its parameters."""
-    state = {f"state:{label}"}
-    opaque = {OPAQUE} if node.meta.get("stepgraph.opaque", True) else set()
+    """Return the access of an update: it looks into the slots of all its parameters.
+
+    The state of an opaque one is one resource; of any other, every parameter has a state.
+    """
+    opaque = node.meta.get("stepgraph.opaque", True)
+    names = [slot_name(param) for param in argument(node, "params")]
+    state = {f"state:{label}", OPAQUE} if opaque else {f"state:{label}[{name}]" for name in names}
     reads = frozenset(_hyper(node, label)) | _gradients(node) | state
-    return Access(reads | opaque, frozenset(state | opaque))
+    return Access(reads, frozenset(state))
+
+
+def updates(node: Node) -> dict[str, Access]:
+    """Return what an update does to each of its parameters, by slot; empty for an opaque one.
+
+    So an update is the same whether it is done at once or in parts.
+    """
+    if marker_name(node) not in ("step", "step_part") or node.meta.get("stepgraph.opaque", True):
+        return {}
+    label = node.meta.get("stepgraph.label", f"subject {_subject(node)}")
+    hyper = frozenset(_hyper(node, label))
+    found = {}
+    for name in map(slot_name, argument(node, "params")):
+        written = frozenset({f"param:{name}", f"state:{label}[{name}]"})
+        found[name] = Access(hyper | written | {f"grad:{name}"}, written)
+    return found
 
 
 def _of_scaler(node: Node, label: str) -> Access:

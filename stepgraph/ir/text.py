@@ -103,7 +103,7 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
         return f"{label}: {_count(argument(node, 'params'), 'grad')} = None"
     if name == "set_grad":
         return f"{slot_name(argument(node, 'param'))}.grad = None"
-    if name in ("step", "scaled_step"):
+    if name in ("step", "step_part", "scaled_step"):
         return _update(step, node, label)
     if kind is Kind.TOGGLE:
         flags = (f"{slot_name(argument(n, 'tensor'))} = {argument(n, 'flag')}" for n in run)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import networkx as nx
 from torch.fx import Node
 
 from stepgraph.errors import VerifyError
 from stepgraph.ir.effects import draws_random, is_glue, storages_of, written_arguments
-from stepgraph.ir.kind import marker_kind
-from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, accesses
+from stepgraph.ir.kind import Kind, marker_kind
+from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, accesses, updates
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
@@ -146,10 +146,10 @@ def _check_effects(found: Meaning, expected: Meaning) -> None:
 
 def _effects(accessed: Mapping[Node, Access]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield what the user can see a step do: the operator, and the resources it writes."""
-    for node, access in accessed.items():
-        written = tuple(sorted(r for r in access.writes if not r.startswith("value:")))
-        if written or (marker_kind(node) is not None and node.is_impure()):
-            yield str(node.target), written
+    for deed in _deeds(accessed):
+        written = tuple(sorted(r for r in deed.access.writes if not r.startswith("value:")))
+        if written or (marker_kind(deed.node) is not None and deed.node.is_impure()):
+            yield deed.what, written
 
 
 def _check_order(found: Meaning, captured: Meaning) -> None:
@@ -169,12 +169,43 @@ def _read_from(accessed: Mapping[Node, Access]) -> dict[tuple[str, str], str]:
     """Return, for every node and resource it reads, who wrote that resource last."""
     found: dict[tuple[str, str], str] = {}
     writers: dict[str, str] = {}
-    for node, access in accessed.items():
-        barrier = () if is_glue(node) or node.op == "placeholder" else (OPAQUE,)
-        for resource in sorted({*access.reads, *barrier}):
-            found[node.name, resource] = writers.get(resource, "")
-        writers.update(dict.fromkeys(access.writes, node.name))
+    for deed in _deeds(accessed):
+        is_free = is_glue(deed.node) or deed.node.op == "placeholder"
+        for resource in sorted({*deed.access.reads, *(() if is_free else (OPAQUE,))}):
+            found[deed.name, resource] = writers.get(resource, "")
+        writers.update(dict.fromkeys(deed.access.writes, deed.name))
     return found
+
+
+class _Deed(NamedTuple):
+    """What a node does, or does to one parameter."""
+
+    name: str
+    what: str
+    node: Node
+    access: Access
+
+
+def _deeds(accessed: Mapping[Node, Access]) -> Iterator[_Deed]:
+    """Yield what is done, in order.
+
+    An update is taken apart by parameters, a clearing by gradients: whether they are done at once
+    or one by one is the same.
+    """
+    for node, access in accessed.items():
+        parts = updates(node)
+        if marker_kind(node) is Kind.ZERO_GRAD:
+            for resource in sorted(access.writes):
+                yield _Deed(
+                    f"clear {resource}", "clear", node, Access(writes=frozenset([resource]))
+                )
+            continue
+        name = node.meta.get("stepgraph.part_of", node.name)
+        for slot, part in parts.items():
+            yield _Deed(f"{name}[{slot}]", "update", node, part)
+            access = Access(access.reads - part.reads, access.writes - part.writes)
+        if not parts or access.reads or access.writes:
+            yield _Deed(name, "update" if parts else str(node.target), node, access)
 
 
 def _after(writer: str) -> str:

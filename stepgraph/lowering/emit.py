@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import linecache
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,19 @@ from torch.fx import Graph, GraphModule, Node
 from stepgraph.analysis import stealable
 from stepgraph.ir.markers import MARKERS
 from stepgraph.lowering.region import Region
-from stepgraph.runtime import effects
+from stepgraph.passes import EARLY
+from stepgraph.runtime import PartOfStep, effects
 
-_UPDATES = ("step", "lr_step", "unscale", "scaled_step", "scale_update", "ema", "set_hyper")
+_UPDATES = (
+    "step",
+    "step_part",
+    "lr_step",
+    "unscale",
+    "scaled_step",
+    "scale_update",
+    "ema",
+    "set_hyper",
+)
 _REPLACED = {
     # Strides of fake tensors are not always those of the kernels. Where a trace saw that a reshape
     # needs no copy, the real memory decides again, as in eager.
@@ -47,6 +57,16 @@ _LOOK_AT_GRAD_MODE = {torch.ops.aten.mkldnn_rnn_layer.default}
 _sources = 0
 
 
+class Update(Protocol):
+    """What updates in the place of an optimizer's own `step()`."""
+
+    def __call__(self) -> None:
+        """Update all parameters."""
+
+    def part(self, places: Sequence[int], *, last: bool) -> Callable[[], None]:
+        """Return what updates the parameters at `places`; see the marker `step_part`."""
+
+
 @dataclass(frozen=True)
 class Emitted:
     """Python source of a program and the function made from it."""
@@ -61,7 +81,7 @@ def emit(
     *,
     withhold: bool = False,
     until_update: bool = False,
-    updates: Mapping[int, Callable[[], None]] | None = None,
+    updates: Mapping[int, Update] | None = None,
 ) -> Emitted:
     """Return a function of the graph's inputs that performs the step and returns its outputs.
 
@@ -76,8 +96,12 @@ def emit(
 
 
 def first_update(graph: Graph) -> Node | None:
-    """Return the first node that runs code of an optimizer, scheduler, scaler or average."""
-    return next((node for node in graph.nodes if MARKERS.get(node.target) in _UPDATES), None)
+    """Return the first node that runs code of an optimizer, scheduler, scaler or average.
+
+    What an early update has moved up does not count: in the captured step it comes later.
+    """
+    found = (node for node in graph.nodes if MARKERS.get(node.target) in _UPDATES)
+    return next((node for node in found if EARLY not in node.meta), None)
 
 
 @dataclass
@@ -86,7 +110,7 @@ class _Emitter:
     subjects: dict[int, Any]
     withhold: bool
     until_update: bool
-    updates: Mapping[int, Callable[[], None]]
+    updates: Mapping[int, Update]
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
     by_value: dict[int, str] = field(default_factory=dict)
@@ -98,6 +122,8 @@ class _Emitter:
         stop = first_update(self.graph) if self.until_update else None
         inputs = []
         for node in self.graph.nodes:
+            if self.until_update and EARLY in node.meta:
+                continue  # the rehearsal ends where the captured step has its first update
             if node is stop:
                 self.body.append("return None")
                 break
@@ -165,9 +191,9 @@ class _Emitter:
             self.update(marker, node)
 
     def update(self, marker: str, node: Any) -> None:
-        if marker == "step" and node.args[2] in self.updates:
-            update = self.updates[node.args[2]]
-            self.body.append(f"{self.constant(f'update_{node.args[2]}', update)}()")
+        own = self.own_update(marker, node)
+        if own is not None:
+            self.body.append(f"{self.constant(f'update_{node.args[2]}', own)}()")
             return
         call = self.constant(f"run_{marker}", getattr(effects, f"run_{marker}"))
         arguments = []
@@ -180,6 +206,17 @@ class _Emitter:
                 arguments.append(self.argument(value))
         target = f"{self.name(node)} = " if node.users else ""
         self.body.append(f"{target}{call}({', '.join(arguments)})")
+
+    def own_update(self, marker: str, node: Any) -> Callable[[], None] | None:
+        """Return what updates in the place of an optimizer's own whole `step()`."""
+        if marker == "step":
+            return self.updates.get(node.args[2])
+        if marker != "step_part":
+            return None
+        _, _, number, places, last = node.args
+        if number in self.updates:
+            return self.updates[number].part(places, last=last)
+        return PartOfStep(self.subjects[number].value, places, last=last)
 
     def slot(self, node: Any) -> str:
         """Return the name of the input behind `node`, through detach."""

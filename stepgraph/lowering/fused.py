@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from stepgraph.lowering.closeness import is_close
+from stepgraph.runtime import PartOfStep
 from stepgraph.runtime.effects import run_step
 
 Group = dict[str, Any]
@@ -77,25 +79,28 @@ class FusedUpdate:
         refusal: Why the latest update was not fused, or None.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, part: PartOfStep | None = None) -> None:
         self.refusal: str | None = None
-        self._optimizer = optimizer
+        self._optimizer, self._part = optimizer, part
+        self._own: Callable[[], None] = part or partial(run_step, optimizer)
+        self._counts = part is None or part.last
         self._launch = _LAUNCHES[type(optimizer)]
         self._own_step = vars(optimizer).get("step")
         self._tried = self._failed = False
+        self.parts: list[FusedUpdate] = []
         self._known: list[State] = []
         self._order: list[list[State]] = []
 
     def __call__(self) -> None:
         """Update the parameters."""
         if self._failed:
-            run_step(self._optimizer)
+            self._own()
             return
         try:
             launches = self._launches()
         except _DoesNotFit as reason:
             self.refusal = str(reason)
-            run_step(self._optimizer)
+            self._own()
             return
         self.refusal = None
         if not self._tried:
@@ -103,8 +108,14 @@ class FusedUpdate:
             return
         for launch in launches:
             launch.run()
-        if self._own_step is not None:
+        if self._own_step is not None and self._counts:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
+        """Return a fused update of the parameters at `places`; see the marker `step_part`."""
+        made = FusedUpdate(self._optimizer, PartOfStep(self._optimizer, places, last=last))
+        self.parts.append(made)
+        return made
 
     def _try(self, launches: Sequence[Launch]) -> None:
         copies = [launch.copied() for launch in launches]
@@ -113,7 +124,7 @@ class FusedUpdate:
                 copy.run()
         except Exception as error:
             self._failed, self.refusal = True, f"the fused kernel fails: {error}"
-        run_step(self._optimizer)
+        self._own()
         pairs = zip(launches, copies, strict=True)
         if not self._failed and not all(
             is_close(mine, own)
@@ -129,10 +140,12 @@ class FusedUpdate:
             raise _DoesNotFit("code of the user's runs with step()")
         self._look_up_states()
         launches = []
-        for group, states in zip(optimizer.param_groups, self._order, strict=True):
+        for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
             if reason := misfit_of_group(group):
                 raise _DoesNotFit(reason)
             params = group["params"]
+            if self._part is not None:
+                params, states = self._part.of(i, params), self._part.of(i, states)
             grads = [p.grad for p in params]
             if any(map(operator.is_, grads, repeat(None))):
                 kept = [i for i, grad in enumerate(grads) if grad is not None]

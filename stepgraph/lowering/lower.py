@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph import torch_private
 from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
 from stepgraph.lowering.fused import FusedUpdate, fused_update
 from stepgraph.lowering.region import Region, Unsupported
 from stepgraph.lowering.select import Run, select
+from stepgraph.torch_private import graph_module
 
 Compile = Callable[[GraphModule, str], Region]
 """Makes a region from its graph and its name, or raises `Unsupported`."""
@@ -37,7 +37,7 @@ class Lowered:
     updates: Mapping[int, FusedUpdate | str] = field(default_factory=dict)
 
     @property
-    def fused(self) -> dict[int, Callable[[], None]]:
+    def fused(self) -> dict[int, FusedUpdate]:
         """The fused updates, by number."""
         return {n: u for n, u in self.updates.items() if isinstance(u, FusedUpdate)}
 
@@ -62,7 +62,7 @@ def lower(
     lowerer = _Lowerer(flat, compile_region)
     for item in select(flat.graph):
         lowerer.add(item)
-    module = torch_private.graph_module(flat, lowerer.graph)
+    module = graph_module(flat, lowerer.graph)
     module.meta.update(flat.meta)
     updates = {number: fused_update(owner) for number, owner in (optimizers or {}).items()}
     return Lowered(module, tuple(lowerer.regions), tuple(lowerer.refused), updates)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph import torch_private
 from stepgraph.ir import Kind, marker_kind
 from stepgraph.ir.effects import is_glue
 from stepgraph.lowering.region import Region
+from stepgraph.torch_private import graph_module
 
 _FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
 """Kinds of effects of which a run is one section."""
@@ -65,7 +65,7 @@ def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
         if index is not None:
             graph.call_function(mark, (index,))
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    return torch_private.graph_module(flat, graph)
+    return graph_module(flat, graph)
 
 
 def _keys(graph: Graph) -> dict[Node, object]:

@@ -3,13 +3,16 @@
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import DropUnusedNorm
 from stepgraph.passes.dead_gradients import DropDeadGradients, cleared_first, dropped_gradients
+from stepgraph.passes.early_update import EARLY, EarlyUpdate
 from stepgraph.passes.pipeline import PassRecord, Pipeline
 from stepgraph.passes.short_window import UpdateFromShortWindow
 
 __all__ = [
     "DEFAULT",
+    "EARLY",
     "DropDeadGradients",
     "DropUnusedNorm",
+    "EarlyUpdate",
     "Pass",
     "PassRecord",
     "Pipeline",
@@ -18,5 +21,5 @@ __all__ = [
     "dropped_gradients",
 ]
 
-DEFAULT = Pipeline((DropUnusedNorm(),))
+DEFAULT = Pipeline((DropUnusedNorm(), EarlyUpdate()))
 """What every captured step goes through."""

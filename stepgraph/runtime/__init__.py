@@ -1,5 +1,6 @@
 """Runtime: programs and what stands between them and the user's objects."""
 
+from stepgraph.runtime.parts import PartOfStep
 from stepgraph.runtime.program import NeedsEager, Program, autocast_devices
 from stepgraph.runtime.rehearsal import (
     PartialRehearsal,
@@ -13,6 +14,7 @@ from stepgraph.runtime.snapshot import Snapshot
 
 __all__ = [
     "NeedsEager",
+    "PartOfStep",
     "PartialRehearsal",
     "Program",
     "Rehearsal",

@@ -1,0 +1,78 @@
+"""Which operators may raise because of the values they are given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from stepgraph.ir import marker_name
+from stepgraph.ir.effects import is_glue
+from stepgraph.ir.schema import schema_of
+
+_QUIET_MARKERS = (
+    "first_grad",
+    "add_grad_",
+    "set_grad",
+    "zero_grad",
+    "toggle",
+    "hyper",
+    "step_part",
+    "log",
+)
+
+_QUIET = {
+    f"aten::{name}"
+    for name in """
+    _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _log_softmax
+    _log_softmax_backward_data _prelu_kernel _prelu_kernel_backward
+    _scaled_dot_product_efficient_attention _scaled_dot_product_efficient_attention_backward
+    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_backward
+    _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_flash_attention_for_cpu_backward _softmax _softmax_backward_data
+    _to_copy addbmm addmm addmv addr amax amin any avg_pool2d avg_pool2d_backward baddbmm
+    binary_cross_entropy_backward binary_cross_entropy_with_logits bmm cat clone
+    constant_pad_nd convolution convolution_backward copy_ cumsum dot elu_backward
+    embedding_dense_backward empty empty_like empty_strided fill_ full full_like
+    gelu_backward glu glu_backward hardswish_backward hardtanh_backward huber_loss
+    huber_loss_backward index_select_backward leaky_relu_backward linalg_vector_norm
+    log_sigmoid_backward log_sigmoid_forward logsumexp max_pool2d_with_indices
+    max_pool2d_with_indices_backward mean mm mse_loss mse_loss_backward mv native_batch_norm
+    native_batch_norm_backward native_dropout native_dropout_backward native_group_norm
+    native_group_norm_backward native_layer_norm native_layer_norm_backward new_empty
+    new_empty_strided new_full new_ones new_zeros nll_loss2d_backward nll_loss_backward norm
+    ones ones_like reflection_pad2d_backward scalar_tensor select_backward slice_backward
+    smooth_l1_loss smooth_l1_loss_backward softplus_backward stack sum threshold_backward
+    tril triu upsample_bilinear2d_backward upsample_nearest2d_backward var var_mean zero_
+    zeros zeros_like
+    """.split()  # noqa: SIM905  (a table)
+}
+"""Operators besides the pointwise ones that compute whatever the values are."""
+
+
+def may_raise(node: Node) -> bool:
+    """Return whether `node` may raise on some values of its arguments; True where it is not known.
+
+    Wrong shapes and types do not count: they would have raised while the step was traced. Nor does
+    running out of memory.
+    """
+    if node.op != "call_function" or is_glue(node):
+        return False
+    name = marker_name(node)
+    if name is not None:
+        return name not in _QUIET_MARKERS
+    schema = schema_of(node.target)
+    if schema is None:
+        return True
+    if schema.name in _QUIET or schema.name.startswith("aten::_foreach_"):
+        return False
+    return torch.Tag.pointwise not in node.target.tags or not _is_float(node)  # type: ignore[union-attr]
+
+
+def _is_float(node: Node) -> bool:
+    """Return whether all results are floating point or truth values: integers may divide by 0."""
+    tensors = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+    return bool(tensors) and all(
+        v.dtype.is_floating_point or v.dtype is torch.bool for v in tensors
+    )

@@ -1,0 +1,332 @@
+"""Updates move up to where their gradients are final, and the gradients end there."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from torch.fx import Graph, Node
+
+from stepgraph.analysis import launches, may_raise, size_of
+from stepgraph.ir import (
+    OPAQUE,
+    Access,
+    Kind,
+    StepGraph,
+    accesses,
+    flatten,
+    marker_argument,
+    marker_kind,
+    marker_name,
+    partition,
+    slot_name,
+    updates,
+)
+from stepgraph.ir.markers import OPS
+from stepgraph.passes.base import Pass
+
+EARLY = "stepgraph.early"
+"""Marks what an early update has moved up."""
+
+
+@dataclass(frozen=True)
+class EarlyUpdate(Pass):
+    """Update parameters while the backward still runs, and let their gradients go.
+
+    Eagerly all gradients are alive before the first update. Updating a parameter right behind the
+    last use of its old weight lets its gradient end there, so that the peak is that of the
+    activations alone. Parameters are updated in buckets: a call for each would cost more than it
+    gives.
+
+    Before::                                After::
+
+        g2 = backward(...)                      g2 = backward(...)
+        w2.grad = g2                            w2.grad = g2
+        g1 = backward(...)                      step(w2, w2.grad)
+        w1.grad = g1                            w2.grad = None
+        step(w1, w1.grad, w2, w2.grad)          g1 = backward(...)
+        w1.grad = None                          w1.grad = g1
+        w2.grad = None                          step(w1, w1.grad)
+                                                w1.grad = None
+
+    Legal for a parameter where nothing between the two places reads or writes its weight, its
+    gradient, its state or the hyper-parameters, and nothing in between may raise. It is done only
+    where this step made the gradient and clears it after the update.
+
+    Preserves: every result, bit for bit. What an interrupt, or running out of memory, leaves
+    behind in the middle of a backward is a step that is done in part.
+    Cost: O(nodes + edges + parameters log nodes).
+
+    Attributes:
+        bucket_bytes: Bytes of gradients that are worth a call of their own.
+    """
+
+    bucket_bytes: int = 4 * 2**20
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        """Return the step with updates in buckets, each where its gradients are final."""
+        found = list(self._plans(step.flat().graph))
+        if sum(plan.bytes for plan in found) < self.bucket_bytes:
+            return step
+        step.say(_sentence(found))
+        if not any(plan.buckets for plan in found):
+            return step
+        flat = flatten(step)
+        for plan in self._plans(flat.graph):
+            _carry_out(plan)
+        return partition(flat)
+
+    def _plans(self, graph: Graph) -> Iterator[_Plan]:
+        timeline = _Timeline(graph)
+        for node in graph.nodes:
+            if marker_name(node) == "step":
+                yield self._plan(node, timeline)
+
+    def _plan(self, node: Node, timeline: _Timeline) -> _Plan:
+        """Decide for every parameter of an update."""
+        plan = _Plan(node)
+        if not node.meta.get("stepgraph.divisible", False):
+            plan.waits["wait for: a step() that is not divided"] = len(
+                marker_argument(node, "params")
+            )
+            return plan
+        moves = []
+        for place, (slot, access) in enumerate(updates(node).items()):
+            move = timeline.move(node, place, slot, access)
+            if isinstance(move, str):
+                plan.waits[move] += 1
+            elif move is not None:
+                moves.append(move)
+        moves.sort(key=lambda move: timeline.order[move.behind])
+        bucket: list[_Move] = []
+        for move in moves:
+            bucket.append(move)
+            if sum(size_of(m.grad.meta.get("val")) for m in bucket) >= self.bucket_bytes:
+                plan.buckets.append(bucket)
+                bucket = []
+        if bucket:
+            plan.waits["wait for: a full bucket"] += len(bucket)
+        return plan
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A parameter's update that may move up.
+
+    Attributes:
+        place: Its place among the parameters of the optimizer.
+        grad: Its gradient.
+        behind: The node it may move up to.
+        stores: What makes the gradient of a value and stores it; moves along.
+        clearing: What clears the gradient afterwards.
+    """
+
+    place: int
+    grad: Node
+    behind: Node
+    stores: tuple[Node, ...]
+    clearing: Node
+
+
+@dataclass
+class _Plan:
+    """What is to be done with an update.
+
+    Attributes:
+        node: The update.
+        buckets: What moves up, in the order of the places it moves to.
+        waits: Why parameters stay, with counts.
+    """
+
+    node: Node
+    buckets: list[list[_Move]] = field(default_factory=list)
+    waits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def moved(self) -> int:
+        return sum(map(len, self.buckets))
+
+    @property
+    def bytes(self) -> int:
+        return sum(size_of(g.meta.get("val")) for g in marker_argument(self.node, "grads"))
+
+
+class _Timeline:
+    """When everything happens in a flat graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes = list(graph.nodes)
+        self.order = {node: i for i, node in enumerate(self.nodes)}
+        self.access = accesses(graph, {node: node for node in graph.nodes})
+        self.reads: dict[str, list[int]] = defaultdict(list)
+        self.writes: dict[str, list[int]] = defaultdict(list)
+        self.barriers: list[int] = []
+        self.computing: list[int] = []
+        self.grads: dict[Node, dict[str, Node]] = {}
+        stored: dict[str, Node] = {}
+        for i, node in enumerate(self.nodes):
+            self._note(i, node)
+            if marker_name(node) == "set_grad" and marker_argument(node, "grad") is not None:
+                stored[slot_name(marker_argument(node, "param"))] = marker_argument(node, "grad")
+            elif marker_name(node) == "step":
+                self.grads[node] = dict(stored)
+
+    def move(self, node: Node, place: int, slot: str, access: Access) -> _Move | str | None:
+        """Return where the update of a parameter may move; why it stays; None without gradient."""
+        grad = self.grads[node].get(slot)
+        if f"grad:{slot}" not in self.access[node].reads or grad is None:
+            return None
+        clearing = self._clearing(node, slot)
+        if clearing is None:
+            return "keep their .grad"
+        if grad.op != "call_function":
+            return "wait for: gradients of calls before"
+        stores = self._stores(node, slot, grad)
+        behind = self._latest(node, grad, stores, access)
+        between = slice(bisect_left(self.computing, behind + 1), None)
+        if not any(i < self.order[node] for i in self.computing[between][:1]):
+            return _why(self.nodes[behind])
+        return _Move(place, grad, self.nodes[behind], stores, clearing)
+
+    def _note(self, i: int, node: Node) -> None:
+        access = self.access[node]
+        for resource in access.reads:
+            self.reads[resource].append(i)
+        for resource in access.writes:
+            self.writes[resource].append(i)
+        if may_raise(node) or OPAQUE in access.writes:
+            self.barriers.append(i)
+        elif launches(node):
+            self.computing.append(i)
+
+    def _latest(self, node: Node, grad: Node, stores: tuple[Node, ...], access: Access) -> int:
+        """Return the last place ahead of an update that it, and its stores, must stay behind."""
+        own = {self.order[store] for store in stores}
+        touched = [self.writes[resource] for resource in sorted(access.reads | access.writes)]
+        touched += [self.reads[resource] for resource in sorted(access.writes)]
+        places = [_last_before(self.order[node], own, of) for of in (*touched, self.barriers)]
+        sources = grad.all_input_nodes if stores else [grad]
+        return max(*(self.order[source] for source in sources), *places)
+
+    def _stores(self, node: Node, slot: str, grad: Node) -> tuple[Node, ...]:
+        """Return what stores the gradient, if nothing touches it between there and the update."""
+        before = max(
+            _last_before(self.order[node], (), of)
+            for of in (self.reads[f"grad:{slot}"], self.writes[f"grad:{slot}"])
+        )
+        store = self.nodes[before]
+        is_new = marker_name(grad) == "first_grad" and marker_name(store) == "set_grad"
+        if not is_new or marker_argument(store, "grad") is not grad:
+            return ()
+        others = set(grad.users) - {store, node}
+        return () if any(user.op != "output" for user in others) else (grad, store)
+
+    def _clearing(self, node: Node, slot: str) -> Node | None:
+        """Return what clears the gradient of a slot, the first thing to touch it after `node`."""
+        resource, here = f"grad:{slot}", self.order[node]
+        after = [
+            _first_after(here, self.reads[resource]),
+            _first_after(here, self.writes[resource]),
+        ]
+        first: Node | None = self.nodes[min(after)] if min(after) < len(self.nodes) else None
+        if first is None or marker_kind(first) is not Kind.ZERO_GRAD:
+            return None
+        return first
+
+
+def _last_before(here: int, besides: Collection[int], places: list[int]) -> int:
+    i = bisect_left(places, here) - 1
+    while i >= 0 and places[i] in besides:
+        i -= 1
+    return places[i] if i >= 0 else -1
+
+
+def _first_after(here: int, places: list[int]) -> int:
+    i = bisect_left(places, here + 1)
+    return places[i] if i < len(places) else 2**62
+
+
+def _why(blocker: Node) -> str:
+    """Return what an update waits for, in words."""
+    kind = marker_kind(blocker) or blocker.meta.get("stepgraph.kind")
+    if kind in (Kind.GRAD_NORM, Kind.CLIP):
+        return "wait for: gradient norm"
+    if kind is Kind.UNSCALE:
+        return "wait for: loss scale"
+    if marker_name(blocker) is None and may_raise(blocker):
+        return f"wait for: {blocker.target}, which may raise"
+    return "wait for: the end of the backward"
+
+
+def _sentence(plans: list[_Plan]) -> str:
+    """Return what is done, and why not more."""
+    waits: Counter[str] = sum((plan.waits for plan in plans), Counter())
+    moved = sum(plan.moved for plan in plans)
+    total = moved + sum(waits.values())
+    reasons = [f"{n} {why}" for why, n in waits.most_common()]
+    return f"early update {moved} of {total}" + (f" ({'; '.join(reasons)})" if reasons else "")
+
+
+def _carry_out(plan: _Plan) -> None:
+    """Divide an update, and clear gradients where they have been used."""
+    if not plan.buckets:
+        return
+    node = plan.node
+    params, grads, subject = (marker_argument(node, n) for n in ("params", "grads", "subject"))
+    left = dict(enumerate(params))
+    for bucket in plan.buckets:
+        places = [move.place for move in bucket]
+        own = [move.grad for move in bucket]
+        behind = bucket[-1].behind
+        for store in (store for move in bucket for store in move.stores):
+            behind.append(store)
+            behind = store
+        part = _insert_part(node, behind, [left.pop(i) for i in places], own, places)
+        _clear_behind(part, bucket, params)
+    moved = {move.grad for bucket in plan.buckets for move in bucket}
+    kept = [grad for grad in grads if grad not in moved]
+    with node.graph.inserting_before(node):
+        arguments = (list(left.values()), kept, subject, list(left), True)
+        last = node.graph.call_function(OPS.step_part.default, arguments)
+    last.meta = {**node.meta, "stepgraph.part_of": node.name}
+    node.graph.erase_node(node)
+
+
+def _insert_part(
+    node: Node, behind: Node, params: list[Node], grads: list[Node], places: list[int]
+) -> Node:
+    subject = marker_argument(node, "subject")
+    with node.graph.inserting_after(behind):
+        arguments = (params, grads, subject, places, False)
+        part = node.graph.call_function(OPS.step_part.default, arguments)
+    part.meta = {**node.meta, "stepgraph.part_of": node.name, EARLY: True}
+    return part
+
+
+def _clear_behind(part: Node, bucket: list[_Move], params: list[Node]) -> None:
+    """Move the clearing of the gradients of a bucket up behind their use."""
+    clearings: dict[Node, list[Node]] = {}
+    for move in bucket:
+        clearings.setdefault(move.clearing, []).append(params[move.place])
+    for clearing, cleared in clearings.items():
+        if marker_name(clearing) == "zero_grad":
+            part.append(_divided(clearing, cleared))
+        else:
+            part.append(clearing)
+        part.next.meta[EARLY] = True
+
+
+def _divided(clearing: Node, cleared: list[Node]) -> Node:
+    """Take parameters out of a `zero_grad`; return one for them alone."""
+    everything, subject = (marker_argument(clearing, name) for name in ("params", "subject"))
+    slots = set(map(slot_name, cleared))
+    left = [param for param in everything if slot_name(param) not in slots]
+    with clearing.graph.inserting_before(clearing):
+        own = clearing.graph.call_function(OPS.zero_grad.default, (cleared, subject))
+    own.meta = dict(clearing.meta)
+    clearing.args = (left, subject)
+    if not left:
+        clearing.graph.erase_node(clearing)
+    return own
