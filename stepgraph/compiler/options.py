@@ -10,7 +10,7 @@ from torch.amp import GradScaler
 
 from stepgraph.capture import Terms
 from stepgraph.errors import ConfigurationError
-from stepgraph.passes import DEFAULT, DropDeadGradients, Pipeline
+from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, Pipeline
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Options:
 
     def pipeline(self) -> Pipeline:
         """Return the passes to run."""
-        default = DEFAULT if self.keep_grads else DEFAULT.then(DropDeadGradients())
+        default = DEFAULT if self.keep_grads else WITHOUT_GRADIENTS
         if self.passes is None:
             return default
         if isinstance(self.passes, Pipeline):

@@ -129,6 +129,7 @@ def transparent(flat: GraphModule) -> GraphModule:
     for node in flat.graph.nodes:
         if marker_name(node) in ("step", "step_part", "scaled_step"):
             node.meta["stepgraph.opaque"] = False
+            node.meta["stepgraph.divisible"] = True
     return flat
 
 

@@ -178,13 +178,15 @@ def _of_step(node: Node, label: str) -> Access:
     return Access(reads, frozenset(state))
 
 
-def updates(node: Node) -> dict[str, Access]:
-    """Return what an update does to each of its parameters, by slot; empty for an opaque one.
+def updates(node: Node) -> dict[str, Access] | None:
+    """Return what an update does to each of its parameters, by slot.
+
+    None for an opaque one, and for what is no update.
 
     So an update is the same whether it is done at once or in parts.
     """
     if marker_name(node) not in ("step", "step_part") or node.meta.get("stepgraph.opaque", True):
-        return {}
+        return None
     label = node.meta.get("stepgraph.label", f"subject {_subject(node)}")
     hyper = frozenset(_hyper(node, label))
     found = {}

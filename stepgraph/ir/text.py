@@ -19,7 +19,7 @@ from stepgraph.ir.signature import Role
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
 
-_FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
+_FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE, Kind.ZERO_GRAD)
 """Kinds of which a run is one line."""
 
 
@@ -70,12 +70,17 @@ def lines(step: StepGraph) -> list[Line]:
 
 
 def _folded(step: StepGraph, typed: list[Node]) -> Iterator[tuple[Kind, list[Node]]]:
-    for (kind, is_effect), run in groupby(typed, lambda n: (step.kind(n), n.op != "call_module")):
+    for (kind, folds), run in groupby(typed, lambda n: (step.kind(n), _folds(n))):
         assert kind is not None
-        if kind in _FOLDED and is_effect:
+        if kind in _FOLDED and folds:
             yield kind, list(run)
         else:
             yield from ((kind, [node]) for node in run)
+
+
+def _folds(node: Node) -> bool:
+    """Return whether a node shares a line: an effect on one slot."""
+    return node.op != "call_module" and marker_name(node) != "zero_grad"
 
 
 def _inputs(step: StepGraph) -> Iterator[str]:
@@ -102,7 +107,8 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
     if name == "zero_grad":
         return f"{label}: {_count(argument(node, 'params'), 'grad')} = None"
     if name == "set_grad":
-        return f"{slot_name(argument(node, 'param'))}.grad = None"
+        cleared = (f"{slot_name(argument(n, 'param'))}.grad" for n in run)
+        return _enumerate(cleared, limit=4) + " = None"
     if name in ("step", "step_part", "scaled_step"):
         return _update(step, node, label)
     if kind is Kind.TOGGLE:

@@ -200,12 +200,15 @@ def _deeds(accessed: Mapping[Node, Access]) -> Iterator[_Deed]:
                     f"clear {resource}", "clear", node, Access(writes=frozenset([resource]))
                 )
             continue
+        if parts is None:
+            yield _Deed(node.name, str(node.target), node, access)
+            continue
         name = node.meta.get("stepgraph.part_of", node.name)
         for slot, part in parts.items():
             yield _Deed(f"{name}[{slot}]", "update", node, part)
             access = Access(access.reads - part.reads, access.writes - part.writes)
-        if not parts or access.reads or access.writes:
-            yield _Deed(name, "update" if parts else str(node.target), node, access)
+        if access.writes:  # memory of several names
+            yield _Deed(name, "update", node, access)
 
 
 def _after(writer: str) -> str:

@@ -5,12 +5,15 @@ from stepgraph.passes.dead_code import DropUnusedNorm
 from stepgraph.passes.dead_gradients import DropDeadGradients, cleared_first, dropped_gradients
 from stepgraph.passes.early_update import EARLY, EarlyUpdate
 from stepgraph.passes.pipeline import PassRecord, Pipeline
+from stepgraph.passes.read_gradients import DropReadGradients
 from stepgraph.passes.short_window import UpdateFromShortWindow
 
 __all__ = [
     "DEFAULT",
     "EARLY",
+    "WITHOUT_GRADIENTS",
     "DropDeadGradients",
+    "DropReadGradients",
     "DropUnusedNorm",
     "EarlyUpdate",
     "Pass",
@@ -23,3 +26,8 @@ __all__ = [
 
 DEFAULT = Pipeline((DropUnusedNorm(), EarlyUpdate()))
 """What every captured step goes through."""
+
+WITHOUT_GRADIENTS = Pipeline(
+    (DropUnusedNorm(), DropDeadGradients(), DropReadGradients(), EarlyUpdate())
+)
+"""The same with `keep_grads=False`."""

@@ -24,7 +24,8 @@ from stepgraph.ir.markers import OPS
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import erase, is_effect
 
-_DROPPED = "stepgraph.dropped"
+DROPPED = "stepgraph.dropped"
+"""Marks where a gradient becomes None although eager keeps it."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class DropDeadGradients(Pass):
         dead = _dead_stores(graph)
         if not dead:
             return step
-        params = {_slot(n).name: n for n in graph.nodes if n.op == "placeholder" and _is_param(n)}
-        _keep_from_output(graph, {slot for _, slot in dead})
+        params = parameters(graph)
+        keep_from_output(graph, {slot for _, slot in dead})
         for store, slot in dead:
             _store_none(graph, store, params[slot])
         erase(graph, lambda node: _is_product(node) or marker_name(node) == "first_grad")
@@ -94,8 +95,15 @@ def cleared_first(graph: Graph) -> frozenset[str]:
 
 def dropped_gradients(graph: Graph) -> frozenset[str]:
     """Return the slots whose gradients the pass has made None."""
-    nodes = (node for node in graph.nodes if node.meta.get(_DROPPED))
+    nodes = (node for node in graph.nodes if node.meta.get(DROPPED))
     return frozenset(slot_name(marker_argument(node, "param")) for node in nodes)
+
+
+def parameters(graph: Graph) -> dict[str, Node]:
+    """Return the placeholders of the parameters of a flat graph, by slot."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    slots: dict[Node, Slot] = {node: node.meta["stepgraph.slot"] for node in inputs}
+    return {slot.name: node for node, slot in slots.items() if slot.role is Role.PARAM}
 
 
 def _cleared_first(graph: Graph, access: dict[Node, Access]) -> frozenset[str]:
@@ -128,11 +136,11 @@ def _store_none(graph: Graph, store: Node, param: Node) -> None:
     """Clear the slot where something would have been stored."""
     with graph.inserting_before(store):
         cleared = graph.call_function(OPS.set_grad.default, (param, None))
-    cleared.meta = {**store.meta, "val": None, _DROPPED: True}
+    cleared.meta = {**store.meta, "val": None, DROPPED: True}
     graph.erase_node(store)
 
 
-def _keep_from_output(graph: Graph, slots: set[str]) -> None:
+def keep_from_output(graph: Graph, slots: set[str]) -> None:
     """Let the Python behind the graph, which stores gradients once more, store None."""
     stored: set[object] = {
         marker_argument(node, "grad")
@@ -148,15 +156,6 @@ def _keep_from_output(graph: Graph, slots: set[str]) -> None:
 def _is_product(node: Node) -> bool:
     """Return whether `node` only computes something for a backward."""
     return node.meta.get("stepgraph.kind") is Kind.BACKWARD and not is_effect(node)
-
-
-def _is_param(placeholder: Node) -> bool:
-    return _slot(placeholder).role is Role.PARAM
-
-
-def _slot(placeholder: Node) -> Slot:
-    slot: Slot = placeholder.meta["stepgraph.slot"]
-    return slot
 
 
 def _name(resource: str) -> str:

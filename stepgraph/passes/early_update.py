@@ -24,6 +24,7 @@ from stepgraph.ir import (
     slot_name,
     updates,
 )
+from stepgraph.ir.effects import is_glue
 from stepgraph.ir.markers import OPS
 from stepgraph.passes.base import Pass
 
@@ -93,7 +94,7 @@ class EarlyUpdate(Pass):
             )
             return plan
         moves = []
-        for place, (slot, access) in enumerate(updates(node).items()):
+        for place, (slot, access) in enumerate((updates(node) or {}).items()):
             move = timeline.move(node, place, slot, access)
             if isinstance(move, str):
                 plan.waits[move] += 1
@@ -208,7 +209,13 @@ class _Timeline:
         touched += [self.reads[resource] for resource in sorted(access.writes)]
         places = [_last_before(self.order[node], own, of) for of in (*touched, self.barriers)]
         sources = grad.all_input_nodes if stores else [grad]
-        return max(*(self.order[source] for source in sources), *places)
+        return max(*map(self._made, sources), *places)
+
+    def _made(self, node: Node) -> int:
+        """Return where the value behind `node` is computed; views of it can be anywhere later."""
+        if node.op == "call_function" and is_glue(node):
+            return max(map(self._made, node.all_input_nodes), default=self.order[node])
+        return self.order[node]
 
     def _stores(self, node: Node, slot: str, grad: Node) -> tuple[Node, ...]:
         """Return what stores the gradient, if nothing touches it between there and the update."""
@@ -255,8 +262,10 @@ def _why(blocker: Node) -> str:
         return "wait for: gradient norm"
     if kind is Kind.UNSCALE:
         return "wait for: loss scale"
-    if marker_name(blocker) is None and may_raise(blocker):
-        return f"wait for: {blocker.target}, which may raise"
+    if kind is Kind.LR_STEP:
+        return "wait for: learning rate"
+    if may_raise(blocker):
+        return f"wait for: {marker_name(blocker) or blocker.target}, which may raise"
     return "wait for: the end of the backward"
 
 
@@ -279,19 +288,28 @@ def _carry_out(plan: _Plan) -> None:
     for bucket in plan.buckets:
         places = [move.place for move in bucket]
         own = [move.grad for move in bucket]
-        behind = bucket[-1].behind
-        for store in (store for move in bucket for store in move.stores):
-            behind.append(store)
-            behind = store
+        moved = [store for move in bucket for store in move.stores]
+        behind = _bring_behind(bucket[-1].behind, [*moved, *(params[i] for i in places)])
         part = _insert_part(node, behind, [left.pop(i) for i in places], own, places)
         _clear_behind(part, bucket, params)
-    moved = {move.grad for bucket in plan.buckets for move in bucket}
-    kept = [grad for grad in grads if grad not in moved]
+    used = {move.grad for bucket in plan.buckets for move in bucket}
+    kept = [grad for grad in grads if grad not in used]
     with node.graph.inserting_before(node):
         arguments = (list(left.values()), kept, subject, list(left), True)
         last = node.graph.call_function(OPS.step_part.default, arguments)
     last.meta = {**node.meta, "stepgraph.part_of": node.name}
     node.graph.erase_node(node)
+
+
+def _bring_behind(behind: Node, nodes: list[Node]) -> Node:
+    """Bring nodes up behind another, in order, with the views they need; return the last of all."""
+    for node in nodes:
+        if behind < node:
+            for source in node.all_input_nodes:
+                behind = _bring_behind(behind, [source])
+            behind.append(node)
+            behind = node
+    return behind
 
 
 def _insert_part(

@@ -14,7 +14,18 @@ from stepgraph.ir import build as b
 COMPUTE = ["compute", "compute", "view", "dropout", "batch_norm", "statistics"]
 WRITE = ["write", "write_piece", "write_slot", "foreach", "split"]
 GRADIENTS = ["store", "store", "add", "add", "alias", "clear", "drop"]
-EFFECTS = ["step", "step", "step", "set_lr", "lr_step", "lr", "log", "toggle", "ema"]
+EFFECTS = [
+    "step",
+    "step",
+    "step_all",
+    "step_all",
+    "set_lr",
+    "lr_step",
+    "lr",
+    "log",
+    "toggle",
+    "ema",
+]
 STATEMENTS = [*COMPUTE, *WRITE, *GRADIENTS, *EFFECTS]
 KINDS = [Kind.FORWARD, Kind.BACKWARD, Kind.CLIP]
 
@@ -125,6 +136,9 @@ class _Function:
         subject = 0 if left is self.pool[0] else 2
         grads = [self.grads[which]] if which in self.grads else []
         b.step([self.params[which]], grads, subject)
+
+    def step_all(self, left, right, which):
+        b.step(self.params, [self.grads[i] for i in sorted(self.grads)], which * 2)
 
     def set_lr(self, left, right, which):
         b.set_lr(left.mean(), subject=which * 2)

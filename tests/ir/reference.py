@@ -38,7 +38,7 @@ class World:
             *self.tensors.values(),
             *(value for pair in grads for value in pair),
             *(value for pair in sorted(self.lr.items()) for value in pair),
-            *self.momentum.values(),
+            *(value for _, value in sorted(self.momentum.items())),
             *self.seen,
             *sorted(self.flags.items()),
             *self.outputs,
@@ -80,6 +80,9 @@ class Runner(Interpreter):
                 old = self.world.momentum.get((subject, name), torch.zeros_like(grad))
                 new = self.world.momentum[subject, name] = 0.5 * old + grad
                 param.sub_(self.world.lr.get(subject, 0.1) * new)
+
+    def step_part(self, params, grads, subject, places, last):
+        self.step(params, grads, subject)
 
     def lr_step(self, metric, subject):
         factor = 0.5 if metric is None else float(metric.sum()) + 1.25

@@ -1,0 +1,99 @@
+"""Gradients that have been read for the last time end there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import Graph, Node
+
+from stepgraph.analysis import size_of
+from stepgraph.ir import (
+    Kind,
+    StepGraph,
+    accesses,
+    flatten,
+    marker_argument,
+    marker_kind,
+    marker_name,
+    partition,
+    slot_name,
+)
+from stepgraph.ir.markers import OPS
+from stepgraph.passes.base import Pass
+from stepgraph.passes.dead_gradients import DROPPED, cleared_first, keep_from_output, parameters
+
+
+@dataclass(frozen=True)
+class DropReadGradients(Pass):
+    """Clear a gradient behind the last node that reads it.
+
+    Eagerly, `.grad` keeps its memory until the next call clears it. Freed here, it makes room for
+    what comes later, and an update may take it along when it moves up.
+
+    Legal where this step clears the slot before it does anything else with it. What is read
+    *between* calls is the caller's promise, `keep_grads=False`; that the next call clears first,
+    too, is checked when it comes.
+
+    Before::                                After::
+
+        w.grad = None                           w.grad = None
+        w.grad = backward(loss)                 w.grad = backward(loss)
+        step(w, w.grad)                         step(w, w.grad)
+                                                w.grad = None
+
+    Preserves: every result, weight and state, bit for bit; not `.grad` between calls.
+    Cost: O(nodes + edges).
+    """
+
+    keeps_effects: ClassVar[bool] = False
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        """Return the step that leaves no gradient behind that it has used."""
+        if not _last_readers(step.flat().graph):
+            return step
+        flat = flatten(step)
+        found = _last_readers(flat.graph)
+        params = parameters(flat.graph)
+        n_bytes = sum(size_of(params[slot].meta.get("val")) for slot in found)
+        keep_from_output(flat.graph, set(found))
+        for slot, reader in found.items():
+            _clear_behind(reader, params[slot])
+        cleared = partition(flat)
+        cleared.say(f"{len(found)} gradients of {n_bytes:,} bytes end where they are read last")
+        return cleared
+
+
+def _last_readers(graph: Graph) -> dict[str, Node]:
+    """Return the last node to touch each gradient that the step stores and leaves behind."""
+    access = accesses(graph, {node: node for node in graph.nodes})
+    stored: set[str] = set()
+    last: dict[str, Node] = {}
+    for node in graph.nodes:
+        if node.op in ("placeholder", "output"):
+            continue
+        if marker_name(node) == "set_grad" and marker_argument(node, "grad") is not None:
+            stored.add(slot_name(marker_argument(node, "param")))
+        touched = access[node].reads | access[node].writes
+        for resource in sorted(touched):
+            if resource.startswith("grad:"):
+                last[resource.removeprefix("grad:")] = node
+    wanted = cleared_first(graph) & stored
+    return {
+        slot: node
+        for slot, node in last.items()
+        if slot in wanted and marker_name(node) != "set_grad" and _reads(node)
+    }
+
+
+def _reads(node: Node) -> bool:
+    return marker_kind(node) is not Kind.ZERO_GRAD
+
+
+def _clear_behind(reader: Node, param: Node) -> None:
+    with reader.graph.inserting_after(reader):
+        cleared = reader.graph.call_function(OPS.set_grad.default, (param, None))
+    at = reader.meta.get("stepgraph.at")
+    cleared.meta = {"val": None, "stepgraph.kind": Kind.ZERO_GRAD, DROPPED: True}
+    if at is not None:
+        cleared.meta["stepgraph.at"] = at
