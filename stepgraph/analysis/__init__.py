@@ -1,7 +1,14 @@
 """Analyses: they read a step graph and never write it."""
 
 from stepgraph.analysis.flops import flops, flops_of
-from stepgraph.analysis.memory import Peak, lifetimes, live_bytes, peak
+from stepgraph.analysis.memory import (
+    Peak,
+    allocates,
+    lifetimes,
+    live_bytes,
+    memories_of,
+    peak,
+)
 from stepgraph.analysis.ownership import keeps_value, stealable
 from stepgraph.analysis.raising import may_raise
 from stepgraph.analysis.traffic import bytes_of, size_of, sizes_of
@@ -10,6 +17,7 @@ from stepgraph.analysis.work import Work, launches, work
 __all__ = [
     "Peak",
     "Work",
+    "allocates",
     "bytes_of",
     "flops",
     "flops_of",
@@ -18,6 +26,7 @@ __all__ = [
     "lifetimes",
     "live_bytes",
     "may_raise",
+    "memories_of",
     "peak",
     "size_of",
     "sizes_of",

@@ -1,6 +1,6 @@
 """The step graph: what a captured training step is, and what its nodes read and write."""
 
-from stepgraph.ir.dependencies import dependency_graph
+from stepgraph.ir.dependencies import dependency_graph, flat_dependencies
 from stepgraph.ir.effects import (
     all_storages,
     draws_random,
@@ -31,6 +31,7 @@ __all__ = [
     "all_storages",
     "dependency_graph",
     "draws_random",
+    "flat_dependencies",
     "flatten",
     "lines",
     "marker_argument",

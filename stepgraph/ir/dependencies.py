@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import networkx as nx
-from torch.fx import Node
+from torch.fx import Graph, Node
+
+from stepgraph.ir.effects import is_glue
+from stepgraph.ir.resources import OPAQUE, Access
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
@@ -33,6 +37,22 @@ def dependency_graph(step: StepGraph) -> nx.DiGraph[Node]:
         builder.add(node, reads=sorted(step.reads(node)), writes=sorted(step.writes(node)))
     builder.finish(step.nodes[-1])
     return nx.freeze(builder.graph)
+
+
+def flat_dependencies(graph: Graph, access: Mapping[Node, Access]) -> nx.DiGraph[Node]:
+    """Build the dependency graph of a flat graph, operator by operator; see `dependency_graph`.
+
+    Args:
+        graph: A flat graph, in its present order.
+        access: What each of its nodes reads and writes, from `accesses`.
+    """
+    builder = _Builder()
+    for node in graph.nodes:
+        is_free = node.op in ("placeholder", "get_attr") or is_glue(node)
+        reads = access[node].reads if is_free else access[node].reads | {OPAQUE}
+        builder.add(node, reads=sorted(reads), writes=sorted(access[node].writes))
+    builder.finish(next(reversed(graph.nodes)))
+    return builder.graph
 
 
 class _Builder:

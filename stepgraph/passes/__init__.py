@@ -4,6 +4,7 @@ from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import DropUnusedNorm
 from stepgraph.passes.dead_gradients import DropDeadGradients, cleared_first, dropped_gradients
 from stepgraph.passes.early_update import EARLY, EarlyUpdate
+from stepgraph.passes.memory_order import OrderForMemory
 from stepgraph.passes.pipeline import PassRecord, Pipeline
 from stepgraph.passes.read_gradients import DropReadGradients
 from stepgraph.passes.short_window import UpdateFromShortWindow
@@ -16,6 +17,7 @@ __all__ = [
     "DropReadGradients",
     "DropUnusedNorm",
     "EarlyUpdate",
+    "OrderForMemory",
     "Pass",
     "PassRecord",
     "Pipeline",
@@ -24,10 +26,10 @@ __all__ = [
     "dropped_gradients",
 ]
 
-DEFAULT = Pipeline((DropUnusedNorm(), EarlyUpdate()))
+DEFAULT = Pipeline((DropUnusedNorm(), EarlyUpdate(), OrderForMemory()))
 """What every captured step goes through."""
 
 WITHOUT_GRADIENTS = Pipeline(
-    (DropUnusedNorm(), DropDeadGradients(), DropReadGradients(), EarlyUpdate())
+    (DropUnusedNorm(), DropDeadGradients(), DropReadGradients(), EarlyUpdate(), OrderForMemory())
 )
 """The same with `keep_grads=False`."""
