@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,8 +40,9 @@ class OrderForMemory(Pass):
         ga = backward(a)                gb = backward(b)
 
     Legal in any order that the dependencies allow, in which effects, writes to slots, random
-    draws, and operators that may raise keep theirs. Two orders are tried; the program's own stays
-    unless one of them lowers the peak by enough.
+    draws, and operators that may raise keep theirs. What gives back more memory comes first; among
+    equals, what goes on with the latest values. The program's own order stays unless this one
+    lowers the peak by enough.
 
     Preserves: every result, bit for bit.
     Cost: O(E + V log V) in the dependency graph of the operators.
@@ -61,7 +63,7 @@ class OrderForMemory(Pass):
             return step
         flat = flatten(step)
         _free_constants(flat.graph)
-        best = _best(flat.graph)
+        best = _reorder(flat.graph)
         if now.bytes - best < max(self.least_bytes, self.least_share * now.bytes):
             return step
         ordered = partition(flat)
@@ -69,20 +71,17 @@ class OrderForMemory(Pass):
         return ordered
 
 
-def _best(graph: Graph) -> int:
-    """Put a flat graph in the better of two orders; return its peak."""
+def _reorder(graph: Graph) -> int:
+    """Put a flat graph in an order that gives memory back soon; return its peak."""
     access = accesses(graph, {node: node for node in graph.nodes})
     dependencies = flat_dependencies(graph, access)
     pinned = [node for node in graph.nodes if _is_pinned(node, access[node])]
     dependencies.add_edges_from(pairwise(pinned))
-    peaks = {}
-    for urgency in (_releasing, _following):
-        order = _ordered(graph, dependencies, urgency)
-        _apply(graph, order)
-        peaks[urgency] = _peak_bytes(graph), order
-    best, order = min(peaks.values(), key=lambda found: found[0])
-    _apply(graph, order)
-    return best
+    order = _ordered(graph, dependencies)
+    for node, following in pairwise(order):
+        node.append(following)
+    found = peak(graph)
+    return 0 if found is None else found.bytes
 
 
 def _free_constants(graph: Graph) -> None:
@@ -127,59 +126,45 @@ class _Progress:
         for memory in self.used(node):
             self.waiting[memory] -= 1
 
+    def allocated(self, node: Node) -> int:
+        """Return the bytes that a node adds when it runs; a view adds none."""
+        return allocates(node) if node in self.memories[node] else 0
+
     def released(self, node: Node) -> int:
         """Return the bytes that die with a node if it runs next."""
-        return sum(allocates(m) for m in self.used(node) if self.waiting[m] == 1)
+        dying = (m for m in self.used(node) if m.op == "call_function" and self.waiting[m] == 1)
+        return sum(map(allocates, dying))
 
     def recency(self, node: Node) -> int:
         """Return how long ago, as a negative number, the latest of its values was computed."""
-        return -max((self.done.get(n, len(self.done)) for n in node.all_input_nodes), default=0)
+        computed = (memory for memory in self.used(node) if memory.op == "call_function")
+        return -max((self.done.get(m, len(self.done)) for m in computed), default=0)
 
     def used(self, node: Node) -> frozenset[Node]:
         """Return the memories that a node reads or writes."""
         used = (self.memories[source] for source in node.all_input_nodes)
         return frozenset().union(*used)
 
-
-def _releasing(progress: _Progress, node: Node) -> tuple[int, int]:
-    """First what gives back most; among equals, what the latest values are for."""
-    return allocates(node) - progress.released(node), progress.recency(node)
-
-
-def _following(progress: _Progress, node: Node) -> tuple[bool, int]:
-    """First what gives back anything, then what the latest values are for."""
-    return allocates(node) > progress.released(node), progress.recency(node)
+    def urgency(self, node: Node) -> tuple[int, int]:
+        """Return a number for a node: lower for what gives back more, then for what goes on."""
+        return self.allocated(node) - self.released(node), self.recency(node)
 
 
-def _ordered(
-    graph: Graph,
-    dependencies: nx.DiGraph[Node],
-    urgency: Callable[[_Progress, Node], tuple[int, int]],
-) -> list[Node]:
+def _ordered(graph: Graph, dependencies: nx.DiGraph[Node]) -> list[Node]:
     """Return the nodes in an order that the dependencies allow, the most urgent first."""
     place = {node: i for i, node in enumerate(graph.nodes)}
-    memories = memories_of(graph)
-    progress = _Progress({}, dict.fromkeys(graph.nodes, 0), memories)
+    progress = _Progress({}, dict.fromkeys(graph.nodes, 0), memories_of(graph))
     for node in graph.nodes:
         for memory in progress.used(node):
             progress.waiting[memory] += 1
 
-    def key(node: Node) -> tuple[bool, tuple[int, int], int]:
-        is_input = node.op in ("placeholder", "get_attr")
-        return not is_input, (0, 0) if is_input else urgency(progress, node), place[node]
+    def key(node: Node) -> tuple[int, int, int]:
+        if node.op in ("placeholder", "get_attr"):
+            return -sys.maxsize, 0, place[node]
+        return *progress.urgency(node), place[node]
 
     order = []
     for node in nx.lexicographical_topological_sort(dependencies, key):
         progress.run(node)
         order.append(node)
     return order
-
-
-def _apply(graph: Graph, order: Sequence[Node]) -> None:
-    for node, following in pairwise(order):
-        node.append(following)
-
-
-def _peak_bytes(graph: Graph) -> int:
-    found = peak(graph)
-    return 0 if found is None else found.bytes
