@@ -57,22 +57,27 @@ class OrderForMemory(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step in the order with the lowest peak."""
-        graph = step.flat().graph
-        now = peak(graph)
-        if now is None or now.bytes <= self.least_bytes:
+        now = _peak_bytes(step)
+        if now <= self.least_bytes:
             return step
         flat = flatten(step)
         _free_constants(flat.graph)
-        best = _reorder(flat.graph)
-        if now.bytes - best < max(self.least_bytes, self.least_share * now.bytes):
-            return step
+        _reorder(flat.graph)
         ordered = partition(flat)
-        ordered.say(f"peak {now.bytes:,} -> {best:,} bytes in another order")
+        then = _peak_bytes(ordered)
+        if now - then < max(self.least_bytes, self.least_share * now):
+            return step
+        ordered.say(f"peak {now:,} -> {then:,} bytes in another order")
         return ordered
 
 
-def _reorder(graph: Graph) -> int:
-    """Put a flat graph in an order that gives memory back soon; return its peak."""
+def _peak_bytes(step: StepGraph) -> int:
+    found = peak(step.flat().graph)
+    return 0 if found is None else found.bytes
+
+
+def _reorder(graph: Graph) -> None:
+    """Put a flat graph in an order that gives memory back soon."""
     access = accesses(graph, {node: node for node in graph.nodes})
     dependencies = flat_dependencies(graph, access)
     pinned = [node for node in graph.nodes if _is_pinned(node, access[node])]
@@ -80,8 +85,6 @@ def _reorder(graph: Graph) -> int:
     order = _ordered(graph, dependencies)
     for node, following in pairwise(order):
         node.append(following)
-    found = peak(graph)
-    return 0 if found is None else found.bytes
 
 
 def _free_constants(graph: Graph) -> None:
