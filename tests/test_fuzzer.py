@@ -19,7 +19,7 @@ import stepgraph
 import strategies
 from harness import Program, assert_captured, draw, draw_labels, mlp, regression, same_as_eager
 from stepgraph.ir import StepGraph
-from stepgraph.passes import Pass
+from stepgraph.passes import EarlyUpdate, OrderForMemory, Pass, Pipeline
 
 CALLS = 6
 SEEDS = range(10)
@@ -63,12 +63,30 @@ def run(step: strategies.DrawnStep, **options):
         raise AssertionError(f"{difference}\n\nin {step}") from None
 
 
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
 @pytest.mark.timeout(1200)  # a failure is shrunk before it is shown
 @pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")  # a schedule before its step
-@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(suppress_health_check=SLOW, max_examples=12)
 @given(strategies.training_steps())
 def test_a_drawn_step_is_the_same_compiled(step):
     run(step)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+@settings(suppress_health_check=SLOW)
+@given(strategies.training_steps())
+def test_many_drawn_steps_are_the_same_with_every_update_and_operator_moved(step):
+    run(step, passes=movers)
+
+
+def movers(default):
+    """The default passes, with no move too small for them."""
+    others = [p for p in default if not isinstance(p, EarlyUpdate | OrderForMemory)]
+    return Pipeline((*others, EarlyUpdate(1), OrderForMemory(1, 0.0)))
 
 
 def test_most_drawn_steps_are_captured():
