@@ -1,4 +1,4 @@
-"""A plain PyTorch script: a small network learns to read 8x8 digits. `compiled.py` is its twin."""
+"""A plain PyTorch script: a small network learns to read 8x8 digits."""
 
 import sys
 
