@@ -5,14 +5,11 @@ that file.
 """
 
 import argparse
-import contextlib
 import difflib
 import inspect
-import io
 import re
 import runpy
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ import torch
 
 import stepgraph
 import stepgraph_kernels
+from docs.site_tools.pages import FENCE, outputs
 from stepgraph.cli.main import _parser
 from stepgraph.passes import DEFAULT, Pass
 
@@ -27,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ALL = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
 PAGES = sorted(str(page.relative_to(ROOT)) for page in ALL if "```python\n" in page.read_text())
-FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SEED = (
     "Manual optimization",
     "Gradient accumulation",
@@ -47,21 +44,11 @@ SEED = (
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / page).read_text()
-    module = types.ModuleType("page")  # a module, as in a script: the tracer looks names up there
-    monkeypatch.setitem(sys.modules, "page", module)
+    monkeypatch.setitem(sys.modules, "page", None)  # restored afterwards
 
-    torch.manual_seed(0)
-    printed = ""
-    for fence in FENCE.finditer(text):
-        language, title, block = fence.groups()
-        if language == "python" and title is None:
-            source = "\n" * text[: fence.start(3)].count("\n") + block
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(source, f"{page}", "exec"), vars(module))
-            printed = out.getvalue()
-        elif title == "prints" and torch.__version__.startswith("2.13."):
-            assert_same_text(printed, block)
+    for fence, printed in outputs(page, (ROOT / page).read_text()):
+        if torch.__version__.startswith("2.13."):  # others have other operators in places
+            assert_same_text(printed, fence[3])
 
 
 def assert_same_text(printed, shown):
