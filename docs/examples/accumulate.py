@@ -70,6 +70,7 @@ def batches(calls: int) -> list[tuple[Tensor, Tensor]]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors as small as these are not worth sharing out
     calls = 12 if "--quick" in sys.argv else 800
     training, other = Training(), Training()
     step, losses = with_options(training, calls)

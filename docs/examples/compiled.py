@@ -11,6 +11,7 @@ import stepgraph
 
 EPOCHS = 2 if "--quick" in sys.argv else 20
 
+torch.set_num_threads(1)  # tensors as small as these are not worth sharing out
 torch.manual_seed(0)
 digits = load_digits()
 images = torch.tensor(digits.data, dtype=torch.float32) / 16

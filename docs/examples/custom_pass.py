@@ -110,6 +110,7 @@ def train(training: Training, steps: int, *, compiled: bool = True) -> tuple[obj
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors as small as these are not worth sharing out
     steps = 10 if "--quick" in sys.argv else 1500
     training, other = Training(), Training()
     torch.manual_seed(1)

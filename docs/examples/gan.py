@@ -80,6 +80,7 @@ def drawn(image: Tensor) -> list[str]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors as small as these are not worth sharing out
     gan = train(1 if "--quick" in sys.argv else 60)
     print(gan.training_step.explain())
     with torch.no_grad():

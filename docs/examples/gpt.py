@@ -108,6 +108,7 @@ def continued(model: GPT, text: str, length: int) -> str:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors as small as these are not worth sharing out
     quick = "--quick" in sys.argv
     steps, layers = (20, 1) if quick else (1000, 2)
     training, losses = train(steps, layers)

@@ -77,6 +77,7 @@ def weights(trainer: Trainer) -> list[Tensor]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors as small as these are not worth sharing out
     epochs = 2 if "--quick" in sys.argv else 20
     with tempfile.TemporaryDirectory() as name:
         whole = train(Path(name, "whole"), epochs=epochs, stop_after=epochs)
