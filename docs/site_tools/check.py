@@ -51,7 +51,7 @@ def problems(site: Path) -> list[str]:
         if file.name in _NO_PAGE:
             continue
         name = file.relative_to(site)
-        found += [f"{name} loads {url}" for url in page.loaded if urlsplit(url).scheme == "https"]
+        found += [f"{name} loads {url}" for url in page.loaded if urlsplit(url).netloc]
         found += [f"{name} links to {url}" for url in page.links if not _leads(url, file, pages)]
     return found
 
