@@ -9,6 +9,7 @@ import difflib
 import inspect
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 import stepgraph
 import stepgraph_kernels
 from docs.site_tools.pages import FENCE, outputs
+from stepgraph.cli.arguments import split_at_dashes
 from stepgraph.cli.main import _parser
 from stepgraph.passes import DEFAULT, Pass
 
@@ -157,6 +159,35 @@ def test_every_public_name_is_in_the_reference(package):
         if not (name.startswith("__") or inspect.ismodule(value)):
             home = f"{getattr(value, '__module__', '')}.{name}"  # where a module has the same name
             assert f"{package.__name__}.{name}" in described or home in described
+
+
+def test_commands_on_pages_exist(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = [words for page in ALL for words in commands_of(page.read_text())]
+
+    assert len(commands) > 20
+    for program, *arguments in commands:
+        if program == "make":
+            names = {word for word in arguments if "=" not in word}
+            assert names <= targets, f"make {names} on a page"
+        elif program == "python" and arguments[0].endswith(".py"):
+            assert Path(arguments[0]).exists(), f"python {arguments[0]} on a page"
+        elif program == "stepgraph":
+            own, _ = split_at_dashes(arguments)
+            parsed = _parser().parse_args(own)
+            if getattr(parsed, "target", None) and parsed.target.script.parts[0] == "docs":
+                parsed.target.tree()  # raises where there is no such function
+
+
+def commands_of(text):
+    """Return the command lines of a page's blocks without a language, as words."""
+    for language, _, block in FENCE.findall(text):
+        for line in block.splitlines() if language == "" else ():
+            words = [word for word in shlex.split(line, comments=True) if "=" not in word[:12]]
+            is_form = "[" in line or any(word.isupper() for word in words)
+            if words and not is_form:
+                yield [words[0].removeprefix(".venv/bin/"), *words[1:]]
 
 
 def test_every_command_and_option_is_on_the_page_of_the_command_line():
