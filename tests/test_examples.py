@@ -84,11 +84,13 @@ def test_the_options_do_what_one_would_write_by_hand(run):
     assert "12 calls, 3 updates; by hand the same bits: True" in printed
 
 
-def test_a_resumed_training_has_the_bits_of_a_whole_one(run):
+def test_a_resumed_training_has_the_bits_of_a_whole_one_and_of_an_eager_one(run, tmp_path):
     names, printed = run("trainer")
+    eager = names["train"](tmp_path, epochs=2, stop_after=2, compile=False)
 
     assert all(step.explain().captured for step in names["whole"].steps)
     assert "stopped half-way and resumed, the same bits: True" in printed
+    assert_same(names["whole"].module, eager.module)
 
 
 def test_the_pass_merges_operators_and_changes_nothing(run):

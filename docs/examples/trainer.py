@@ -52,7 +52,9 @@ class Reader(Module):
         return optimizer, {"scheduler": cycle, "interval": "step"}
 
 
-def train(folder: Path, *, epochs: int, stop_after: int, resume: bool = False) -> Trainer:
+def train(
+    folder: Path, *, epochs: int, stop_after: int, resume: bool = False, compile: bool = True
+) -> Trainer:
     """Train for `stop_after` of `epochs` epochs, from the start or from the last checkpoint."""
     keeps = ModelCheckpoint(folder, monitor="right", mode="max", save_last=True)
     trainer = Trainer(
@@ -63,6 +65,7 @@ def train(folder: Path, *, epochs: int, stop_after: int, resume: bool = False) -
         callbacks=[EMA(decay=0.98), keeps],
         logger=False,
         enable_progress_bar=False,
+        compile=compile,
     )
     torch.manual_seed(0)  # the module is made before `fit` seeds the rest
     module = Reader(updates=12 * epochs)
