@@ -7,6 +7,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-torch-$(TORCH)
+DOCS_INSTALLED := $(VENV)/installed-docs
 
 .PHONY: help venv demo test test-slow check format bench gpu docs clean
 
@@ -19,6 +20,7 @@ help:
 	@echo "make format  format the code"
 	@echo "make bench   measure training steps side by side (ARGS=--quick: within 3 minutes)"
 	@echo "make gpu     check and measure the kernels on this machine's GPU (needs torch, triton)"
+	@echo "make docs    build the documentation into site/, check its links"
 	@echo "make clean   remove $(VENV) and caches"
 
 venv: $(INSTALLED)
@@ -60,8 +62,16 @@ bench: $(INSTALLED)
 gpu:
 	PYTHONPATH=kernels $(PYTHON) -m benchmarks.gpu $(ARGS)
 
-docs:
-	@echo "make docs: there is no documentation to build yet; read README.md and docs/" >&2; exit 1
+# apart from the rest, so that tests need not install it
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[docs]"
+	touch $@
+
+# the variable: material warns of a future mkdocs, in every build
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
+	$(BIN)/python docs/site_tools/check.py site
+	@echo "open site/index.html"
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
