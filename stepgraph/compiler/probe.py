@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.fx import GraphModule
 from stepgraph.capture import ListSubject, Subject
 from stepgraph.compiler.variant import TIMED, Variant
 from stepgraph.errors import ConfigurationError
+from stepgraph.ir import flatten
+from stepgraph.lowering import Section
 from stepgraph.runtime import Snapshot, restored_rng
 
 if TYPE_CHECKING:
@@ -54,6 +56,11 @@ class Probe:
         return self._variant.rewritten.flat
 
     @property
+    def flat_as_captured(self) -> GraphModule:
+        """The flat graph of the step before the passes."""
+        return flatten(self._variant.captured_graph)
+
+    @property
     def lowered(self) -> GraphModule:
         """The flat graph that is replayed, where runs of operators may be compiled regions."""
         return self._variant.rewritten.lowered.flat
@@ -91,9 +98,14 @@ class Probe:
         if self._step._replays == replays:
             raise self._runs_eagerly()
 
-    def marked(self, mark: Callable[[int], None]) -> Callable[[], None]:
-        """Return a `replay` that calls `mark(i)` ahead of section i, and once at the end."""
-        program = self._variant.with_marks(mark)
+    def marked(self, mark: Callable[[int], None], cut: Sequence[Section]) -> Callable[[], None]:
+        """Return a `replay` that calls `mark(i)` ahead of section i, and once at the end.
+
+        Args:
+            mark: What is called.
+            cut: Sections of `lowered`.
+        """
+        program = self._variant.with_marks(mark, cut)
 
         def replay() -> None:
             with self._variant.running(program, self._step._function):

@@ -4,7 +4,7 @@ from stepgraph.lowering.emit import Emitted, emit, first_update
 from stepgraph.lowering.inductor import compile_region
 from stepgraph.lowering.lower import Lowered, lower
 from stepgraph.lowering.region import Region, Unsupported
-from stepgraph.lowering.sections import Section, sections, with_marks
+from stepgraph.lowering.sections import Section, operator_sections, sections, with_marks
 
 __all__ = [
     "Emitted",
@@ -16,6 +16,7 @@ __all__ = [
     "emit",
     "first_update",
     "lower",
+    "operator_sections",
     "sections",
     "with_marks",
 ]

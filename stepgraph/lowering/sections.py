@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir import Kind, marker_kind
+from stepgraph.ir import Kind, marker_kind, marker_name
 from stepgraph.ir.effects import is_glue
 from stepgraph.lowering.region import Region
 from stepgraph.torch_private import graph_module
@@ -35,6 +35,11 @@ class Section:
     label: str = ""
     nodes: list[Node] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """What a trace calls it: its name, and the object it acts on."""
+        return f"{self.name} {self.label}".rstrip()
+
 
 def sections(flat: GraphModule) -> list[Section]:
     """Return the sections of a flat graph in program order."""
@@ -53,12 +58,36 @@ def sections(flat: GraphModule) -> list[Section]:
     return found
 
 
-def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
+def operator_sections(flat: GraphModule) -> list[Section]:
+    """Return a section for every node of a flat graph that computes or has an effect.
+
+    It is called what the operator is called, or the effect: `aten.addmm`, `step Adam(d_opt)`.
+    """
+    found: list[Section] = []
+    for node in flat.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if not is_glue(node):
+            name, label = _operator_name(node), node.meta.get("stepgraph.label", "")
+            found.append(Section(name, marker_kind(node), node.meta.get("stepgraph.at"), label))
+        if found:
+            found[-1].nodes.append(node)
+    return found
+
+
+def with_marks(
+    flat: GraphModule, mark: Callable[[int], None], cut: Sequence[Section]
+) -> GraphModule:
     """Return a copy of a flat graph that calls `mark(i)` ahead of section i, and at the end.
 
     The copies of nodes keep their metadata; nothing else is added or moved.
+
+    Args:
+        flat: The graph.
+        mark: Called when the copy runs.
+        cut: Its sections, from `sections` or `operator_sections`.
     """
-    begins = {section.nodes[0]: i for i, section in enumerate(sections(flat))}
+    begins = {section.nodes[0]: i for i, section in enumerate(cut)}
     graph, copies = Graph(), dict[Node, Node]()
     for node in flat.graph.nodes:
         index = len(begins) if node.op == "output" else begins.get(node)
@@ -66,6 +95,16 @@ def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
             graph.call_function(mark, (index,))
         copies[node] = graph.node_copy(node, copies.__getitem__)
     return graph_module(flat, graph)
+
+
+def _operator_name(node: Node) -> str:
+    if isinstance(node.target, Region):
+        return node.target.name
+    name = marker_name(node)
+    if name is not None:
+        return name
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(packet or getattr(node.target, "__name__", node.target))
 
 
 def _keys(graph: Graph) -> dict[Node, object]:

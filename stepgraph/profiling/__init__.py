@@ -1,15 +1,18 @@
 """Profiling: how long the nodes of a step take, and what they move."""
 
 from stepgraph.profiling.measure import profile
-from stepgraph.profiling.result import NodeProfile, Profile, Timing
+from stepgraph.profiling.result import NodeProfile, OperatorProfile, Profile, Timing
+from stepgraph.profiling.text import readable
 from stepgraph.profiling.trace import Span
 from stepgraph.profiling.traffic import bytes_moved
 
 __all__ = [
     "NodeProfile",
+    "OperatorProfile",
     "Profile",
     "Span",
     "Timing",
     "bytes_moved",
     "profile",
+    "readable",
 ]

@@ -11,8 +11,8 @@ from stepgraph.errors import ConfigurationError
 _NAMES = ("name", "label", "reason")
 """What items of a list are known by; those that have none of these are known by their place."""
 
-_COUNTS = ("calls", "replays", "count", "warm_up_calls", "threads")
-"""Numbers that say how long something ran, not what it is."""
+_COUNTS = ("calls", "replays", "count", "warm_up_calls", "threads", "copy_gbps")
+"""Numbers that say how long something ran, and where, not what it is."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from stepgraph.analysis import live_bytes
 from stepgraph.compiler import Explanation
 from stepgraph.compiler.explanation import FallbackReport, VariantReport
 from stepgraph.ir import StepGraph, flatten
-from stepgraph.profiling.result import readable
+from stepgraph.profiling import readable
 from stepgraph.report.boxes import Box, boxes
 from stepgraph.report.drawing import draw_memory, draw_step
 from stepgraph.report.look import SCRIPT, STYLE
