@@ -7,7 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepgraph.cli.arguments import add_observation, check_writable, count, write_json, writing
+from stepgraph.cli.arguments import (
+    add_observation,
+    check_writable,
+    count,
+    show,
+    write_json,
+    writing,
+)
 from stepgraph.cli.explain import heading
 from stepgraph.cli.observe import observe
 
@@ -56,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     step, (args, kwargs) = observed.latest_step, observed.latest
     assert step is not None
     measured = step.profile(*args, **kwargs, steps=arguments.steps)
-    console.print(str(measured))
+    show(console, measured)
     write_json("--json", arguments.json, measured.to_dict())
     if arguments.trace:
         with writing("--trace", arguments.trace):

@@ -90,7 +90,7 @@ def _inputs(step: StepGraph) -> Iterator[str]:
         values = [n.meta.get("val") for n in inputs if step.slot(n).role is role]
         if values:
             n_bytes = sum(_bytes(value) for value in values)
-            size = f" ({_readable(n_bytes)})" if n_bytes else ""
+            size = f" ({readable(n_bytes)})" if n_bytes else ""
             parts.append(f"{role.value} {len(values)}{size}")
     if parts:
         yield "  inputs: " + ", ".join(parts)
@@ -303,10 +303,10 @@ def _bytes(value: object) -> int:
     return value.numel() * value.element_size() if len(sizes) == value.ndim else 0
 
 
-def _readable(n_bytes: int) -> str:
-    size = float(n_bytes)
+def readable(n_bytes: float) -> str:
+    """Return a number of bytes with a unit."""
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} GiB"

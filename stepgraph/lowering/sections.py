@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, GraphModule, Node
 
+from stepgraph.analysis import launches
 from stepgraph.ir import Kind, marker_kind, marker_name
 from stepgraph.ir.effects import is_glue
 from stepgraph.lowering.region import Region
@@ -73,6 +74,11 @@ def operator_sections(flat: GraphModule) -> list[Section]:
         if found:
             found[-1].nodes.append(node)
     return found
+
+
+def launched(flat: GraphModule) -> int:
+    """Return how many calls of a flat graph compute something; a compiled region is one."""
+    return sum(isinstance(node.target, Region) or launches(node) for node in flat.graph.nodes)
 
 
 def with_marks(

@@ -2,7 +2,6 @@
 
 from stepgraph.profiling.measure import profile
 from stepgraph.profiling.result import NodeProfile, OperatorProfile, Profile, Timing
-from stepgraph.profiling.text import readable
 from stepgraph.profiling.trace import Span
 from stepgraph.profiling.traffic import bytes_moved
 
@@ -14,5 +13,4 @@ __all__ = [
     "Timing",
     "bytes_moved",
     "profile",
-    "readable",
 ]

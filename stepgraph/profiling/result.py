@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stepgraph.compiler import views
 from stepgraph.profiling.text import describe
 from stepgraph.profiling.trace import Span, write_chrome_trace
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,10 @@ class Profile:
 
     def __str__(self) -> str:
         return describe(self)
+
+    def __rich__(self) -> RenderableType:
+        shown: RenderableType = views.to_rich(self)
+        return shown
 
 
 def _plain(value: Any) -> Any:

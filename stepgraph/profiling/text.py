@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from stepgraph.ir import readable
+
 if TYPE_CHECKING:
     from stepgraph.profiling.result import NodeProfile, OperatorProfile, Profile
 
@@ -101,15 +103,6 @@ def operator_row(profile: Profile, one: OperatorProfile) -> tuple[str, ...]:
         f"{gbps:.1f}" if gbps else "",
         _of_copy(profile, gbps),
     )
-
-
-def readable(n_bytes: float) -> str:
-    """Return a number of bytes with a unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} GiB"
 
 
 def _share(profile: Profile, ms: float) -> str:

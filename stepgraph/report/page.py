@@ -10,14 +10,14 @@ from pathlib import Path
 from stepgraph.analysis import live_bytes
 from stepgraph.compiler import Explanation
 from stepgraph.compiler.explanation import FallbackReport, VariantReport
-from stepgraph.ir import StepGraph, flatten
-from stepgraph.profiling import readable
+from stepgraph.ir import StepGraph, flatten, readable
+from stepgraph.profiling import Profile
 from stepgraph.report.boxes import Box, boxes
 from stepgraph.report.drawing import draw_memory, draw_step
 from stepgraph.report.look import SCRIPT, STYLE
 
 
-def to_html(explanation: Explanation, path: str | Path) -> None:
+def to_html(explanation: Explanation, path: str | Path, profile: Profile | None = None) -> None:
     """Write an explanation as a page; see `Explanation.to_html`."""
     Path(path).write_text(page(explanation), encoding="utf-8")
 
