@@ -51,6 +51,11 @@ class Probe:
         return self._step._function.__qualname__
 
     @property
+    def variant(self) -> int:
+        """Which of the step's variants it is, in the order they were made."""
+        return self._step._variants.index(self._variant)
+
+    @property
     def flat(self) -> GraphModule:
         """The flat graph of the step, all of it operators and effects."""
         return self._variant.rewritten.flat

@@ -70,7 +70,7 @@ def operator_sections(flat: GraphModule) -> list[Section]:
             continue
         if not is_glue(node):
             name, label = _operator_name(node), node.meta.get("stepgraph.label", "")
-            found.append(Section(name, marker_kind(node), node.meta.get("stepgraph.at"), label))
+            found.append(Section(name, _kind(node), node.meta.get("stepgraph.at"), label))
         if found:
             found[-1].nodes.append(node)
     return found
@@ -103,6 +103,11 @@ def with_marks(
     return graph_module(flat, graph)
 
 
+def _kind(node: Node) -> Kind | None:
+    kind = node.meta.get("stepgraph.kind")
+    return marker_kind(node) or (None if kind is None else Kind(kind))
+
+
 def _operator_name(node: Node) -> str:
     if isinstance(node.target, Region):
         return node.target.name
@@ -128,8 +133,8 @@ def _keys(graph: Graph) -> dict[Node, object]:
 
 def _key(node: Node) -> object:
     kind = marker_kind(node)
-    if kind in _FOLDED:
-        return kind
+    if kind in _FOLDED or marker_name(node) == "set_grad":
+        return kind  # it acts on a single slot
     return node.target if isinstance(node.target, Region) else node.meta.get("stepgraph.node")
 
 
@@ -137,10 +142,9 @@ def _begun_by(node: Node) -> Section:
     if isinstance(node.target, Region):
         inner = (n.meta.get("stepgraph.at") for n in node.target.graph_module.graph.nodes)
         return Section(node.target.name, None, next(filter(None, inner), None))
-    kind = node.meta.get("stepgraph.kind")
     return Section(
         name=node.meta.get("stepgraph.node", node.name),
-        kind=marker_kind(node) or (None if kind is None else Kind(kind)),
+        kind=_kind(node),
         at=node.meta.get("stepgraph.at"),
         label=node.meta.get("stepgraph.label", ""),
     )

@@ -130,6 +130,7 @@ def _summary(probe: Probe, runs: _Runs) -> Profile:
         copy_gbps=copy_gbps(runs.device),
         eager_launches=_eager_launches(probe),
         captured_peak_bytes=before.bytes if before else 0,
+        variant=probe.variant,
         allocated_bytes=_allocated(probe) if runs.device == "cuda" else None,
     )
 
@@ -147,6 +148,7 @@ def _nodes(probe: Probe, runs: _Runs, moved: Mapping[Node, int | None]) -> tuple
             flops=sum(map(flops_of, _inside(section))),
             bytes_moved=_sum(moved[node] for node in section.nodes),
             launches=launches[i],
+            covers=tuple(dict.fromkeys(map(_node_name, _inside(section)))),
         )
         for i, section in enumerate(runs.by_node)
     )
@@ -213,9 +215,7 @@ def _spans(name: str, runs: _Runs) -> Iterator[Span]:
 
 
 def _kind(section: Section) -> str:
-    if section.kind is not None:
-        return section.kind.value
-    return "compiled" if isinstance(section.nodes[0].target, Region) else "operator"
+    return "compiled" if section.kind is None else section.kind.value
 
 
 def _length(stamps: Sequence[int], index: int) -> int:

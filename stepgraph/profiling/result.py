@@ -60,6 +60,7 @@ class NodeProfile:
             goes in and comes out. None if not known.
         launches: Calls of operators that compute something, those inside of an optimizer's own step
             too: what a host has to launch. Code that was compiled counts for itself, once.
+        covers: The names of the typed nodes that it runs.
     """
 
     name: str
@@ -71,6 +72,7 @@ class NodeProfile:
     flops: int
     bytes_moved: int | None
     launches: int = 0
+    covers: tuple[str, ...] = ()
 
     @property
     def gflops_per_s(self) -> float:
@@ -137,6 +139,7 @@ class Profile:
         copy_gbps: Billions of bytes in a second that a large copy reads and writes here.
         eager_launches: Operators that an eager call calls; None if they could not be counted.
         captured_peak_bytes: `peak_bytes` of the step before the passes.
+        variant: Which of the step's variants was measured.
         allocated_bytes: On a GPU: most bytes that were allocated in an eager call and in a replay.
     """
 
@@ -157,6 +160,7 @@ class Profile:
     copy_gbps: float | None = None
     eager_launches: int | None = None
     captured_peak_bytes: int | None = None
+    variant: int = 0
     allocated_bytes: tuple[int, int] | None = None
 
     @property

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import networkx as nx
 from torch.fx import Node
 
-from stepgraph.ir import OPAQUE, Line, StepGraph, lines
+from stepgraph.analysis import Work, bytes_of, flops_of, launches
+from stepgraph.ir import OPAQUE, Line, StepGraph, all_storages, flatten, lines
+
+_NONE = Work(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Box:
         name: The name of the first node.
         kind: What it is for.
         text: What it does, in words.
+        nodes: The names of all its nodes.
+        work: What its operators do, run one by one; of an update without the optimizer's state.
         at: The user's file and line, or None.
         reads: Resources that it reads.
         writes: Resources that it writes.
@@ -36,6 +41,13 @@ class Box:
     writes: tuple[str, ...]
     operators: tuple[tuple[str, int], ...]
     layer: int
+    nodes: tuple[str, ...]
+    work: Work
+
+    @property
+    def headline(self) -> str:
+        """What it does, without what it reads and writes."""
+        return self.text.split("  ")[0]
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,8 @@ def boxes(step: StepGraph) -> tuple[list[Box], list[Arrow]]:
     found = lines(step)
     order = _order(step, found)
     layers = {n: i for i, layer in enumerate(nx.topological_generations(order)) for n in layer}
-    drawn = [_box(step, line, number, layers[number]) for number, line in enumerate(found)]
+    works = _works(step)
+    drawn = [_box(step, line, i, layers[i], works) for i, line in enumerate(found)]
     needed = nx.transitive_reduction(order)
     return drawn, [Arrow(a, b, order.edges[a, b]["kind"]) for a, b in sorted(needed.edges)]
 
@@ -84,7 +97,20 @@ def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
     return graph
 
 
-def _box(step: StepGraph, line: Line, number: int, layer: int) -> Box:
+def _works(step: StepGraph) -> dict[str, Work]:
+    """Return the work of every typed node, by its name."""
+    flat = flatten(step)
+    storages = all_storages(flat.graph)
+    works: dict[str, Work] = {}
+    for node in flat.graph.nodes:
+        name = node.meta.get("stepgraph.node")
+        if name is not None and launches(node):
+            own = Work(1, bytes_of(node, storages) or 0, flops_of(node))
+            works[name] = works.get(name, _NONE) + own
+    return works
+
+
+def _box(step: StepGraph, line: Line, number: int, layer: int, works: dict[str, Work]) -> Box:
     reads = frozenset[str]().union(*map(step.reads, line.nodes))
     writes = frozenset[str]().union(*map(step.writes, line.nodes))
     return Box(
@@ -97,6 +123,8 @@ def _box(step: StepGraph, line: Line, number: int, layer: int) -> Box:
         writes=tuple(sorted(writes)),
         operators=tuple(_operators(step, line).most_common()),
         layer=layer,
+        nodes=tuple(node.name for node in line.nodes),
+        work=sum((works.get(node.name, _NONE) for node in line.nodes), _NONE),
     )
 
 
