@@ -32,11 +32,6 @@ class Work:
     flops: int
     peak_bytes: int
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops
-        )
-
 
 def work(flat: GraphModule) -> Work:
     """Return the work of a flat graph.

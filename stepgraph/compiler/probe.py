@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,12 @@ class Probe:
             why="a profile is of a captured step, with its eager self beside it",
             hint="explain() says what to change",
         )
+
+
+def with_backend(step: CompiledStep, backend: str) -> CompiledStep:
+    """Return the same step, compiled anew with another backend; its refusals are silent."""
+    options = dataclasses.replace(step._options, backend=backend, on_fallback="silent")
+    return type(step)(step._function, options, step._owner)
 
 
 class _Before:

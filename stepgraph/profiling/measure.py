@@ -45,7 +45,7 @@ def profile(probe: Probe, steps: int) -> Profile:
             hint="a whole number of at least 1",
         )
     runs = _Runs(probe)
-    with _without_collections():
+    with without_collections():
         for _ in range(steps + 1):
             runs.round()
         runs.drop_first_round()
@@ -65,12 +65,12 @@ class _Runs:
     """Measured calls: start and end of each, and the marks inside of those with marks."""
 
     def __init__(self, probe: Probe) -> None:
-        self.device = _device_of(probe.inputs)
+        self.device = device_of(probe.inputs)
         self.by_node, self.by_operator = sections(probe.lowered), operator_sections(probe.lowered)
         self.times: dict[str, list[tuple[int, int]]] = {row: [] for row in ROWS}
         self.marks: dict[str, list[list[int]]] = {_BY_NODE: [], _BY_OPERATOR: []}
         self._probe = probe
-        self._wait = torch.cuda.synchronize if self.device == "cuda" else _nothing
+        self._wait = waiting_for(self.device)
         self._ways = [
             _Way(_EAGER, probe.eager),
             _Way(_COMPILED, probe.replay),
@@ -248,10 +248,15 @@ def _timing(calls: Sequence[tuple[int, int]]) -> Timing:
     return Timing.of([end - start for start, end in calls])
 
 
-def _device_of(inputs: Sequence[Any]) -> str:
+def device_of(inputs: Sequence[Any]) -> str:
     """Return the type of the device of the inputs that is not the CPU, if there is one."""
     types = [value.device.type for value in inputs if isinstance(value, Tensor)]
     return next((kind for kind in types if kind != "cpu"), "cpu")
+
+
+def waiting_for(device: str) -> Callable[[], None]:
+    """Return what waits until a type of device has done all that it was sent."""
+    return torch.cuda.synchronize if device == "cuda" else _nothing
 
 
 def _nothing() -> None:
@@ -259,7 +264,8 @@ def _nothing() -> None:
 
 
 @contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
+    """Scope in which no garbage is collected."""
     gc.collect()
     was = gc.isenabled()
     gc.disable()

@@ -175,9 +175,9 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile, but for its spans, as plain dicts, lists, strings and numbers."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(dataclasses.replace(self, spans=())))
-        del plain["spans"]
-        return plain | {"launches": self.launches}
+        found: dict[str, Any] = plain(dataclasses.asdict(dataclasses.replace(self, spans=())))
+        del found["spans"]
+        return found | {"launches": self.launches}
 
     def to_chrome_trace(self, path: str | Path) -> None:
         """Write every measured call as a trace for chrome://tracing or Perfetto.
@@ -198,10 +198,10 @@ class Profile:
         return shown
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return `value` with lists in the place of tuples, as JSON has them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -19,10 +19,10 @@ def describe(profile: Profile) -> str:
     facts = [f"  {name:<12} {text}" for name, text in summary(profile)]
     left = (0, 1, 9)
     nodes = [NODE_HEAD, *(node_row(profile, node) for node in profile.nodes)]
-    lines = [headline(profile), *facts, *_table(nodes, left)]
+    lines = [headline(profile), *facts, *columns(nodes, left=left)]
     if profile.operators:
         shown = [operator_row(profile, one) for one in profile.operators[:_MOST_OPERATORS]]
-        lines += _table([OPERATOR_HEAD, *shown], (0,))
+        lines += columns([OPERATOR_HEAD, *shown], left=(0,))
         more = len(profile.operators) - len(shown)
         lines += [f"  and {more} more"] if more > 0 else []
     return "\n".join(lines)
@@ -114,7 +114,8 @@ def _of_copy(profile: Profile, gbps: float | None) -> str:
     return f"{gbps / profile.copy_gbps:.0%}" if gbps and profile.copy_gbps else ""
 
 
-def _table(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]], *, left: tuple[int, ...]) -> list[str]:
+    """Return lines whose cells stand below one another; those in `left` on the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

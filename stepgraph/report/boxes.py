@@ -8,10 +8,28 @@ from dataclasses import dataclass
 import networkx as nx
 from torch.fx import Node
 
-from stepgraph.analysis import Work, bytes_of, flops_of, launches
+from stepgraph.analysis import bytes_of, flops_of, launches
 from stepgraph.ir import OPAQUE, Line, StepGraph, all_storages, flatten, lines
 
-_NONE = Work(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the operators of a box do.
+
+    Attributes:
+        launches: How many of them compute something.
+        bytes: Bytes that they read and write, one by one.
+        flops: Floating-point operations of products.
+    """
+
+    launches: int = 0
+    bytes: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        launches, n_bytes = self.launches + other.launches, self.bytes + other.bytes
+        return Load(launches, n_bytes, self.flops + other.flops)
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,7 @@ class Box:
         kind: What it is for.
         text: What it does, in words.
         nodes: The names of all its nodes.
-        work: What its operators do, run one by one; of an update without the optimizer's state.
+        load: What its operators do, run one by one; of an update without the optimizer's state.
         at: The user's file and line, or None.
         reads: Resources that it reads.
         writes: Resources that it writes.
@@ -42,7 +60,7 @@ class Box:
     operators: tuple[tuple[str, int], ...]
     layer: int
     nodes: tuple[str, ...]
-    work: Work
+    load: Load
 
     @property
     def headline(self) -> str:
@@ -70,8 +88,8 @@ def boxes(step: StepGraph) -> tuple[list[Box], list[Arrow]]:
     found = lines(step)
     order = _order(step, found)
     layers = {n: i for i, layer in enumerate(nx.topological_generations(order)) for n in layer}
-    works = _works(step)
-    drawn = [_box(step, line, i, layers[i], works) for i, line in enumerate(found)]
+    loads = _loads(step)
+    drawn = [_box(step, line, i, layers[i], loads) for i, line in enumerate(found)]
     needed = nx.transitive_reduction(order)
     return drawn, [Arrow(a, b, order.edges[a, b]["kind"]) for a, b in sorted(needed.edges)]
 
@@ -97,20 +115,20 @@ def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
     return graph
 
 
-def _works(step: StepGraph) -> dict[str, Work]:
-    """Return the work of every typed node, by its name."""
+def _loads(step: StepGraph) -> dict[str, Load]:
+    """Return the load of every typed node, by its name."""
     flat = flatten(step)
     storages = all_storages(flat.graph)
-    works: dict[str, Work] = {}
+    loads: dict[str, Load] = {}
     for node in flat.graph.nodes:
         name = node.meta.get("stepgraph.node")
         if name is not None and launches(node):
-            own = Work(1, bytes_of(node, storages) or 0, flops_of(node))
-            works[name] = works.get(name, _NONE) + own
-    return works
+            own = Load(1, bytes_of(node, storages) or 0, flops_of(node))
+            loads[name] = loads.get(name, Load()) + own
+    return loads
 
 
-def _box(step: StepGraph, line: Line, number: int, layer: int, works: dict[str, Work]) -> Box:
+def _box(step: StepGraph, line: Line, number: int, layer: int, loads: dict[str, Load]) -> Box:
     reads = frozenset[str]().union(*map(step.reads, line.nodes))
     writes = frozenset[str]().union(*map(step.writes, line.nodes))
     return Box(
@@ -124,7 +142,7 @@ def _box(step: StepGraph, line: Line, number: int, layer: int, works: dict[str, 
         operators=tuple(_operators(step, line).most_common()),
         layer=layer,
         nodes=tuple(node.name for node in line.nodes),
-        work=sum((works.get(node.name, _NONE) for node in line.nodes), _NONE),
+        load=sum((loads.get(node.name, Load()) for node in line.nodes), Load()),
     )
 
 

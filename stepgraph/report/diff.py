@@ -47,15 +47,15 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Difference:
     """Compare what two `to_dict()` have returned.
 
     Raises:
-        ConfigurationError: They are not both explanations or both profiles.
+        ConfigurationError: They are not of one kind.
     """
     kinds = _kind_of(before), _kind_of(after)
     if None in kinds or kinds[0] != kinds[1]:
         found = " and ".join(kind or "something else" for kind in kinds)
         raise ConfigurationError(
-            "only two explanations or two profiles can be compared",
+            "only two explanations or two profiles can be compared, or two comparisons",
             found=found,
-            hint="write them with --json of stepgraph explain or stepgraph profile",
+            hint="write them with --json of stepgraph explain, profile or bench",
         )
     left, right = dict(_facts(before)), dict(_facts(after))
     paths = dict.fromkeys([*left, *right])
@@ -76,7 +76,9 @@ def _kind_of(found: Mapping[str, Any]) -> str | None:
         return None
     if {"captures", "variants", "fallbacks"} <= found.keys():
         return "an explanation"
-    return "a profile" if {"eager", "compiled", "nodes"} <= found.keys() else None
+    if {"eager", "compiled", "nodes"} <= found.keys():
+        return "a profile"
+    return "a comparison" if {"device", "ways"} <= found.keys() else None
 
 
 def _facts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

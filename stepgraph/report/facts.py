@@ -58,10 +58,10 @@ def of_box(box: Box, node: NodeProfile | None, profile: Profile | None) -> Facts
     facts: Facts = {"name": box.name, "kind": box.kind, "does": box.text, "at": box.at or ""}
     if node is not None and profile is not None:
         facts |= of_node(node, profile)
-    elif box.work.bytes:
-        facts["bytes"] = f"{readable(box.work.bytes)} read and written"
-    if box.work.flops and "operations" not in facts:
-        facts["operations"] = f"{box.work.flops:,}"
+    elif box.load.bytes:
+        facts["bytes"] = f"{readable(box.load.bytes)} read and written"
+    if box.load.flops and "operations" not in facts:
+        facts["operations"] = f"{box.load.flops:,}"
     return facts | {
         "reads": list(box.reads),
         "writes": list(box.writes),

@@ -97,12 +97,12 @@ def test_a_box_counts_the_work_of_its_operators(explained):
     forward = next(box for box in drawn if box.kind == "forward")
 
     batch, features = 2, 4
-    assert forward.work.flops == 2 * batch * features * features
-    assert forward.work.launches == sum(
+    assert forward.load.flops == 2 * batch * features * features
+    assert forward.load.launches == sum(
         count for name, count in forward.operators if not name.startswith(("t.", "detach."))
     )
     product = 4 * (2 * batch * features + features * features + features)
-    assert forward.work.bytes > product  # and the square, and its mean
+    assert forward.load.bytes > product  # and the square, and its mean
 
 
 def test_a_page_with_a_profile_has_times_at_its_boxes_a_timeline_and_tables(profiled):
