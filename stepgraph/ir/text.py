@@ -120,7 +120,7 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
 def _region(step: StepGraph, kind: Kind, node: Node) -> str:
     ops, result = f"[{_count_of(_ops(step, node), 'op')}]", _result(step, node)
     reads, writes = _resources(step.reads(node)), _resources(step.writes(node))
-    parts = [f"-> {result}", ops] if kind is Kind.FORWARD else [ops]
+    parts = [f"-> {result}", ops] if kind in (Kind.FORWARD, Kind.GRAD_NORM) else [ops]
     if kind is Kind.BACKWARD:
         parts = [f"d {_loss(step, node)} / d ({_enumerate(_targets(step, node), limit=2)})", ops]
     parts += [f"reads {reads}"] if reads else []

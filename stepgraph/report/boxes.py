@@ -64,8 +64,9 @@ class Box:
 
     @property
     def headline(self) -> str:
-        """What it does, without what it reads and writes."""
-        return self.text.split("  ")[0]
+        """What it does, in as few words as a box has room for."""
+        parts = self.text.replace(f" [{OPAQUE}]", "").split("  ")
+        return next((part for part in parts if not part.startswith("[")), self.text)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ class Measured:
     """What a drawing shows of a box that was measured.
 
     Attributes:
-        text: How long it took, in words.
-        share: Its part of the call, from 0 to 1.
+        text: How long it took, or what it is part of.
+        share: Its part of the call, from 0 to 1; None if that is not known.
     """
 
     text: str
-    share: float
+    share: float | None
 
 
 def draw_step(
@@ -101,7 +101,7 @@ def _box(box: Box, place: tuple[float, float], key: str, measured: Measured | No
 
 def _bar(measured: Measured | None) -> str:
     """Return a bar for the part of the call that a box takes."""
-    if measured is None:
+    if measured is None or measured.share is None:
         return ""
     left, width = 132, _WIDTH - 142
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,19 +44,25 @@ def profiles_of(drawn: Sequence[Box], profile: Profile | None) -> dict[int, Node
 
 
 def measured(drawn: Sequence[Box], nodes: Mapping[int, NodeProfile]) -> dict[int, Measured]:
-    """Return what a drawing shows of what was measured; nothing of code across boxes."""
-    alone = {n: node for n, node in nodes.items() if node.kind != "compiled"}
+    """Return what a drawing shows of what was measured; no time of code across boxes."""
     total = sum({node.name: node.time.median_ms for node in nodes.values()}.values())
-    return {
-        box.number: Measured(_ms(node.time.median_ms), node.time.median_ms / max(total, 1e-9))
-        for box in drawn
-        if (node := alone.get(box.number)) is not None
-    }
+    found: dict[int, Measured] = {}
+    for box in drawn:
+        node = nodes.get(box.number)
+        if node is None:
+            continue
+        if node.kind == "compiled":
+            found[box.number] = Measured(f"in {node.name}", None)
+        else:
+            ms = node.time.median_ms
+            found[box.number] = Measured(_ms(ms), ms / max(total, 1e-9))
+    return found
 
 
 def of_box(box: Box, node: NodeProfile | None, profile: Profile | None) -> Facts:
     """Return the facts of a box, with what was measured of it."""
-    facts: Facts = {"name": box.name, "kind": box.kind, "does": box.text, "at": box.at or ""}
+    facts: Facts = {"name": box.name, "kind": box.kind, "does": box.text}
+    facts |= {"code": code_at(box.at), "at": box.at or ""}
     if node is not None and profile is not None:
         facts |= of_node(node, profile)
     elif box.load.bytes:
@@ -110,6 +117,12 @@ def rate(gbps: float | None, profile: Profile) -> str:
         return ""
     part = f", {gbps / profile.copy_gbps:.0%} of a copy" if profile.copy_gbps else ""
     return f"{gbps:.1f}{part}"
+
+
+def code_at(at: str | None) -> str:
+    """Return the user's line, if its file is there."""
+    file, _, line = (at or "").rpartition(":")
+    return linecache.getline(file, int(line)).strip() if line.isdigit() else ""
 
 
 def file_of(at: str | None) -> str:

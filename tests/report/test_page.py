@@ -86,6 +86,7 @@ def test_the_page_says_what_the_explanation_says_and_draws_every_box(explained):
     assert "batch:x" in backward["reads"]
     assert any("mm" in operator for operator in backward["operators"])
     assert "test_page.py:" in backward["at"]
+    assert backward["code"] == "self.one(x).square().mean().backward()"
 
 
 def embedded(written):

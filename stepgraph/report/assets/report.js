@@ -52,7 +52,7 @@ function hint(text, event) {
 }
 
 function brief(facts) {
-  const kept = ["kind", "does", "time", "share", "bytes", "GB/s", "reads", "writes"];
+  const kept = ["code", "does", "time", "share", "bytes", "GB/s", "reads", "writes"];
   const lines = kept.filter(name => facts[name] && facts[name].length).map(name => {
     const value = Array.isArray(facts[name]) ? facts[name].join(", ") : facts[name];
     return `${name} ${value.length > 90 ? value.slice(0, 87) + "..." : value}`;
