@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepgraph.analysis import work
-from stepgraph.ir import Role, StepGraph, flatten
-from stepgraph.passes import DropDeadGradients, dropped_gradients
+from stepgraph.ir import Role, StepGraph, flatten, partition, readable
+from stepgraph.passes import WITHOUT_GRADIENTS, dropped_gradients
 
 if TYPE_CHECKING:
     from stepgraph.compiler.explanation import Explanation, OptimizerReport, VariantReport
+
+_WORTH = 2**20
+"""Bytes at the peak that are worth advice."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ def advice(explanation: Explanation) -> tuple[Advice, ...]:
     Reasons to run eagerly are not repeated: they carry hints of their own.
     """
     found: dict[Advice, None] = dict.fromkeys(_of_backend(explanation.variants))
-    for variant, (captured, _) in zip(explanation.variants, explanation.graphs, strict=False):
+    for variant, (captured, after) in zip(explanation.variants, explanation.graphs, strict=False):
         found |= dict.fromkeys(_of_optimizers(variant))
         found |= dict.fromkeys(_of_waiting(variant))
         if explanation.options.get("keep_grads", True):
-            found |= dict.fromkeys(_of_dead_gradients(captured))
+            found |= dict.fromkeys(_of_gradients(captured, after))
     found |= dict.fromkeys(_of_variants(explanation))
     return tuple(found)
 
@@ -82,31 +85,46 @@ def _of_optimizers(variant: VariantReport) -> Iterator[Advice]:
             yield Advice(f"{_named(optimizer)} cannot be fused: {why}", hint)
 
 
+_WAITING = {
+    "wait for: gradient norm": (
+        "updates wait for the norm of all gradients",
+        "clip_grad_value_ clips each gradient by itself, without waiting",
+    ),
+    "wait for: loss scale": (
+        "updates wait until all gradients are known to be finite",
+        'precision="bf16-mixed" needs no loss scale',
+    ),
+}
+
+
 def _of_waiting(variant: VariantReport) -> Iterator[Advice]:
-    """A norm over all gradients keeps every update waiting for the last of them."""
-    said = [sentence for record in variant.passes for sentence in record.did]
-    if any("wait for" in sentence and "norm" in sentence for sentence in said):
-        yield Advice(
-            "updates wait for the norm of all gradients",
-            "clip_grad_value_ clips each gradient by itself, without waiting",
-        )
+    """What keeps updates waiting for the end of the backward."""
+    said = "; ".join(sentence for record in variant.passes for sentence in record.did)
+    yield from (Advice(*told) for reason, told in _WAITING.items() if reason in said)
 
 
-def _of_dead_gradients(captured: StepGraph) -> Iterator[Advice]:
-    """Gradients that the next call clears unread need not be computed."""
-    before = flatten(captured)
-    after = flatten(DropDeadGradients()(captured))
-    dropped = dropped_gradients(after.graph)
-    slots = [node.meta["stepgraph.slot"] for node in before.graph.find_nodes(op="placeholder")]
+def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
+    """Gradients that the next call clears need not be computed, or not be kept until then."""
+    step = partition(flatten(captured))
+    for applied in WITHOUT_GRADIENTS:
+        step = applied(step)
+    now, then = work(after.flat()), work(step.flat())
+    dropped = dropped_gradients(step.flat().graph)
+    slots = [node.meta["stepgraph.slot"] for node in step.nodes if node.op == "placeholder"]
     names = [slot.name for slot in slots if slot.role is Role.PARAM and slot.name in dropped]
-    if not names:
+    saved = []
+    if now.flops > then.flops:
+        saved.append(f"{(now.flops - then.flops) / now.flops:.0%} of all products")
+    if now.peak_bytes - then.peak_bytes >= _WORTH:
+        part = f"{readable(now.peak_bytes - then.peak_bytes)} of {readable(now.peak_bytes)}"
+        saved.append(f"{part} at the peak")
+    if not saved:
         return
-    whole, saved = work(before).flops, work(before).flops - work(after).flops
-    share = f"{saved / whole:.0%} of all products" if saved else "no product"
-    yield Advice(
-        f"gradients of {_listed(names)} are computed, and cleared before anything reads them",
-        f"keep_grads=False: saves {share}, if nothing reads .grad between calls",
-    )
+    what = "gradients are kept until the next call, which clears them"
+    if names:
+        what = f"gradients of {_listed(names)} are computed, and cleared before anything reads them"
+    hint = f"saves {' and '.join(saved)}, if nothing reads .grad between calls"
+    yield Advice(what, f"keep_grads=False: {hint}")
 
 
 def _of_variants(explanation: Explanation) -> Iterator[Advice]:

@@ -72,7 +72,7 @@ def variant_lines(variant: VariantReport) -> list[str]:
     lines += [f"{variant.operators} operators, {variant.launches} launches, {variant.backend}"]
     lines += list(optimizer_lines(variant.optimizers))
     lines += [pass_line(record) for record in variant.passes if record.acted]
-    idle = ", ".join(record.name for record in variant.passes if not record.acted)
+    idle = ", ".join(r.name.partition("(")[0] for r in variant.passes if not r.acted)
     lines += [f"nothing to do for {idle}"] if idle else []
     for region in variant.regions:
         how = "compiled" if region.compiled else f"eager: {region.why}"
@@ -109,6 +109,9 @@ def pass_differences(record: PassRecord) -> Iterator[str]:
         yield f"{'-' if record.bytes_saved > 0 else '+'}{readable(abs(record.bytes_saved))} moved"
     if record.flops_saved:
         yield f"{_saved(record.flops_saved)} floating-point operations"
+    if record.peak_bytes_before != record.peak_bytes_after:
+        before, after = readable(record.peak_bytes_before), readable(record.peak_bytes_after)
+        yield f"{before} -> {after} alive at the peak"
     names = [resource.removeprefix("grad:") for resource in record.lost if "grad:" in resource]
     if names:
         more = f", ... ({len(names)} in all)" if len(names) > 2 else ""

@@ -12,7 +12,6 @@ from stepgraph.analysis import bytes_of, flops_of, launches
 from stepgraph.ir import OPAQUE, Line, StepGraph, all_storages, flatten, lines
 
 
-
 @dataclass(frozen=True)
 class Load:
     """What the operators of a box do.

@@ -1,5 +1,6 @@
 """explain() says at any time what is captured, and why not where it is not."""
 
+import dataclasses
 import json
 import warnings
 
@@ -128,7 +129,7 @@ def test_passes_say_what_they_removed_and_did():
         "Drop(): 9 -> 8 nodes; 55 -> 46 operators; -3 launches; -102.1 KiB moved; "
         "-1,200 floating-point operations; not computed: gradients of a.w",
         "Early(): early update 3 of 4",
-        "nothing to do for Idle()",
+        "nothing to do for Idle",
     ]
 
 
@@ -171,6 +172,20 @@ def test_advice_is_about_what_this_step_could_change():
     assert explanation.to_dict()["advice"][1] == {"what": foreach.what, "hint": foreach.hint}
 
 
+def test_what_updates_wait_for_is_advice():
+    said = ("early update 121 of 148 (27 wait for: gradient norm)",)
+    record = PassRecord("EarlyUpdate()", 1.0, 8, 8, 46, 46, did=said)
+    variant = VariantReport({"step": 1}, 46, (), 1.0, 2.0, 1, (record,), backend="inductor")
+    found = stepgraph.Explanation("step", True, 1, 3, 1, None, (), (variant,), 1.0)
+
+    graph = compiled(World().train, 2).graphs[0]
+    found = dataclasses.replace(found, graphs=((graph, graph),), options={"keep_grads": False})
+
+    (norm,) = found.advice
+    assert norm.what == "updates wait for the norm of all gradients"
+    assert said[0] in variant.sentence
+
+
 def test_gradients_that_are_cleared_unread_are_advice_unless_they_are_dropped_already():
     world = World()
 
@@ -198,7 +213,7 @@ def test_a_terminal_shows_colours_and_the_step_graph():
     plain = console.export_text(clear=False)
     assert "captured whole, 1 variant" in plain
     assert "d loss / d (net.2.bias, net.2.weight" in plain
-    assert "SGD(opt) [opaque]: updates 4 params" in plain  # no markup of rich's
+    assert "-> loss  [6 ops]  reads" in plain  # brackets are no markup of rich's
     assert "to get more" in plain
     assert "38;2;" in console.export_text(styles=True)
 
