@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stepgraph.analysis import work
 from stepgraph.ir import Role, StepGraph, flatten, partition, readable
-from stepgraph.passes import WITHOUT_GRADIENTS, dropped_gradients
+from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, dropped_gradients
 
 if TYPE_CHECKING:
     from stepgraph.compiler.explanation import Explanation, OptimizerReport, VariantReport
@@ -105,11 +105,12 @@ def _of_waiting(variant: VariantReport) -> Iterator[Advice]:
 
 def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
     """Gradients that the next call clears need not be computed, or not be kept until then."""
-    step = partition(flatten(captured))
+    step, dropped = partition(flatten(captured)), frozenset[str]()
     for applied in WITHOUT_GRADIENTS:
         step = applied(step)
+        if isinstance(applied, DropDeadGradients):
+            dropped = dropped_gradients(step.flat().graph)
     now, then = work(after.flat()), work(step.flat())
-    dropped = dropped_gradients(step.flat().graph)
     slots = [node.meta["stepgraph.slot"] for node in step.nodes if node.op == "placeholder"]
     names = [slot.name for slot in slots if slot.role is Role.PARAM and slot.name in dropped]
     saved = []

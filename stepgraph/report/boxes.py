@@ -151,4 +151,5 @@ def _operators(step: StepGraph, line: Line) -> Counter[str]:
     inner = [node for region in regions for node in region.graph.nodes]
     effects = [node for node in line.nodes if node.op == "call_function"]
     calls = (node for node in (*inner, *effects) if node.op == "call_function")
-    return Counter(str(getattr(node.target, "__name__", node.target)) for node in calls)
+    names = (str(getattr(node.target, "__name__", node.target)) for node in calls)
+    return Counter(name.removesuffix(".default") for name in names)

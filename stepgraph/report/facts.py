@@ -62,7 +62,7 @@ def measured(drawn: Sequence[Box], nodes: Mapping[int, NodeProfile]) -> dict[int
 def of_box(box: Box, node: NodeProfile | None, profile: Profile | None) -> Facts:
     """Return the facts of a box, with what was measured of it."""
     facts: Facts = {"name": box.name, "kind": box.kind, "does": box.text}
-    facts |= {"code": code_at(box.at), "at": box.at or ""}
+    facts |= {"code": code_at(box.at), "at": relative(box.at)}
     if node is not None and profile is not None:
         facts |= of_node(node, profile)
     elif box.load.bytes:
@@ -94,7 +94,7 @@ def of_node(node: NodeProfile, profile: Profile) -> Facts:
 def of_span(node: NodeProfile, profile: Profile) -> Facts:
     """Return the facts of a node that is no single box."""
     title = f"{node.name} {node.label}".rstrip()
-    return {"name": title, "kind": node.kind, "at": node.at or "", **of_node(node, profile)}
+    return {"name": title, "kind": node.kind, "at": relative(node.at), **of_node(node, profile)}
 
 
 def of_operator(one: OperatorProfile, profile: Profile) -> Facts:
@@ -123,6 +123,12 @@ def code_at(at: str | None) -> str:
     """Return the user's line, if its file is there."""
     file, _, line = (at or "").rpartition(":")
     return linecache.getline(file, int(line)).strip() if line.isdigit() else ""
+
+
+def relative(at: str | None) -> str:
+    """Return file and line, the file from here where it is below the present folder."""
+    here = os.getcwd() + os.sep
+    return (at or "").removeprefix(here)
 
 
 def file_of(at: str | None) -> str:

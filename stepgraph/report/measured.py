@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from stepgraph.ir import readable
 from stepgraph.profiling import Profile, Span
@@ -44,7 +46,7 @@ def _timeline(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
         (_BY_NODE, "compiled, with a clock between nodes"),
         (_BY_OPERATOR, "compiled, with a clock between operators"),
     ):
-        whole, inside = _middle_call(profile.spans, row)
+        whole, inside = _typical_call(profile.spans, row)
         if whole is None:
             continue
         spans = inside or [whole]
@@ -55,27 +57,40 @@ def _timeline(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
     drawing = draw_timeline(lanes)
     if not drawing:
         return
-    yield "<h3>Timeline of the call in the middle</h3>"
+    yield "<h3>Timeline of a typical call</h3>"
     yield f'<div class="figure zoomable" data-zoom="x">{drawing}{TOOLS}</div>'
     yield (
-        '<p class="caption">Of each kind the call of median length. What is empty between spans '
+        '<p class="caption">Of each kind the call that is nearest to the medians. What is empty '
         "is the host: guards, inputs, results.</p>"
     )
 
 
-def _middle_call(spans: Sequence[Span], row: str) -> tuple[Span | None, list[Span]]:
-    """Return the call of median length of a row, and what is inside of it."""
+def _typical_call(spans: Sequence[Span], row: str) -> tuple[Span | None, list[Span]]:
+    """Return the call of a row that is nearest to the medians, and what is inside of it."""
     own = [span for span in spans if span.row == row]
-    calls = sorted((s for s in own if s.kind == "call"), key=lambda s: s.end_ns - s.start_ns)
+    calls = [span for span in own if span.kind == "call"]
+    inner = [span for span in own if span.kind != "call"]
+    inside = [
+        [span for span in inner if call.start_ns <= span.start_ns <= call.end_ns] for call in calls
+    ]
+    lengths = [
+        [end - start for start, end in pairwise(_edges(call, found))]
+        for call, found in zip(calls, inside, strict=True)
+    ]
+    medians = [statistics.median(times) for times in zip(*lengths, strict=False)]
+    distances = [
+        sum(abs(time - median) for time, median in zip(times, medians, strict=False))
+        for times in lengths
+    ]
     if not calls:
         return None, []
-    call = calls[len(calls) // 2]
-    inside = [
-        span
-        for span in own
-        if span.kind != "call" and call.start_ns <= span.start_ns <= call.end_ns
-    ]
-    return call, inside
+    place = distances.index(min(distances))
+    return calls[place], inside[place]
+
+
+def _edges(call: Span, inside: Sequence[Span]) -> list[int]:
+    """Return the times at which something begins or ends in a call, in order."""
+    return [call.start_ns, *(span.start_ns for span in inside), call.end_ns]
 
 
 def _start(call: Span) -> Span:
