@@ -17,6 +17,7 @@ from torch.fx import Node
 from stepgraph.analysis import flops_of, peak
 from stepgraph.compiler.probe import Probe
 from stepgraph.errors import ConfigurationError
+from stepgraph.ir.effects import is_glue
 from stepgraph.lowering import Region, Section, operator_sections, sections
 from stepgraph.profiling.bandwidth import copy_gbps
 from stepgraph.profiling.calls import CallsBetweenMarks, operator_calls
@@ -148,7 +149,7 @@ def _nodes(probe: Probe, runs: _Runs, moved: Mapping[Node, int | None]) -> tuple
             flops=sum(map(flops_of, _inside(section))),
             bytes_moved=_sum(moved[node] for node in section.nodes),
             launches=launches[i],
-            covers=tuple(dict.fromkeys(map(_node_name, _inside(section)))),
+            covers=_covered(section),
         )
         for i, section in enumerate(runs.by_node)
     )
@@ -224,6 +225,12 @@ def _length(stamps: Sequence[int], index: int) -> int:
 
 def _node_name(node: Node) -> str:
     return str(node.meta.get("stepgraph.node", node.name))
+
+
+def _covered(section: Section) -> tuple[str, ...]:
+    """Return the names of the typed nodes of a section; views in it may belong to others."""
+    own = (node for node in _inside(section) if not is_glue(node))
+    return tuple(dict.fromkeys(map(_node_name, own)))
 
 
 def _inside(section: Section) -> list[Node]:

@@ -11,6 +11,7 @@ import stepgraph
 from differences import Walk
 from harness import mlp, regression
 from stepgraph.errors import ConfigurationError
+from stepgraph.passes import DropReadGradients, EarlyUpdate, Pipeline
 from stepgraph.profiling.clock import clock_for
 
 IN, HIDDEN, OUT, BATCH = 4, 5, 2, 6  # of mlp() and regression()
@@ -148,6 +149,23 @@ def test_the_operators_of_a_step_are_counted_with_what_they_move(profiled):
     times = [one.time.median_ms for one in found.operators]
     assert times == sorted(times, reverse=True)
     assert found.copy_gbps > 0
+
+
+def test_every_typed_node_is_in_one_node_of_the_profile():
+    world = Plain()
+    world.net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)], nn.Linear(4, 2))
+    world.opt = torch.optim.AdamW(world.net.parameters())
+    passes = Pipeline((DropReadGradients(), EarlyUpdate(bucket_bytes=65)))
+    step = stepgraph.compile(world.train, passes=passes, keep_grads=False, on_fallback="error")
+
+    found = step.profile(*regression(0), steps=1)
+
+    (graph,) = step.graphs
+    covered = [name for node in found.nodes for name in node.covers]
+    typed = [node.name for node in graph.nodes if graph.kind(node) is not None]
+    assert len(graph.count()) > 3
+    assert sum(node.kind == "step" for node in found.nodes) > 1  # updates between backwards
+    assert sorted(covered) == sorted(typed)
 
 
 def test_launches_are_counted_inside_of_optimizers_too(profiled):
