@@ -43,4 +43,4 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
-views.register(profile=profiling.profile, to_html=report.to_html)
+views.register(profile=profiling.profile, to_html=report.to_html, to_rich=report.to_rich)

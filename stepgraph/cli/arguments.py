@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from stepgraph.cli.target import Target
 from stepgraph.errors import ConfigurationError
 
@@ -41,6 +43,14 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def show(console: Console, thing: Any) -> None:
+    """Print an explanation or a profile: in colours in a terminal, as plain text elsewhere."""
+    if console.is_terminal:
+        console.print(thing, soft_wrap=False)
+    else:
+        console.print(str(thing))
 
 
 def split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from stepgraph.cli.arguments import count, show
 from stepgraph.cli.comparison import Comparison, compare
 from stepgraph.cli.optional import optional_module
 from stepgraph.cli.picture import COLUMNS, ROWS, save_picture
@@ -34,14 +35,14 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "real and generated digits.",
     )
     parser.add_argument("--out", type=Path, default=Path("stepgraph-demo.png"), metavar="PNG")
-    parser.add_argument("--epochs", type=_count, default=100, metavar="N")
+    parser.add_argument("--epochs", type=count, default=100, metavar="N")
     parser.add_argument(
-        "--limit", type=_count, default=_IMAGES, metavar="N", help="train on the first N images"
+        "--limit", type=count, default=_IMAGES, metavar="N", help="train on the first N images"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument(
         "--threads",
-        type=_count,
+        type=count,
         default=1,
         metavar="N",
         help="threads for torch; one is best for tensors as small as these (default: 1)",
@@ -94,7 +95,9 @@ def _report(console: Console, *, eager: Run, compiled: Run, out: Path) -> int:
     """Print what happened and return the exit code."""
     explanation = compiled.model.training_step.explain()
     comparison = compare(eager.results(), compiled.results())
-    console.print(f"\n{explanation}\n")
+    console.print()
+    show(console, explanation)
+    console.print()
     console.print(_times(eager, compiled))
     console.print(f"Picture: {out}\n")
     console.print(_verdict(comparison, explanation))
@@ -171,13 +174,6 @@ def _unwritable(found: str) -> ConfigurationError:
     return ConfigurationError(
         "the picture cannot be written", at="--out", found=found, hint="a file in a folder of yours"
     )
-
-
-def _count(text: str) -> int:
-    """Parse a whole number of at least 1; argparse names the option in its message."""
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 @contextlib.contextmanager

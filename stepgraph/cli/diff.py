@@ -17,9 +17,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Add `diff` to the subcommands of a parser."""
     parser = commands.add_parser(
         "diff",
-        help="compare two explanations or two profiles",
-        description="Compare two files that --json of stepgraph explain, or of stepgraph profile, "
-        "has written. How often the step was called does not count.",
+        help="compare two explanations, profiles or benches",
+        description="Compare two files that --json of stepgraph explain, profile or bench has "
+        "written. How often the step was called does not count.",
         epilog="exit codes: 0 nothing differs but times; 1 something does; 2 the files cannot be "
         "compared",
     )

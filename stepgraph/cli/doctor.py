@@ -21,6 +21,10 @@ from stepgraph.compiler import Explanation, compile
 from stepgraph.errors import StepgraphError
 
 _BACKENDS = ("auto", "eager", "inductor")
+_MEANS = {
+    "eager": "the operators of PyTorch one by one, bit for bit on a CPU",
+    "inductor": "compiled, rounds differently; each region was compared with eager",
+}
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -86,6 +90,7 @@ class _Trial:
         assert self.explanation is not None
         (variant,) = self.explanation.variants
         lines = [f"{head}: a step is captured whole and trains as eagerly"]
+        lines.append(f"  run by the {variant.backend} backend: {_MEANS[variant.backend]}")
         for optimizer in variant.optimizers:
             how = "fused" if optimizer.fused else f"not fused: {optimizer.why}"
             lines.append(f"  {optimizer.label}: {how}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepgraph.cli.arguments import add_observation, check_writable, write_json, writing
+from stepgraph.cli.arguments import add_observation, check_writable, show, write_json, writing
 from stepgraph.cli.observe import Observed, observe
 from stepgraph.compiler import CompiledStep
 
@@ -46,9 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(heading(observed))
     for step in observed.steps:
-        console.print(f"\n{step.explain()}")
-        for number, graph in enumerate(step.graphs):
-            console.print(f"\nvariant {number}, {graph}")
+        console.print()
+        show(console, step.explain())
+        if not console.is_terminal:
+            for number, graph in enumerate(step.graphs):
+                console.print(f"\nvariant {number}, {graph}")
     busiest = max(observed.steps, key=lambda step: step.explain().calls)
     write_json("--json", arguments.json, busiest.explain().to_dict())
     if arguments.html:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from stepgraph import __version__
-from stepgraph.cli import demo, diff, doctor, explain, profile
+from stepgraph.cli import bench, demo, diff, doctor, explain, profile
 from stepgraph.cli.arguments import split_at_dashes
 from stepgraph.errors import StepgraphError
 
@@ -62,6 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stepgraph {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parser.set_defaults(takes_arguments=False)
-    for command in (demo, doctor, explain, profile, diff):
+    for command in (demo, doctor, explain, profile, bench, diff):
         command.add_command(commands)
     return parser

@@ -16,7 +16,7 @@ import torch
 from stepgraph.cli.target import OBSERVE, Target
 from stepgraph.compiler import CompiledStep
 from stepgraph.compiler import compile as compile_step
-from stepgraph.errors import ConfigurationError
+from stepgraph.errors import ConfigurationError, StepgraphError
 
 
 class Observed:
@@ -184,6 +184,30 @@ def _print_failure(error: Exception) -> None:
     """Print the traceback as Python would, without the lines that are ours."""
     frames = error.__traceback__
     traceback.print_exception(type(error), error, frames.tb_next if frames else None)
+
+
+@contextlib.contextmanager
+def measuring(observed: Observed) -> Iterator[None]:
+    """Scope in which the observed step is called again, after its script was stopped.
+
+    Raises:
+        ConfigurationError: The step itself raises.
+    """
+    try:
+        yield
+    except StepgraphError:
+        raise
+    except Exception as error:  # the step's boundary: what it raises is its own affair
+        script = str(observed.target.script)
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == script
+        ]
+        raise ConfigurationError(
+            f"{observed.target.step} failed when it was called again to be measured",
+            at=f"{script}:{lines[-1]}" if lines else None,
+            found=f"{type(error).__name__}: {error}",
+            why="the latest call is repeated, with its arguments, after the script was stopped",
+        ) from error
 
 
 def _never_called(observed: Observed) -> ConfigurationError:

@@ -7,9 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stepgraph.cli.arguments import add_observation, check_writable, count, write_json, writing
+from stepgraph.cli.arguments import (
+    add_observation,
+    check_writable,
+    count,
+    show,
+    write_json,
+    writing,
+)
 from stepgraph.cli.explain import heading
-from stepgraph.cli.observe import observe
+from stepgraph.cli.observe import measuring, observe
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,6 +42,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="also write a trace for Perfetto"
     )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a report to look at in a browser"
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,15 +60,20 @@ def run(arguments: argparse.Namespace) -> int:
     """
     check_writable("--json", arguments.json)
     check_writable("--trace", arguments.trace)
+    check_writable("--html", arguments.html)
     observed = observe(arguments.target, arguments.script_arguments, arguments.calls)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"{heading(observed)}\n")
     step, (args, kwargs) = observed.latest_step, observed.latest
     assert step is not None
-    measured = step.profile(*args, **kwargs, steps=arguments.steps)
-    console.print(str(measured))
+    with measuring(observed):
+        measured = step.profile(*args, **kwargs, steps=arguments.steps)
+    show(console, measured)
     write_json("--json", arguments.json, measured.to_dict())
     if arguments.trace:
         with writing("--trace", arguments.trace):
             measured.to_chrome_trace(arguments.trace)
+    if arguments.html:
+        with writing("--html", arguments.html):
+            step.explain().to_html(arguments.html, measured)
     return 2 if observed.failure is not None else 0

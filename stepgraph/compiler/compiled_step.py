@@ -162,6 +162,7 @@ class CompiledStep:
             fallbacks=self._fallbacks,
             first_call_ms=self._first_call_ms,
             closures=[closure.explain() for closure in self._closures.all],
+            options=self._options.given(),
         )
 
     def profile(self, *args: Any, steps: int = 20, **kwargs: Any) -> Any:

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stepgraph.capture import Terms
 from stepgraph.compiler import views
+from stepgraph.compiler.advice import Advice, advice
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variant import Variant
-from stepgraph.ir import StepGraph
+from stepgraph.compiler.words import describe, sentence, verdict
+from stepgraph.ir import Kind, StepGraph, marker_argument, marker_kind
+from stepgraph.lowering import launched, misfit
 from stepgraph.passes import PassRecord
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
 class OptimizerReport:
-    """An optimizer of a variant: how many tensors and elements, and how it is run."""
+    """An optimizer of a variant: how many tensors and elements, and how it is run.
+
+    Attributes:
+        label: Its class and what the user calls it.
+        tensors: Parameters that it updates.
+        elements: Elements of those.
+        fused: Whether its update runs in a fused kernel.
+        why: Why it does not, or empty.
+        misfit: What stands against a fused kernel whatever the backend, or empty.
+    """
 
     label: str
     tensors: int
     elements: int
     fused: bool
     why: str
+    misfit: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,22 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class VariantReport:
-    """A variant: nodes by kind, passes, optimizers, compiled regions, times in milliseconds."""
+    """A variant: nodes by kind, passes, optimizers, compiled regions, times in milliseconds.
+
+    Attributes:
+        nodes: How many nodes there are of each kind.
+        operators: ATen operators and effects.
+        optimizers: What updates in it.
+        capture_ms: Time it took to trace, rewrite and lower.
+        replay_ms: The shortest of the first replays, or None.
+        replays: How often it was replayed.
+        passes: What each pass did.
+        regions: What was given to a compiler.
+        backend: What runs it: `eager` or `inductor`.
+        launches: Operators and updates that compute something, after lowering: a compiled region
+            and an optimizer are one each.
+        place: Which calls of a window it is for; empty where every call is alike.
+    """
 
     nodes: dict[str, int]
     operators: int
@@ -47,6 +80,14 @@ class VariantReport:
     replays: int
     passes: tuple[PassRecord, ...] = ()
     regions: tuple[RegionReport, ...] = ()
+    backend: str = "eager"
+    launches: int = 0
+    place: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What was captured, in the words of training."""
+        return sentence(self)
 
 
 @dataclass(frozen=True)
@@ -74,6 +115,7 @@ class Explanation:
         variants: One report for each variant.
         closures: Explanations of the closures of optimizers that keep their own loop (LBFGS).
         first_call_ms: Time of the first, eager call; includes lazy set-up, not comparable.
+        options: The options of `compile` that are not the default.
         graphs: For each variant the step graph as captured and the one after the passes.
     """
 
@@ -87,58 +129,49 @@ class Explanation:
     variants: tuple[VariantReport, ...]
     first_call_ms: float | None
     closures: tuple[Explanation, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     graphs: tuple[tuple[StepGraph, StepGraph], ...] = field(default=(), repr=False, compare=False)
+
+    @cached_property
+    def advice(self) -> tuple[Advice, ...]:
+        """What the user could change to get more."""
+        return advice(self)
+
+    @property
+    def verdict(self) -> str:
+        """What was captured, in a few words."""
+        return verdict(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation, but for its graphs, as dicts, lists, strings and numbers."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self._without_graphs()))
-        return plain
+        for variant, own in zip(plain["variants"], self.variants, strict=True):
+            variant["sentence"] = own.sentence
+        return plain | {"advice": [dataclasses.asdict(one) for one in self.advice]}
 
-    def to_html(self, path: str | Path) -> None:
+    def to_html(self, path: str | Path, profile: Any = None) -> None:
         """Write a report to look at in a browser: one file that needs nothing else.
+
+        Args:
+            path: Where to; replaced if it exists.
+            profile: A `Profile` of the step: its times stand at the nodes, and there is a timeline
+                and a table of operators.
 
         Raises:
             OSError: The file cannot be written.
         """
-        views.to_html(self, path)
+        views.to_html(self, path, profile)
 
     def _without_graphs(self) -> Explanation:
         closures = tuple(closure._without_graphs() for closure in self.closures)
         return dataclasses.replace(self, graphs=(), closures=closures)
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.verdict}"]
-        lines.append(f"  calls        {self.calls}, of which replayed {self.replays}")
-        for i, variant in enumerate(self.variants):
-            lines += _variant_lines(i, variant)
-        for closure in self.closures:
-            lines += [f"  {line}" for line in str(closure).splitlines()]
-        for fallback in self.fallbacks:
-            lines.append(f"  eager        {fallback.count} x {fallback.reason}")
-            if fallback.at:
-                lines.append(f"                 at  {fallback.at}")
-            if fallback.hint:
-                lines.append(f"                 try {fallback.hint}")
-        if self.first_call_ms is not None:
-            lines.append(
-                f"  first call   {self.first_call_ms:.2f} ms, eager, with lazy set-up: "
-                "not comparable"
-            )
-        return "\n".join(lines)
+        return describe(self)
 
-    @property
-    def verdict(self) -> str:
-        """What was captured, in one sentence."""
-        if self.closures:
-            return "an optimizer keeps its own loop; its closure is captured"
-        if self.captured:
-            plural = "" if self.captures == 1 else "s"
-            return f"captured whole, {self.captures} variant{plural}"
-        if self.fallback_reason is not None:
-            return f"runs eagerly: {self.fallback_reason}"
-        if self.variants:
-            return "captured, not replayed yet"
-        return "not captured yet: the first call is eager, the second is captured"
+    def __rich__(self) -> RenderableType:
+        shown: RenderableType = views.to_rich(self)
+        return shown
 
 
 def _plain(value: Any) -> Any:
@@ -148,47 +181,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _variant_lines(index: int, variant: VariantReport) -> list[str]:
-    nodes = ", ".join(f"{count} {kind}" for kind, count in variant.nodes.items())
-    lines = [f"  variant {index}    {nodes}; {variant.operators} operators"]
-    for optimizer in variant.optimizers:
-        how = "fused" if optimizer.fused else f"not fused: {optimizer.why}"
-        lines.append(
-            f"               {optimizer.label}: {optimizer.tensors} tensors, "
-            f"{optimizer.elements:,} elements, {how}"
-        )
-    lines += [f"               {line}" for line in _pass_lines(variant.passes)]
-    for region in variant.regions:
-        how = "compiled" if region.compiled else f"eager: {region.why}"
-        lines.append(f"               region of {region.operators} operators, {how}")
-    replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
-    lines.append(
-        f"               capture {variant.capture_ms:.0f} ms, replay {replay}, "
-        f"replayed {variant.replays} times"
-    )
-    return lines
-
-
-def _pass_lines(records: Sequence[PassRecord]) -> list[str]:
-    idle = ", ".join(record.name for record in records if not record.acted)
-    lines = [_pass_line(record) for record in records if record.acted]
-    return [*lines, f"nothing to do for {idle}"] if idle else lines
-
-
-def _pass_line(record: PassRecord) -> str:
-    line = (
-        f"{record.name}: {record.nodes_before} -> {record.nodes_after} nodes, "
-        f"{record.operators_before} -> {record.operators_after} operators"
-    )
-    if record.flops_saved:
-        line += f", {record.flops_saved:,} floating-point operations saved"
-    names = [resource.removeprefix("grad:") for resource in record.lost if "grad:" in resource]
-    if names:
-        more = f", ... ({len(names)} in all)" if len(names) > 2 else ""
-        line += f", not computed: gradients of {', '.join(names[:2])}{more}"
-    return line
 
 
 def explain(
@@ -201,6 +193,7 @@ def explain(
     fallbacks: Fallbacks,
     first_call_ms: float | None,
     closures: Sequence[Explanation] = (),
+    options: Mapping[str, Any] | None = None,
 ) -> Explanation:
     """Describe the state of a compiled step."""
     return Explanation(
@@ -217,12 +210,15 @@ def explain(
         variants=tuple(map(_report, variants)),
         first_call_ms=first_call_ms,
         closures=tuple(closures),
+        options=dict(options or {}),
         graphs=tuple((variant.captured_graph, variant.graph) for variant in variants),
     )
 
 
 def _report(variant: Variant) -> VariantReport:
     graph = variant.rewritten.flat.graph
+    stepped = {marker_argument(n, "subject") for n in graph.nodes if marker_kind(n) is Kind.STEP}
+    stepped |= {marker_argument(n, "optimizer") for n in graph.nodes if marker_kind(n) is Kind.STEP}
     return VariantReport(
         nodes=variant.count(),
         operators=sum(node.op == "call_function" for node in graph.nodes),
@@ -233,15 +229,31 @@ def _report(variant: Variant) -> VariantReport:
                 elements=sum(p.numel() for p in subject.parameters),
                 fused=(why := _why_not_fused(variant, subject.number)) is None,
                 why=why or "",
+                misfit=misfit(subject.value) or "",
             )
             for subject in variant.captured.optimizers
+            if subject.number in stepped
         ),
         capture_ms=variant.capture_ms,
         replay_ms=variant.replay_ms,
         replays=variant.program.calls,
         passes=variant.rewritten.records,
         regions=_regions(variant),
+        backend=variant.rewritten.backend,
+        launches=launched(variant.rewritten.lowered.flat),
+        place=_place(variant.terms),
     )
+
+
+def _place(terms: Terms) -> str:
+    """Return which calls of a window have these terms."""
+    if not terms.windowed:
+        return ""
+    if terms.clears:
+        return f"the first call of a window of {terms.micro_batches}"
+    if terms.updates:
+        return f"the last call of a window of {terms.micro_batches}"
+    return f"the calls in the middle of a window of {terms.micro_batches}"
 
 
 def _why_not_fused(variant: Variant, number: int) -> str | None:

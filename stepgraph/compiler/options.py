@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,16 @@ class Options:
                 "precision", self.precision, 'precision="bf16-mixed", or model.bfloat16()'
             )
         self.pipeline()
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are not the default, as plain values."""
+        fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        plain = (bool, int, float, str)
+        return {
+            name: value if isinstance(value, plain) or value is None else repr(value)
+            for name, value, default in fields
+            if value != default
+        }
 
     def terms(self) -> Terms:
         """Return the terms of every call, but for its place in the window.

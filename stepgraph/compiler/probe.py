@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.fx import GraphModule
 from stepgraph.capture import ListSubject, Subject
 from stepgraph.compiler.variant import TIMED, Variant
 from stepgraph.errors import ConfigurationError
+from stepgraph.ir import flatten
+from stepgraph.lowering import Section
 from stepgraph.runtime import Snapshot, restored_rng
 
 if TYPE_CHECKING:
@@ -49,9 +52,19 @@ class Probe:
         return self._step._function.__qualname__
 
     @property
+    def variant(self) -> int:
+        """Which of the step's variants it is, in the order they were made."""
+        return self._step._variants.index(self._variant)
+
+    @property
     def flat(self) -> GraphModule:
         """The flat graph of the step, all of it operators and effects."""
         return self._variant.rewritten.flat
+
+    @property
+    def flat_as_captured(self) -> GraphModule:
+        """The flat graph of the step before the passes."""
+        return flatten(self._variant.captured_graph)
 
     @property
     def lowered(self) -> GraphModule:
@@ -91,9 +104,14 @@ class Probe:
         if self._step._replays == replays:
             raise self._runs_eagerly()
 
-    def marked(self, mark: Callable[[int], None]) -> Callable[[], None]:
-        """Return a `replay` that calls `mark(i)` ahead of section i, and once at the end."""
-        program = self._variant.with_marks(mark)
+    def marked(self, mark: Callable[[int], None], cut: Sequence[Section]) -> Callable[[], None]:
+        """Return a `replay` that calls `mark(i)` ahead of section i, and once at the end.
+
+        Args:
+            mark: What is called.
+            cut: Sections of `lowered`.
+        """
+        program = self._variant.with_marks(mark, cut)
 
         def replay() -> None:
             with self._variant.running(program, self._step._function):
@@ -143,6 +161,12 @@ class Probe:
             why="a profile is of a captured step, with its eager self beside it",
             hint="explain() says what to change",
         )
+
+
+def with_backend(step: CompiledStep, backend: str) -> CompiledStep:
+    """Return the same step, compiled anew with another backend; its refusals are silent."""
+    options = dataclasses.replace(step._options, backend=backend, on_fallback="silent")
+    return type(step)(step._function, options, step._owner)
 
 
 class _Before:

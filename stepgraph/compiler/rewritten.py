@@ -26,6 +26,7 @@ class Rewritten:
         dropped: Parameters whose gradients are not what eager leaves, by name.
         clears: Parameters whose gradients are cleared before anything is done with them.
         lowered: What is emitted: the flat graph, or one of compiled regions.
+        backend: What runs it: `eager` or `inductor`.
     """
 
     captured: Captured
@@ -35,6 +36,7 @@ class Rewritten:
     lowered: Lowered
     dropped: frozenset[str] = frozenset()
     clears: frozenset[str] = frozenset()
+    backend: str = "eager"
 
     @cached_property
     def before(self) -> StepGraph:
@@ -70,6 +72,7 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) 
         dropped=dropped_gradients(flat.graph),
         clears=cleared_first(flat.graph),
         lowered=_lowered(captured, flat, backend),
+        backend="inductor" if backend == "inductor" else "eager",
     )
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from stepgraph.capture import Captured, Subject, Terms, has_hooks
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
-from stepgraph.lowering import emit, with_marks
-from stepgraph.runtime import Program, autocast_devices
+from stepgraph.lowering import Section, emit, sections, with_marks
+from stepgraph.runtime import Program, Spans, autocast_devices
 
 TIMED = 8
 """Replays that are timed, for the explanation."""
@@ -108,12 +108,11 @@ class Variant:
         """Use the closure variables of `function`, which has the code that was traced."""
         self.call = self.captured.around.function(self.program, function.__closure__)
 
-    def with_marks(self, mark: Callable[[int], None]) -> Program:
+    def with_marks(self, mark: Callable[[int], None], cut: Sequence[Section]) -> Program:
         """Return a program that calls `mark(i)` ahead of section i, and once at the end."""
-        own, lowered = self.program, self.rewritten.lowered
-        flat = with_marks(lowered.flat, mark)
-        emitted = emit(flat, self.captured.subjects, updates=lowered.fused)
-        return Program(emitted.function, autocast_devices=own.autocast_devices, leaves=own.leaves)
+        own = self.program
+        function = _marked(self.rewritten, cut, mark)
+        return Program(function, autocast_devices=own.autocast_devices, leaves=own.leaves)
 
     @contextlib.contextmanager
     def running(self, program: Program, function: FunctionType) -> Iterator[None]:
@@ -145,11 +144,17 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
     inputs = list(zip(captured.inputs, rewritten.slots, strict=True))
     reached = [i for i, (value, _) in enumerate(inputs) if _is_leaf(value)]
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)
-    program = Program(emitted.function, autocast_devices=autocast_devices(), leaves=batch)
-    leaves = {id(inputs[i][0]): inputs[i][0] for i in reached if i not in batch}
     without_inputs = dataclasses.replace(captured, inputs=())
+    kept = dataclasses.replace(rewritten, captured=without_inputs)
+    program = Program(
+        emitted.function,
+        autocast_devices=autocast_devices(),
+        leaves=batch,
+        spans=_spans(function.__qualname__, kept),
+    )
+    leaves = {id(inputs[i][0]): inputs[i][0] for i in reached if i not in batch}
     return Variant(
-        rewritten=dataclasses.replace(rewritten, captured=without_inputs),
+        rewritten=kept,
         terms=terms,
         program=program,
         call=captured.around.function(program, function.__closure__),
@@ -157,6 +162,24 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
     )
+
+
+def _spans(name: str, rewritten: Rewritten) -> Spans:
+    """Return the program with spans, for somebody who profiles."""
+
+    def make(mark: Callable[[int], None]) -> tuple[list[str], Callable[..., Any]]:
+        cut = sections(rewritten.lowered.flat)
+        return [section.title for section in cut], _marked(rewritten, cut, mark)
+
+    return Spans(f"{name} (stepgraph)", make)
+
+
+def _marked(
+    rewritten: Rewritten, cut: Sequence[Section], mark: Callable[[int], None]
+) -> Callable[..., Any]:
+    lowered = rewritten.lowered
+    flat = with_marks(lowered.flat, mark, cut)
+    return emit(flat, rewritten.captured.subjects, updates=lowered.fused).function
 
 
 def _is_leaf(value: Any) -> bool:

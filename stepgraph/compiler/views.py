@@ -14,7 +14,7 @@ _registered: dict[str, Callable[..., Any]] = {}
 
 
 def register(**functions: Callable[..., Any]) -> None:
-    """Register `profile(probe, steps)` and `to_html(explanation, path)`."""
+    """Register `profile(probe, steps)`, `to_html(explanation, path, profile)`, `to_rich(thing)`."""
     _registered.update(functions)
 
 
@@ -23,6 +23,11 @@ def profile(probe: Any, steps: int) -> Any:
     return _registered["profile"](probe, steps)
 
 
-def to_html(explanation: Any, path: str | Path) -> None:
-    """Write an explanation as a page."""
-    _registered["to_html"](explanation, path)
+def to_html(explanation: Any, path: str | Path, profile: Any = None) -> None:
+    """Write an explanation as a page, with a profile if there is one."""
+    _registered["to_html"](explanation, path, profile)
+
+
+def to_rich(thing: Any) -> Any:
+    """Return what a terminal shows of an explanation or a profile."""
+    return _registered["to_rich"](thing)

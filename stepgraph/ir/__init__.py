@@ -15,7 +15,7 @@ from stepgraph.ir.region import partition
 from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph
-from stepgraph.ir.text import Line, lines
+from stepgraph.ir.text import Line, lines, readable
 from stepgraph.ir.verify import Meaning, meaning
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "marker_name",
     "meaning",
     "partition",
+    "readable",
     "slot_name",
     "storages_of",
     "updates",

@@ -90,7 +90,7 @@ def _inputs(step: StepGraph) -> Iterator[str]:
         values = [n.meta.get("val") for n in inputs if step.slot(n).role is role]
         if values:
             n_bytes = sum(_bytes(value) for value in values)
-            size = f" ({_readable(n_bytes)})" if n_bytes else ""
+            size = f" ({readable(n_bytes)})" if n_bytes else ""
             parts.append(f"{role.value} {len(values)}{size}")
     if parts:
         yield "  inputs: " + ", ".join(parts)
@@ -120,7 +120,7 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
 def _region(step: StepGraph, kind: Kind, node: Node) -> str:
     ops, result = f"[{_count_of(_ops(step, node), 'op')}]", _result(step, node)
     reads, writes = _resources(step.reads(node)), _resources(step.writes(node))
-    parts = [f"-> {result}", ops] if kind is Kind.FORWARD else [ops]
+    parts = [f"-> {result}", ops] if kind in (Kind.FORWARD, Kind.GRAD_NORM) else [ops]
     if kind is Kind.BACKWARD:
         parts = [f"d {_loss(step, node)} / d ({_enumerate(_targets(step, node), limit=2)})", ops]
     parts += [f"reads {reads}"] if reads else []
@@ -303,10 +303,10 @@ def _bytes(value: object) -> int:
     return value.numel() * value.element_size() if len(sizes) == value.ndim else 0
 
 
-def _readable(n_bytes: int) -> str:
-    size = float(n_bytes)
+def readable(n_bytes: float) -> str:
+    """Return a number of bytes with a unit."""
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} GiB"

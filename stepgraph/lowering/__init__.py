@@ -1,10 +1,11 @@
 """Lowering: from a step graph to a program."""
 
 from stepgraph.lowering.emit import Emitted, emit, first_update
+from stepgraph.lowering.fused import misfit
 from stepgraph.lowering.inductor import compile_region
 from stepgraph.lowering.lower import Lowered, lower
 from stepgraph.lowering.region import Region, Unsupported
-from stepgraph.lowering.sections import Section, sections, with_marks
+from stepgraph.lowering.sections import Section, launched, operator_sections, sections, with_marks
 
 __all__ = [
     "Emitted",
@@ -15,7 +16,10 @@ __all__ = [
     "compile_region",
     "emit",
     "first_update",
+    "launched",
     "lower",
+    "misfit",
+    "operator_sections",
     "sections",
     "with_marks",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir import Kind, marker_kind
+from stepgraph.analysis import launches
+from stepgraph.ir import Kind, marker_kind, marker_name
 from stepgraph.ir.effects import is_glue
 from stepgraph.lowering.region import Region
 from stepgraph.torch_private import graph_module
@@ -35,6 +36,11 @@ class Section:
     label: str = ""
     nodes: list[Node] = field(default_factory=list)
 
+    @property
+    def title(self) -> str:
+        """What a trace calls it: its name, and the object it acts on."""
+        return f"{self.name} {self.label}".rstrip()
+
 
 def sections(flat: GraphModule) -> list[Section]:
     """Return the sections of a flat graph in program order."""
@@ -53,12 +59,41 @@ def sections(flat: GraphModule) -> list[Section]:
     return found
 
 
-def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
+def operator_sections(flat: GraphModule) -> list[Section]:
+    """Return a section for every node of a flat graph that computes or has an effect.
+
+    It is called what the operator is called, or the effect: `aten.addmm`, `step Adam(d_opt)`.
+    """
+    found: list[Section] = []
+    for node in flat.graph.nodes:
+        if node.op != "call_function":
+            continue
+        if not is_glue(node):
+            name, label = _operator_name(node), node.meta.get("stepgraph.label", "")
+            found.append(Section(name, _kind(node), node.meta.get("stepgraph.at"), label))
+        if found:
+            found[-1].nodes.append(node)
+    return found
+
+
+def launched(flat: GraphModule) -> int:
+    """Return how many calls of a flat graph compute something; a compiled region is one."""
+    return sum(isinstance(node.target, Region) or launches(node) for node in flat.graph.nodes)
+
+
+def with_marks(
+    flat: GraphModule, mark: Callable[[int], None], cut: Sequence[Section]
+) -> GraphModule:
     """Return a copy of a flat graph that calls `mark(i)` ahead of section i, and at the end.
 
     The copies of nodes keep their metadata; nothing else is added or moved.
+
+    Args:
+        flat: The graph.
+        mark: Called when the copy runs.
+        cut: Its sections, from `sections` or `operator_sections`.
     """
-    begins = {section.nodes[0]: i for i, section in enumerate(sections(flat))}
+    begins = {section.nodes[0]: i for i, section in enumerate(cut)}
     graph, copies = Graph(), dict[Node, Node]()
     for node in flat.graph.nodes:
         index = len(begins) if node.op == "output" else begins.get(node)
@@ -66,6 +101,21 @@ def with_marks(flat: GraphModule, mark: Callable[[int], None]) -> GraphModule:
             graph.call_function(mark, (index,))
         copies[node] = graph.node_copy(node, copies.__getitem__)
     return graph_module(flat, graph)
+
+
+def _kind(node: Node) -> Kind | None:
+    kind = node.meta.get("stepgraph.kind")
+    return marker_kind(node) or (None if kind is None else Kind(kind))
+
+
+def _operator_name(node: Node) -> str:
+    if isinstance(node.target, Region):
+        return node.target.name
+    name = marker_name(node)
+    if name is not None:
+        return name
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(packet or getattr(node.target, "__name__", node.target))
 
 
 def _keys(graph: Graph) -> dict[Node, object]:
@@ -83,8 +133,8 @@ def _keys(graph: Graph) -> dict[Node, object]:
 
 def _key(node: Node) -> object:
     kind = marker_kind(node)
-    if kind in _FOLDED:
-        return kind
+    if kind in _FOLDED or marker_name(node) == "set_grad":
+        return kind  # it acts on a single slot
     return node.target if isinstance(node.target, Region) else node.meta.get("stepgraph.node")
 
 
@@ -92,10 +142,9 @@ def _begun_by(node: Node) -> Section:
     if isinstance(node.target, Region):
         inner = (n.meta.get("stepgraph.at") for n in node.target.graph_module.graph.nodes)
         return Section(node.target.name, None, next(filter(None, inner), None))
-    kind = node.meta.get("stepgraph.kind")
     return Section(
         name=node.meta.get("stepgraph.node", node.name),
-        kind=marker_kind(node) or (None if kind is None else Kind(kind)),
+        kind=_kind(node),
         at=node.meta.get("stepgraph.at"),
         label=node.meta.get("stepgraph.label", ""),
     )

@@ -1,14 +1,18 @@
-"""`Profile`: what `CompiledStep.profile` returns; prints itself."""
+"""`Profile`: what `CompiledStep.profile` returns."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stepgraph.compiler import views
+from stepgraph.profiling.text import describe
 from stepgraph.profiling.trace import Span, write_chrome_trace
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class NodeProfile:
         flops: Floating-point operations of its products.
         bytes_moved: Bytes that its operators read and write, one by one; of a compiled node what
             goes in and comes out. None if not known.
+        launches: Calls of operators that compute something, those inside of an optimizer's own step
+            too: what a host has to launch. Code that was compiled counts for itself, once.
+        covers: The names of the typed nodes that it runs.
     """
 
     name: str
@@ -64,6 +71,8 @@ class NodeProfile:
     operators: int
     flops: int
     bytes_moved: int | None
+    launches: int = 0
+    covers: tuple[str, ...] = ()
 
     @property
     def gflops_per_s(self) -> float:
@@ -73,9 +82,37 @@ class NodeProfile:
     @property
     def gbps(self) -> float | None:
         """Billions of bytes moved in a second, or None if not known."""
-        if self.bytes_moved is None:
-            return None
-        return self.bytes_moved / max(self.time.median_ms, 1e-9) / 1e6
+        return _gbps(self.bytes_moved, self.time)
+
+
+@dataclass(frozen=True)
+class OperatorProfile:
+    """All calls of one operator, or of one effect, in a call of the step.
+
+    Attributes:
+        name: The operator, for example `aten.addmm`; of an effect what it is and what it acts on.
+        launches: How often the step calls it.
+        time: How long all its calls in a step took, the reading of a clock at each included.
+        flops: Floating-point operations of all calls.
+        bytes_moved: Bytes that all calls read and write. None if not known.
+        nodes: The typed nodes that call it.
+    """
+
+    name: str
+    launches: int
+    time: Timing
+    flops: int
+    bytes_moved: int | None
+    nodes: tuple[str, ...]
+
+    @property
+    def gbps(self) -> float | None:
+        """Billions of bytes moved in a second, or None if not known."""
+        return _gbps(self.bytes_moved, self.time)
+
+
+def _gbps(bytes_moved: int | None, time: Timing) -> float | None:
+    return None if bytes_moved is None else bytes_moved / max(time.median_ms, 1e-9) / 1e6
 
 
 @dataclass(frozen=True)
@@ -97,6 +134,13 @@ class Profile:
         place: Which call of a window was measured; None where every call is alike.
         warm_up_calls: Calls, which trained, until the step was captured.
         spans: Start and end of every measured call and node, for a trace.
+        operators: Every operator, those that take longest first. Their times come from replays of
+            their own, in which a clock is read between operators.
+        copy_gbps: Billions of bytes in a second that a large copy reads and writes here.
+        eager_launches: Operators that an eager call calls; None if they could not be counted.
+        captured_peak_bytes: `peak_bytes` of the step before the passes.
+        variant: Which of the step's variants was measured.
+        allocated_bytes: On a GPU: most bytes that were allocated in an eager call and in a replay.
     """
 
     name: str
@@ -112,6 +156,17 @@ class Profile:
     place: str | None = None
     warm_up_calls: int = 0
     spans: tuple[Span, ...] = field(default=(), repr=False, compare=False)
+    operators: tuple[OperatorProfile, ...] = ()
+    copy_gbps: float | None = None
+    eager_launches: int | None = None
+    captured_peak_bytes: int | None = None
+    variant: int = 0
+    allocated_bytes: tuple[int, int] | None = None
+
+    @property
+    def launches(self) -> int:
+        """Operators that a replay calls: what a host has to launch."""
+        return sum(node.launches for node in self.nodes)
 
     @property
     def speedup(self) -> float:
@@ -120,16 +175,15 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile, but for its spans, as plain dicts, lists, strings and numbers."""
-        plain = dataclasses.asdict(dataclasses.replace(self, spans=()))
-        del plain["spans"]
-        plain["nodes"] = list(plain["nodes"])
-        return plain
+        found: dict[str, Any] = plain(dataclasses.asdict(dataclasses.replace(self, spans=())))
+        del found["spans"]
+        return found | {"launches": self.launches}
 
     def to_chrome_trace(self, path: str | Path) -> None:
         """Write every measured call as a trace for chrome://tracing or Perfetto.
 
-        Three rows: eager calls, replays, and replays with a clock between nodes, whose spans
-        carry the names of the nodes.
+        Four rows: eager calls, replays, and replays with a clock between nodes and between
+        operators, whose spans carry the names of those.
 
         Raises:
             OSError: The file cannot be written.
@@ -137,59 +191,17 @@ class Profile:
         write_chrome_trace(Path(path), self.name, self.spans)
 
     def __str__(self) -> str:
-        calls = f"medians of {self.compiled.calls} calls each, in turns"
-        plural = "" if self.threads == 1 else "s"
-        where = self.device if self.device != "cpu" else f"cpu, {self.threads} thread{plural}"
-        lines = [
-            f"{self.name}: compiled runs at {self.speedup:.2f} times the speed of eager "
-            f"({calls}; {where})",
-            f"  eager        {self.eager}",
-            f"  compiled     {self.compiled}",
-            f"  of it host   {self.host}: guards, inputs, results",
-            f"  products     {self.flops:,} floating-point operations",
-            f"  memory       {readable(self.peak_bytes)} at most, in {self.peak_at}",
-        ]
-        if self.place:
-            lines.append(f"  window       call {self.place}")
-        if self.warm_up_calls:
-            lines.append(f"  warm-up      {self.warm_up_calls} calls, which trained")
-        return "\n".join([*lines, *_table(self)])
+        return describe(self)
+
+    def __rich__(self) -> RenderableType:
+        shown: RenderableType = views.to_rich(self)
+        return shown
 
 
-def readable(n_bytes: float) -> str:
-    """Return a number of bytes with a unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} GiB"
-
-
-def _table(profile: Profile) -> list[str]:
-    total = sum(node.time.median_ms for node in profile.nodes) + profile.host.median_ms
-    head = ("node", "", "ms", "share", "GFLOP/s", "moved", "GB/s", "")
-    rows = [head, *(_row(node, total) for node in profile.nodes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    left = (0, 1, 7)
-    lines = []
-    for row in rows:
-        cells = (
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append(f"  {'  '.join(cells)}".rstrip())
-    return lines
-
-
-def _row(node: NodeProfile, total_ms: float) -> tuple[str, ...]:
-    moved, gbps = node.bytes_moved, node.gbps
-    return (
-        node.name,
-        node.label,
-        f"{node.time.median_ms:.3f}",
-        f"{node.time.median_ms / total_ms:.0%}",
-        f"{node.gflops_per_s:.1f}" if node.flops else "",
-        "?" if moved is None else readable(moved) if moved else "",
-        f"{gbps:.1f}" if gbps else "",
-        os.path.basename(node.at or ""),
-    )
+def plain(value: Any) -> Any:
+    """Return `value` with lists in the place of tuples, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

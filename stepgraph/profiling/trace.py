@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROWS = ("eager", "compiled", "compiled, node by node")
+ROWS = ("eager", "compiled", "compiled, node by node", "compiled, operator by operator")
 """What a trace has a row for."""
 
 

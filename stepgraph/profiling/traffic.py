@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch.fx import Graph, Node
 
@@ -36,12 +37,15 @@ def bytes_moved(graph: Graph, subjects: Mapping[int, Subject]) -> dict[Node, int
             found[node] = sizes_of(node.all_input_nodes) + size_of(node.meta.get("val"))
         else:
             found[node] = bytes_of(node, storages)
-        if marker_name(node) == "step":
+        if marker_name(node) in ("step", "step_part"):
             found[node] = (found[node] or 0) + 2 * _state_of(node, subjects)
     return found
 
 
 def _state_of(node: Node, subjects: Mapping[int, Subject]) -> int:
-    """Return the bytes of the state of the optimizer that `node` steps."""
-    state = getattr(subjects[marker_argument(node, "subject")].value, "state", {})
-    return sum(size_of(list(values.values())) for values in state.values())
+    """Return the bytes of the state of the parameters that `node` updates."""
+    subject: Any = subjects[marker_argument(node, "subject")]
+    state = getattr(subject.value, "state", {})
+    places = marker_argument(node, "places")  # None for a whole step
+    chosen = state if places is None else [subject.parameters[place] for place in places]
+    return sum(size_of(list(state.get(parameter, {}).values())) for parameter in chosen)

@@ -2,5 +2,6 @@
 
 from stepgraph.report.diff import Difference, diff
 from stepgraph.report.page import page, to_html
+from stepgraph.report.terminal import to_rich
 
-__all__ = ["Difference", "diff", "page", "to_html"]
+__all__ = ["Difference", "diff", "page", "to_html", "to_rich"]

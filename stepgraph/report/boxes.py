@@ -8,7 +8,27 @@ from dataclasses import dataclass
 import networkx as nx
 from torch.fx import Node
 
-from stepgraph.ir import OPAQUE, Line, StepGraph, lines
+from stepgraph.analysis import bytes_of, flops_of, launches
+from stepgraph.ir import OPAQUE, Line, StepGraph, all_storages, flatten, lines
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the operators of a box do.
+
+    Attributes:
+        launches: How many of them compute something.
+        bytes: Bytes that they read and write, one by one.
+        flops: Floating-point operations of products.
+    """
+
+    launches: int = 0
+    bytes: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        launches, n_bytes = self.launches + other.launches, self.bytes + other.bytes
+        return Load(launches, n_bytes, self.flops + other.flops)
 
 
 @dataclass(frozen=True)
@@ -20,6 +40,8 @@ class Box:
         name: The name of the first node.
         kind: What it is for.
         text: What it does, in words.
+        nodes: The names of all its nodes.
+        load: What its operators do, run one by one; of an update without the optimizer's state.
         at: The user's file and line, or None.
         reads: Resources that it reads.
         writes: Resources that it writes.
@@ -36,6 +58,14 @@ class Box:
     writes: tuple[str, ...]
     operators: tuple[tuple[str, int], ...]
     layer: int
+    nodes: tuple[str, ...]
+    load: Load
+
+    @property
+    def headline(self) -> str:
+        """What it does, in as few words as a box has room for."""
+        parts = self.text.replace(f" [{OPAQUE}]", "").split("  ")
+        return next((part for part in parts if not part.startswith("[")), self.text)
 
 
 @dataclass(frozen=True)
@@ -58,7 +88,8 @@ def boxes(step: StepGraph) -> tuple[list[Box], list[Arrow]]:
     found = lines(step)
     order = _order(step, found)
     layers = {n: i for i, layer in enumerate(nx.topological_generations(order)) for n in layer}
-    drawn = [_box(step, line, number, layers[number]) for number, line in enumerate(found)]
+    loads = _loads(step)
+    drawn = [_box(step, line, i, layers[i], loads) for i, line in enumerate(found)]
     needed = nx.transitive_reduction(order)
     return drawn, [Arrow(a, b, order.edges[a, b]["kind"]) for a, b in sorted(needed.edges)]
 
@@ -84,7 +115,20 @@ def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
     return graph
 
 
-def _box(step: StepGraph, line: Line, number: int, layer: int) -> Box:
+def _loads(step: StepGraph) -> dict[str, Load]:
+    """Return the load of every typed node, by its name."""
+    flat = flatten(step)
+    storages = all_storages(flat.graph)
+    loads: dict[str, Load] = {}
+    for node in flat.graph.nodes:
+        name = node.meta.get("stepgraph.node")
+        if name is not None and launches(node):
+            own = Load(1, bytes_of(node, storages) or 0, flops_of(node))
+            loads[name] = loads.get(name, Load()) + own
+    return loads
+
+
+def _box(step: StepGraph, line: Line, number: int, layer: int, loads: dict[str, Load]) -> Box:
     reads = frozenset[str]().union(*map(step.reads, line.nodes))
     writes = frozenset[str]().union(*map(step.writes, line.nodes))
     return Box(
@@ -97,6 +141,8 @@ def _box(step: StepGraph, line: Line, number: int, layer: int) -> Box:
         writes=tuple(sorted(writes)),
         operators=tuple(_operators(step, line).most_common()),
         layer=layer,
+        nodes=tuple(node.name for node in line.nodes),
+        load=sum((loads.get(node.name, Load()) for node in line.nodes), Load()),
     )
 
 
@@ -105,4 +151,5 @@ def _operators(step: StepGraph, line: Line) -> Counter[str]:
     inner = [node for region in regions for node in region.graph.nodes]
     effects = [node for node in line.nodes if node.op == "call_function"]
     calls = (node for node in (*inner, *effects) if node.op == "call_function")
-    return Counter(str(getattr(node.target, "__name__", node.target)) for node in calls)
+    names = (str(getattr(node.target, "__name__", node.target)) for node in calls)
+    return Counter(name.removesuffix(".default") for name in names)

@@ -11,8 +11,8 @@ from stepgraph.errors import ConfigurationError
 _NAMES = ("name", "label", "reason")
 """What items of a list are known by; those that have none of these are known by their place."""
 
-_COUNTS = ("calls", "replays", "count", "warm_up_calls", "threads")
-"""Numbers that say how long something ran, not what it is."""
+_COUNTS = ("calls", "replays", "count", "warm_up_calls", "threads", "copy_gbps")
+"""Numbers that say how long something ran, and where, not what it is."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Difference:
     """Compare what two `to_dict()` have returned.
 
     Raises:
-        ConfigurationError: They are not both explanations or both profiles.
+        ConfigurationError: They are not of one kind.
     """
     kinds = _kind_of(before), _kind_of(after)
     if None in kinds or kinds[0] != kinds[1]:
         found = " and ".join(kind or "something else" for kind in kinds)
         raise ConfigurationError(
-            "only two explanations or two profiles can be compared",
+            "only two explanations or two profiles can be compared, or two comparisons",
             found=found,
-            hint="write them with --json of stepgraph explain or stepgraph profile",
+            hint="write them with --json of stepgraph explain, profile or bench",
         )
     left, right = dict(_facts(before)), dict(_facts(after))
     paths = dict.fromkeys([*left, *right])
@@ -76,7 +76,9 @@ def _kind_of(found: Mapping[str, Any]) -> str | None:
         return None
     if {"captures", "variants", "fallbacks"} <= found.keys():
         return "an explanation"
-    return "a profile" if {"eager", "compiled", "nodes"} <= found.keys() else None
+    if {"eager", "compiled", "nodes"} <= found.keys():
+        return "a profile"
+    return "a comparison" if {"device", "ways"} <= found.keys() else None
 
 
 def _facts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,94 +1,131 @@
-"""Drawings as SVG: the boxes of a step, and the bytes alive along it."""
+"""A step graph as SVG: boxes in layers, and arrows for what must come before what."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from stepgraph.report.boxes import Arrow, Box
 
-_WIDTH, _HEIGHT = 168, 44  # of a box, in units of the drawing
-_GAP_X, _GAP_Y = 20, 30
+_WIDTH, _HEIGHT = 216, 64  # of a box, in units of the drawing
+_GAP_X, _GAP_Y = 26, 34
+_LONGEST = 30  # letters that fit into a box
 
 
-def draw_step(drawn: Sequence[Box], arrows: Sequence[Arrow], key: str) -> str:
+@dataclass(frozen=True)
+class Measured:
+    """What a drawing shows of a box that was measured.
+
+    Attributes:
+        text: How long it took, or what it is part of.
+        share: Its part of the call, from 0 to 1; None if that is not known.
+    """
+
+    text: str
+    share: float | None
+
+
+def draw_step(
+    drawn: Sequence[Box], arrows: Sequence[Arrow], key: str, measured: Mapping[int, Measured]
+) -> str:
     """Return a drawing in which boxes stand below all boxes that must come before them.
 
     Args:
         drawn: The boxes, in program order.
         arrows: What must stay ahead of what.
         key: What tells this drawing from others on the page.
+        measured: By box: how long it took, where that is known.
     """
-    places, columns, rows = _places(drawn)
+    places, columns, rows = _places(drawn, arrows)
     width = columns * (_WIDTH + _GAP_X) + _GAP_X
     height = rows * (_HEIGHT + _GAP_Y) + _GAP_Y
     parts = [
-        f'<svg class="graph" viewBox="0 0 {width} {height}" style="max-width:{width * 1.5:.0f}px" '
-        f'role="img" aria-label="step graph">'
+        f'<svg class="graph" viewBox="0 0 {width} {height}" role="img" aria-label="step graph">',
+        f'<defs><marker id="tip-{key}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z"/></marker></defs>',
     ]
-    parts += [_arrow(arrow, places) for arrow in arrows]
-    parts += [_box(box, places[box.number], key) for box in drawn]
+    parts += [_arrow(arrow, places, key) for arrow in arrows]
+    parts += [_box(box, places[box.number], key, measured.get(box.number)) for box in drawn]
     return "\n".join([*parts, "</svg>"])
 
 
-def draw_memory(live: Sequence[tuple[str, int]]) -> str:
-    """Return a drawing of the bytes alive along a step, with the peak marked.
+def _places(
+    drawn: Sequence[Box], arrows: Sequence[Arrow]
+) -> tuple[dict[int, tuple[float, float]], int, int]:
+    """Return the upper left corner of every box; every layer is a row, centred.
 
-    Args:
-        live: For every operator in order: the box it is in, and the bytes.
+    In a row, boxes stand in the order of what they hang from, which keeps arrows short.
     """
-    width, height = 600, 120
-    highest = max((n_bytes for _, n_bytes in live), default=0)
-    if not highest:
-        return ""
-    across = max(len(live) - 1, 1)
-    points = [(width * i / across, height * (1 - n / highest)) for i, (_, n) in enumerate(live)]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    place = max(range(len(live)), key=lambda i: live[i][1])
-    x = points[place][0]
-    return (
-        f'<svg class="memory" viewBox="-6 -10 {width + 12} {height + 14}" role="img" '
-        f'aria-label="bytes alive"><polygon points="0,{height} {line} {width},{height}"/>'
-        f'<circle cx="{x:.1f}" cy="0" r="5"><title>{escape(live[place][0])}</title></circle></svg>'
-    )
-
-
-def _places(drawn: Sequence[Box]) -> tuple[dict[int, tuple[float, float]], int, int]:
-    """Return the upper left corner of every box; every layer is a row, centred."""
     layers: dict[int, list[Box]] = defaultdict(list)
     for box in drawn:
         layers[box.layer].append(box)
+    above: dict[int, list[int]] = defaultdict(list)
+    for arrow in arrows:
+        above[arrow.target].append(arrow.source)
     columns = max(map(len, layers.values()), default=1)
     places: dict[int, tuple[float, float]] = {}
-    for layer, row in layers.items():
+    for layer in sorted(layers):
+        row = sorted(layers[layer], key=lambda box: (_pull(above[box.number], places), box.number))
         left = (columns - len(row)) * (_WIDTH + _GAP_X) / 2 + _GAP_X
         for i, box in enumerate(row):
             places[box.number] = left + i * (_WIDTH + _GAP_X), layer * (_HEIGHT + _GAP_Y) + _GAP_Y
     return places, columns, len(layers)
 
 
-def _box(box: Box, place: tuple[float, float], key: str) -> str:
+def _pull(sources: Sequence[int], places: Mapping[int, tuple[float, float]]) -> float:
+    """Return where a box is pulled to: the middle of what it hangs from."""
+    return sum(places[source][0] for source in sources) / len(sources) if sources else 0.0
+
+
+def _box(box: Box, place: tuple[float, float], key: str, measured: Measured | None) -> str:
     x, y = place
-    label = _shortened(box.text, 40)
+    operators = sum(count for _, count in box.operators)
+    facts = [f"{operators} op{'' if operators == 1 else 's'}"] if operators else []
+    facts += [measured.text] if measured else []
     return (
         f'<g class="node is-{escape(box.kind)}" tabindex="0" role="button" '
-        f'data-facts="{key}-{box.number}" transform="translate({x:.1f},{y:.1f})">'
-        f"<title>{escape(box.kind)}: {escape(box.text)}</title>"
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="6"/>'
-        f'<svg width="{_WIDTH - 6}" height="{_HEIGHT}">'  # cuts off what is wider
-        f'<text x="8" y="18" class="kind">{escape(box.kind)}</text>'
-        f'<text x="8" y="34">{escape(label)}</text></svg></g>'
+        f'data-kind="{escape(box.kind)}" data-number="{box.number}" '
+        f'data-facts="{key}-{box.number}" transform="translate({x:.1f},{y:.1f})" '
+        f'aria-label="{escape(f"{box.kind}: {box.text}")}">'
+        f'<rect class="frame" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>'
+        f'<rect class="stripe" width="5" height="{_HEIGHT}" rx="2.5"/>'
+        f'<text x="15" y="18" class="label">{escape(box.kind)}</text>'
+        f'<text x="{_WIDTH - 9}" y="18" class="small" text-anchor="end">{escape(_at(box))}</text>'
+        f'<text x="15" y="36" class="text">{escape(_shortened(box.headline))}</text>'
+        f'<text x="15" y="53" class="small">{escape(" · ".join(facts))}</text>'
+        f"{_bar(measured)}</g>"
     )
 
 
-def _arrow(arrow: Arrow, places: dict[int, tuple[float, float]]) -> str:
+def _bar(measured: Measured | None) -> str:
+    """Return a bar for the part of the call that a box takes."""
+    if measured is None or measured.share is None:
+        return ""
+    left, width = 132, _WIDTH - 142
+    return (
+        f'<rect class="track" x="{left}" y="46" width="{width}" height="6" rx="3"/>'
+        f'<rect class="share" x="{left}" y="46" width="{width * measured.share:.1f}" height="6" '
+        'rx="3"/>'
+    )
+
+
+def _at(box: Box) -> str:
+    return (box.at or "").replace("\\", "/").rpartition("/")[2]
+
+
+def _arrow(arrow: Arrow, places: Mapping[int, tuple[float, float]], key: str) -> str:
     (left, top), (to_left, to_y) = places[arrow.source], places[arrow.target]
     x, y, to_x = left + _WIDTH / 2, top + _HEIGHT, to_left + _WIDTH / 2
     half = (y + to_y) / 2
     curve = f"M{x:.1f},{y:.1f} C{x:.1f},{half:.1f} {to_x:.1f},{half:.1f} {to_x:.1f},{to_y:.1f}"
-    return f'<path class="{arrow.kind}" d="{curve}"/>'
+    return (
+        f'<path class="arrow {arrow.kind}" data-from="{arrow.source}" data-to="{arrow.target}" '
+        f'd="{curve}" marker-end="url(#tip-{key})"/>'
+    )
 
 
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3].rstrip() + "..."
+def _shortened(text: str) -> str:
+    text = text.replace("->", "→")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1].rstrip() + "…"

@@ -11,6 +11,7 @@ from stepgraph.runtime.rehearsal import (
     watching,
 )
 from stepgraph.runtime.snapshot import Snapshot
+from stepgraph.runtime.spans import Spans
 
 __all__ = [
     "NeedsEager",
@@ -19,6 +20,7 @@ __all__ = [
     "Program",
     "Rehearsal",
     "Snapshot",
+    "Spans",
     "WholeRehearsal",
     "autocast_devices",
     "restored_rng",

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from stepgraph import torch_private
+from stepgraph.runtime.spans import Spans
+
 
 class NeedsEager(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by a program, before anything ran, when this call must be eager; says why."""
@@ -23,6 +26,7 @@ class Program:
         function: The program's statements, as a function of its inputs.
         autocast_devices: Device types for which autocast was on when the step was captured.
         leaves: Positions of inputs from the batch into which a backward runs.
+        spans: The same function with a span for every node, which runs while somebody profiles.
     """
 
     def __init__(
@@ -31,9 +35,11 @@ class Program:
         *,
         autocast_devices: tuple[str, ...] = (),
         leaves: tuple[int, ...] = (),
+        spans: Spans | None = None,
     ) -> None:
         self.function = function
         self.leaves = leaves
+        self.spans = spans
         self.autocast_devices = autocast_devices
         self.calls = 0
 
@@ -46,7 +52,10 @@ class Program:
         torch._C._set_grad_enabled(False)
         entered = [device for device in self.autocast_devices if _switch_off(device)]
         try:
-            outputs = self.function(*inputs)
+            if self.spans is not None and torch_private.is_profiling():
+                outputs = self.spans(*inputs)
+            else:
+                outputs = self.function(*inputs)
         finally:
             for device in entered:
                 torch.set_autocast_enabled(device, True)

@@ -10,6 +10,7 @@ from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
 from stepgraph.torch_private.lazy import graph_module
+from stepgraph.torch_private.profiler import is_profiling
 from stepgraph.torch_private.scaler import found_inf
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import (
@@ -32,6 +33,7 @@ __all__ = [
     "found_inf",
     "graph_module",
     "has_unbacked",
+    "is_profiling",
     "is_tracing",
     "is_unsupported",
     "shield_constants",

@@ -48,3 +48,13 @@ def test_a_step_that_is_not_captured_is_a_sentence(tmp_path, capsys):
     error = capsys.readouterr().err
     assert code == 2
     assert error.startswith("stepgraph profile: step has nothing to profile\n")
+
+
+def test_a_report_of_a_profile_is_written_where_it_is_asked_for(tmp_path):
+    script, out = tmp_path / "train.py", tmp_path / "report.html"
+    script.write_text(SCRIPT.replace("BRANCH", ""))
+
+    code = main(["profile", f"{script}:step", "--calls", "3", "--steps", "1", "--html", str(out)])
+
+    assert code == 0
+    assert "Where the time goes" in out.read_text()

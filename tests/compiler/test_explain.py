@@ -1,16 +1,21 @@
 """explain() says at any time what is captured, and why not where it is not."""
 
+import dataclasses
 import json
 import warnings
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
 import stepgraph
 from harness import mlp, regression, warnings_of
+from stepgraph.compiler.explanation import OptimizerReport, VariantReport
+from stepgraph.compiler.words import variant_lines
 from stepgraph.errors import CaptureError, GuardError, StepgraphError
+from stepgraph.passes import PassRecord
 
 
 class World:
@@ -96,6 +101,132 @@ def test_a_captured_step_is_told_in_the_words_of_training():
     assert "not comparable" in text
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_variant_is_told_in_one_sentence():
+    (variant,) = compiled(World().train, 4).explain().variants
+
+    assert variant.sentence == (
+        "captured whole: 1 forward, 1 backward, SGD(opt, 4 tensors) and AdamW(head, 1 tensor) "
+        "not fused: the eager backend runs the optimizer's own step()"
+    )
+
+
+def test_passes_say_what_they_removed_and_did():
+    optimizers = (OptimizerReport("Adam(opt)", 4, 100, True, ""),)
+    removed = PassRecord("Drop()", 1.0, 9, 8, 55, 46, 1200, ("grad:a.w",), 3, 104_588)
+    moved = PassRecord("Early()", 1.0, 8, 8, 46, 46, did=("early update 3 of 4",))
+    idle = PassRecord("Idle()", 1.0, 8, 8, 46, 46)
+    nodes = {"forward": 1, "backward": 2, "step": 1}
+
+    variant = VariantReport(nodes, 46, optimizers, 1.0, 2.0, 1, (removed, moved, idle))
+
+    assert variant.sentence == (
+        "captured whole: 1 forward, 2 backward, Adam(opt, 4 tensors) fused; removed 9 operators; "
+        "early update 3 of 4"
+    )
+    assert variant_lines(variant)[4:7] == [
+        "Drop(): 9 -> 8 nodes; 55 -> 46 operators; -3 launches; -102.1 KiB moved; "
+        "-1,200 floating-point operations; not computed: gradients of a.w",
+        "Early(): early update 3 of 4",
+        "nothing to do for Idle",
+    ]
+
+
+def test_each_variant_of_a_window_says_which_calls_it_is_for():
+    world = World()
+
+    def step(x, y):
+        world.opt.zero_grad()
+        functional.mse_loss(world.net(x), y).backward()
+        world.opt.step()
+
+    step = compiled(step, 7, accumulate=3)
+
+    explanation = step.explain()
+
+    assert {variant.place for variant in explanation.variants} == {
+        "the first call of a window of 3",
+        "the calls in the middle of a window of 3",
+        "the last call of a window of 3",
+    }
+    updating = [v.place for v in explanation.variants if v.optimizers]
+    assert updating == ["the last call of a window of 3"]
+    assert explanation.options == {"on_fallback": "silent", "accumulate": 3}
+    assert "accumulate=3" in str(explanation)
+
+
+def test_advice_is_about_what_this_step_could_change():
+    world = World()
+    world.opt = torch.optim.SGD(world.net.parameters(), lr=0.1, foreach=True)
+    world.schedule = torch.optim.lr_scheduler.StepLR(world.opt, 2)
+
+    explanation = compiled(world.train, 3).explain()
+
+    backend, foreach = explanation.advice
+    assert backend.what.startswith('backend="eager" calls ')
+    assert "runs AdamW(head) in fused kernels" in backend.hint
+    assert foreach.what.startswith("SGD(opt) (4 tensors) cannot be fused")
+    assert foreach.hint == "leave foreach and fused at their defaults"
+    assert foreach.hint in str(explanation)
+    assert explanation.to_dict()["advice"][1] == {"what": foreach.what, "hint": foreach.hint}
+
+
+def test_what_updates_wait_for_is_advice():
+    said = ("early update 121 of 148 (27 wait for: gradient norm)",)
+    record = PassRecord("EarlyUpdate()", 1.0, 8, 8, 46, 46, did=said)
+    variant = VariantReport({"step": 1}, 46, (), 1.0, 2.0, 1, (record,), backend="inductor")
+    found = stepgraph.Explanation("step", True, 1, 3, 1, None, (), (variant,), 1.0)
+
+    graph = compiled(World().train, 2).graphs[0]
+    found = dataclasses.replace(found, graphs=((graph, graph),), options={"keep_grads": False})
+
+    (norm,) = found.advice
+    assert norm.what == "updates wait for the norm of all gradients"
+    assert said[0] in variant.sentence
+
+
+def test_gradients_that_are_cleared_unread_are_advice_unless_they_are_dropped_already():
+    world = World()
+
+    def step(x, y):
+        world.opt.zero_grad()
+        functional.mse_loss(world.net(x), y).backward()
+        world.opt.step()
+        world.net(x).mean().backward()  # nobody reads these
+
+    (_, dead) = compiled(step, 3).explain().advice
+    dropping = compiled(step, 3, keep_grads=False).explain()
+
+    assert "net.0.weight, world.net.0.bias, ... (4 in all)" in dead.what
+    forward, backward = 4 * 5 + 5 * 2, (4 * 5 + 5 * 2) + 5 * 2  # per sample; none for the batch
+    share = backward / (2 * (forward + backward))
+    assert f"keep_grads=False: saves {share:.0%} of all products" in dead.hint
+    assert all("keep_grads" not in one.hint for one in dropping.advice)
+
+
+def test_a_terminal_shows_colours_and_the_step_graph():
+    console = Console(width=120, force_terminal=True, color_system="truecolor", record=True)
+
+    console.print(compiled(World().train, 4).explain())
+
+    plain = console.export_text(clear=False)
+    assert "captured whole, 1 variant" in plain
+    assert "d loss / d (net.2.bias, net.2.weight" in plain
+    assert "-> loss  [6 ops]  reads" in plain  # brackets are no markup of rich's
+    assert "to get more" in plain
+    assert "38;2;" in console.export_text(styles=True)
+
+
+def test_a_terminal_shows_why_a_step_is_eager():
+    console = Console(width=200, record=True)
+
+    console.print(compiled(World().branching, 3).explain())
+
+    plain = console.export_text()
+    assert "runs eagerly" in plain
+    assert "test_explain.py:" in plain
+    assert "try torch.where" in plain
 
 
 def test_a_variant_counts_its_nodes_and_names_its_optimizers():

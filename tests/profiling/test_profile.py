@@ -11,6 +11,8 @@ import stepgraph
 from differences import Walk
 from harness import mlp, regression
 from stepgraph.errors import ConfigurationError
+from stepgraph.passes import DropReadGradients, EarlyUpdate, Pipeline
+from stepgraph.profiling.clock import clock_for
 
 IN, HIDDEN, OUT, BATCH = 4, 5, 2, 6  # of mlp() and regression()
 
@@ -114,17 +116,67 @@ def test_every_call_is_in_the_trace_and_nodes_lie_in_calls(profiled, tmp_path):
 
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     rows = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert list(rows.values()) == ["eager", "compiled", "compiled, node by node"]
+    assert list(rows.values()) == [
+        "eager", "compiled", "compiled, node by node", "compiled, operator by operator"
+    ]  # fmt: skip
     spans = [event for event in events if event["ph"] == "X"]
     calls = [span for span in spans if span["cat"] == "call"]
-    assert [span["tid"] for span in calls] == [0, 0, 1, 1, 2, 2]
-    nodes = [span for span in spans if span["cat"] != "call"]
+    assert [span["tid"] for span in calls] == [0, 0, 1, 1, 2, 2, 3, 3]
+    nodes = [span for span in spans if span["cat"] != "call" and span["tid"] == 2]
     assert [span["name"] for span in nodes[:5]] == [
         "zero_grad SGD(opt)", "forward_0", "backward_0", "accumulate_0", "step SGD(opt)"
     ]  # fmt: skip
     for node in nodes:
         around = [c for c in calls if c["tid"] == 2 and c["ts"] <= node["ts"]][-1]
         assert node["ts"] + node["dur"] <= around["ts"] + around["dur"]
+    operators = [span["name"] for span in spans if span["tid"] == 3 and span["cat"] != "call"]
+    assert operators[: len(operators) // 2].count("aten.addmm") == 2
+
+
+def test_the_operators_of_a_step_are_counted_with_what_they_move(profiled):
+    _, found = profiled
+    operators = {one.name: one for one in found.operators}
+
+    addmm = operators["aten.addmm"]
+    assert addmm.launches == 2
+    assert addmm.nodes == ("forward_0",)
+    inputs = BATCH * IN + IN * HIDDEN + HIDDEN, BATCH * HIDDEN + HIDDEN * OUT + OUT
+    results = BATCH * HIDDEN, BATCH * OUT
+    assert addmm.bytes_moved == 4 * (sum(inputs) + sum(results))
+    assert addmm.gbps == pytest.approx(addmm.bytes_moved / addmm.time.median_ms / 1e6)
+    assert sum(one.flops for one in found.operators) == found.flops
+    assert operators["step SGD(opt)"].nodes == ("step",)
+    times = [one.time.median_ms for one in found.operators]
+    assert times == sorted(times, reverse=True)
+    assert found.copy_gbps > 0
+
+
+def test_every_typed_node_is_in_one_node_of_the_profile():
+    world = Plain()
+    world.net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(3)], nn.Linear(4, 2))
+    world.opt = torch.optim.AdamW(world.net.parameters())
+    passes = Pipeline((DropReadGradients(), EarlyUpdate(bucket_bytes=65)))
+    step = stepgraph.compile(world.train, passes=passes, keep_grads=False, on_fallback="error")
+
+    found = step.profile(*regression(0), steps=1)
+
+    (graph,) = step.graphs
+    covered = [name for node in found.nodes for name in node.covers]
+    typed = [node.name for node in graph.nodes if graph.kind(node) is not None]
+    assert len(graph.count()) > 3
+    assert sum(node.kind == "step" for node in found.nodes) > 1  # updates between backwards
+    assert sorted(covered) == sorted(typed)
+
+
+def test_launches_are_counted_inside_of_optimizers_too(profiled):
+    _, found = profiled
+    nodes = {node.name: node for node in found.nodes}
+
+    assert nodes["forward_0"].launches == 4  # two products, tanh, the loss
+    assert nodes["zero_grad"].launches == nodes["accumulate_0"].launches == 0
+    assert nodes["step"].launches == 4  # SGD on a CPU goes through its parameters one by one
+    assert found.launches == sum(node.launches for node in found.nodes)
+    assert found.eager_launches >= found.launches
 
 
 def test_a_profile_prints_itself_and_goes_into_json(profiled):
@@ -231,4 +283,36 @@ def test_compiled_regions_are_nodes_of_the_profile():
     (region,) = [node for node in found.nodes if node.kind == "compiled"]
     assert [node.kind for node in found.nodes] == ["zero_grad", "compiled", "accumulate", "step"]
     assert region.flops == found.flops > 0
+    assert 1 <= region.launches < region.operators
     assert "test_profile.py:" in region.at
+
+
+class Event:
+    """Stands in for an event of a device whose clock is a list."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        Event.now += 0.25
+        self.at_ms = Event.now
+
+    def elapsed_time(self, other):
+        return other.at_ms - self.at_ms
+
+
+def test_a_device_notes_itself_when_it_comes_to_a_mark(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    clock = clock_for("cuda")
+
+    for index in range(3):
+        clock.mark(index)
+    assert not waited  # until the times are asked for
+    first, second, third = clock.take()
+
+    assert (second - first, third - first) == (250_000, 500_000)
+    assert clock.take() == []
