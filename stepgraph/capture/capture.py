@@ -35,6 +35,7 @@ from stepgraph.capture.subjects import (
 )
 from stepgraph.capture.terms import PLAIN, Terms, clip_nothing, clipping_with, without_clipping
 from stepgraph.capture.transparent import mark_transparent
+from stepgraph.capture.types import check_types
 from stepgraph.capture.window import check_window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
@@ -162,6 +163,7 @@ def _capture_once(
     used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
     acted_on = {s.number: s for s in subjects.all if s.number in used}
     mark_transparent(flat, acted_on, found.values)
+    check_types(hooks.terms, acted_on.values())
     if hooks.terms.windowed:
         check_window(flat.graph, subjects)
     owners = ((subjects.find(owner), name) for owner, name in hooks.written)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grad
+from torch.utils._pytree import tree_map
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Terms:
         clip_norm: Norm to which an optimizer's gradients are clipped before its update.
         clip_value: Absolute value to which they are clipped.
         autocast: Type to which autocast casts, in everything but backward and updates.
+        dtype: Type of every parameter that is updated; floating-point arguments are cast to it
+            before anything else happens.
         scaler: Scales the seed of every backward, and lets an update be skipped when a gradient
             is inf or nan. Its own `update()` is the caller's, after the last call of a window.
     """
@@ -38,6 +41,7 @@ class Terms:
     clip_norm: float | None = None
     clip_value: float | None = None
     autocast: torch.dtype | None = None
+    dtype: torch.dtype | None = None
     scaler: GradScaler | None = None
 
     @property
@@ -54,6 +58,19 @@ class Terms:
     def clips(self) -> bool:
         """Whether gradients are clipped before an update."""
         return self.clip_norm is not None or self.clip_value is not None
+
+    def cast(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call, floating-point tensors in the type of the parameters."""
+        if self.dtype is None:
+            return args, kwargs
+        cast: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._cast, (args, kwargs))
+        return cast
+
+    def _cast(self, value: Any) -> Any:
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if is_float else value
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:

@@ -42,14 +42,16 @@ def compile(
         microbatches: Split the batch n ways inside a call. Only 1 for now.
         precision: None; `"bf16-mixed"`, autocast to bfloat16; `"16-mixed"`, autocast to float16
             with a loss scale of the step's own. Backward and updates are not autocast.
-            `"bf16-true"` is not implemented yet.
+            `"bf16-true"`, for a model in bfloat16: floating-point arguments are cast to it. No
+            float32 copies of the weights are kept.
         clip_norm: Clip the norm of each optimizer's gradients right before its `step()`.
         clip_value: Clip the absolute values of the gradients right before `step()`.
         backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles what
             stands between effects, forward and backward together; it needs a C++ compiler and
             rounds differently. `"auto"` chooses; today it is `"eager"`.
-        keep_grads: False promises that nobody reads `.grad` between calls: gradients that the
-            next call clears unread are not computed, and None.
+        keep_grads: False promises that nobody reads `.grad` between calls. Gradients that the
+            next call clears unread are then not computed, and others end where they are read
+            last: `.grad` is None.
         verify: For the first n replays of each variant, run the program, put everything back, run
             the user's Python, and compare.
         on_fallback: What to do when the step must run eagerly: `"warn"` once per reason, raise an

@@ -107,6 +107,7 @@ class CompiledStep:
         if torch.compiler.is_compiling():
             return self._function(*self._bound(args), **kwargs)  # part of a larger trace
         terms = self._window.terms
+        args, kwargs = terms.cast(args, kwargs)
         if terms.autocast is None:
             result = self._call(self._bound(args), kwargs, terms)
         else:
@@ -184,7 +185,7 @@ class CompiledStep:
         Raises:
             ConfigurationError: The step runs eagerly for these arguments, or `steps` is no number.
         """
-        return views.profile(Probe(self, args, kwargs), steps)
+        return views.profile(Probe(self, *self._terms.cast(args, kwargs)), steps)
 
     @property
     def captured_graphs(self) -> tuple[StepGraph, ...]:

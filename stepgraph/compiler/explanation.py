@@ -9,7 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from stepgraph.capture import Terms
+from stepgraph.capture.subjects import OptimizerSubject
 from stepgraph.compiler import views
 from stepgraph.compiler.advice import Advice, advice
 from stepgraph.compiler.fallbacks import Fallbacks
@@ -34,6 +37,7 @@ class OptimizerReport:
         fused: Whether its update runs in a fused kernel.
         why: Why it does not, or empty.
         misfit: What stands against a fused kernel whatever the backend, or empty.
+        note: What else there is to say about it, or empty.
     """
 
     label: str
@@ -42,6 +46,7 @@ class OptimizerReport:
     fused: bool
     why: str
     misfit: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,7 @@ def _report(variant: Variant) -> VariantReport:
                 fused=(why := _why_not_fused(variant, subject.number)) is None,
                 why=why or "",
                 misfit=misfit(subject.value) or "",
+                note=_note(subject),
             )
             for subject in variant.captured.optimizers
             if subject.number in stepped
@@ -254,6 +260,12 @@ def _place(terms: Terms) -> str:
     if terms.updates:
         return f"the last call of a window of {terms.micro_batches}"
     return f"the calls in the middle of a window of {terms.micro_batches}"
+
+
+def _note(subject: OptimizerSubject) -> str:
+    """Return what there is to say about the parameters of an optimizer."""
+    low = {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}
+    return "no float32 master weights: updates round to the type of the parameters" if low else ""
 
 
 def _why_not_fused(variant: Variant, number: int) -> str | None:

@@ -39,10 +39,6 @@ class Options:
         _positive("clip_value", self.clip_value)
         if self.microbatches != 1:
             raise _not_yet("microbatches", self.microbatches, "leave it at 1")
-        if self.precision == "bf16-true":
-            raise _not_yet(
-                "precision", self.precision, 'precision="bf16-mixed", or model.bfloat16()'
-            )
         self.pipeline()
 
     def given(self) -> dict[str, Any]:
@@ -64,7 +60,8 @@ class Options:
             micro_batches=self.accumulate,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,
-            autocast=_AUTOCAST[self.precision],
+            autocast=_AUTOCAST.get(self.precision),
+            dtype=torch.bfloat16 if self.precision == "bf16-true" else None,
             scaler=_scaler() if self.precision == "16-mixed" else None,
         )
 
@@ -86,7 +83,7 @@ class Options:
         )
 
 
-_AUTOCAST = {None: None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_AUTOCAST: dict[str | None, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def _scaler() -> GradScaler:

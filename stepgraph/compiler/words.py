@@ -87,7 +87,8 @@ def optimizer_lines(optimizers: Sequence[OptimizerReport]) -> Iterator[str]:
     for one in optimizers:
         how = "fused" if one.fused else f"not fused: {one.why}"
         tensors = count_of(one.tensors, "tensor")
-        yield f"{one.label}: {tensors}, {one.elements:,} elements, {how}"
+        note = f"; {one.note}" if one.note else ""
+        yield f"{one.label}: {tensors}, {one.elements:,} elements, {how}{note}"
 
 
 def pass_line(record: PassRecord) -> str:

@@ -371,7 +371,6 @@ def test_verification_names_the_first_tensor_that_differs_and_keeps_what_eager_d
         {"verify": -1},
         {"precision": "half"},
         {"microbatches": 2},
-        {"precision": "bf16-true"},
     ],
 )
 def test_an_option_without_a_meaning_is_refused(options):
