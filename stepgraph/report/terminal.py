@@ -34,7 +34,7 @@ from stepgraph.profiling.text import (
 from stepgraph.report.palette import colour_of
 
 _MARKS = {"good": ("✔", "bold green"), "bad": ("✘", "bold red"), "open": ("○", "bold yellow")}
-_BAR = 10
+_BAR = 8
 _MOST_OPERATORS = 12
 
 
@@ -150,14 +150,14 @@ def _profile(found: Profile) -> Iterator[RenderableType]:
 
 
 def _nodes(found: Profile) -> Table:
-    table = _table(*NODE_HEAD, "")
+    table = _table("node", *NODE_HEAD[2:], "")
     longest = max((node.time.median_ms for node in found.nodes), default=0.0)
     for node in found.nodes:
-        name, *cells = node_row(found, node)
-        style = f"bold {colour_of(node.kind)}"
-        table.add_row(Text(name, style), *cells, _bar(node, longest))
-    for column in table.columns[2:9]:
-        column.justify = "right"
+        name, label, *cells = node_row(found, node)
+        title = Text.assemble((name, f"bold {colour_of(node.kind)}"), (f" {label}", "dim"))
+        table.add_row(title, *cells, _bar(node, longest))
+    for column in table.columns[1:8]:
+        column.justify, column.no_wrap = "right", True
     table.columns[-1].min_width = _BAR
     return table
 
@@ -180,6 +180,6 @@ def _bar(node: NodeProfile, longest_ms: float) -> Text:
 
 
 def _table(*titles: str) -> Table:
-    table = Table(*titles, box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    table = Table(*titles, box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
     return table
