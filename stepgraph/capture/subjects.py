@@ -11,6 +11,7 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,28 +97,46 @@ class Order:
     """What has happened to an optimizer so far in the call that is being traced.
 
     Dynamo may start a trace over; what it had seen until then does not count.
+
+    Attributes:
+        parts: For each part of the call, the number of its updates and of its clearings.
     """
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self.updates = self.clearings = 0
+        self.parts = [Happened()]
         self._trace: Any = None
+
+    def enter(self, terms: Terms) -> None:
+        """A part of the call begins, on terms of its own."""
+        self._trace = torch_private.current_trace()
+        self.terms = terms
+        first = terms.part is None or terms.part.index == 0
+        self.parts = [*([] if first else self.parts), Happened()]
 
     def note_update(self) -> None:
         """The optimizer's update has come, whether or not it is the call to perform it."""
-        self._begin()
-        self.updates += 1
+        self._now().updates += 1
 
     def may_clear(self) -> bool:
         """Return whether a `zero_grad()` that has come does something in this call."""
-        self._begin()
-        self.clearings += 1
-        return self.terms.updates if self.updates else self.terms.clears
+        now = self._now()
+        now.clearings += 1
+        return self.terms.updates if now.updates else self.terms.clears
 
-    def _begin(self) -> None:
+    def _now(self) -> Happened:
         trace = torch_private.current_trace()
         if trace is not self._trace:
-            self._trace, self.updates, self.clearings = trace, 0, 0
+            self._trace, self.parts = trace, [Happened()]
+        return self.parts[-1]
+
+
+@dataclass
+class Happened:
+    """How often an optimizer was updated and cleared."""
+
+    updates: int = 0
+    clearings: int = 0
 
 
 class OptimizerSubject(Subject):
