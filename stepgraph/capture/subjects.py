@@ -11,7 +11,6 @@ import itertools
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +22,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
-from stepgraph import torch_private
 from stepgraph.capture import traced
+from stepgraph.capture.order import Order
 from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
 
@@ -91,52 +90,6 @@ class Subject:
     def read(self, group: int, key: str) -> float:
         """Return a number of the subject, now."""
         raise NotImplementedError
-
-
-class Order:
-    """What has happened to an optimizer so far in the call that is being traced.
-
-    Dynamo may start a trace over; what it had seen until then does not count.
-
-    Attributes:
-        parts: For each part of the call, the number of its updates and of its clearings.
-    """
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self.parts = [Happened()]
-        self._trace: Any = None
-
-    def enter(self, terms: Terms) -> None:
-        """A part of the call begins, on terms of its own."""
-        self._trace = torch_private.current_trace()
-        self.terms = terms
-        first = terms.part is None or terms.part.index == 0
-        self.parts = [*([] if first else self.parts), Happened()]
-
-    def note_update(self) -> None:
-        """The optimizer's update has come, whether or not it is the call to perform it."""
-        self._now().updates += 1
-
-    def may_clear(self) -> bool:
-        """Return whether a `zero_grad()` that has come does something in this call."""
-        now = self._now()
-        now.clearings += 1
-        return self.terms.updates if now.updates else self.terms.clears
-
-    def _now(self) -> Happened:
-        trace = torch_private.current_trace()
-        if trace is not self._trace:
-            self._trace, self.parts = trace, [Happened()]
-        return self.parts[-1]
-
-
-@dataclass
-class Happened:
-    """How often an optimizer was updated and cleared."""
-
-    updates: int = 0
-    clearings: int = 0
 
 
 class OptimizerSubject(Subject):
