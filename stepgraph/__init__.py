@@ -1,7 +1,7 @@
 """stepgraph: compile a whole PyTorch training step."""
 
 from stepgraph import errors, profiling, report
-from stepgraph.compiler import CompiledStep, Explanation, compile, views
+from stepgraph.compiler import CompiledStep, Explanation, Microbatches, compile, views
 from stepgraph.ir import StepGraph
 from stepgraph.profiling import Profile
 from stepgraph.train import (
@@ -28,6 +28,7 @@ __all__ = [
     "Explanation",
     "GradientAccumulationScheduler",
     "LearningRateMonitor",
+    "Microbatches",
     "ModelCheckpoint",
     "Module",
     "OptimizerWrapper",

@@ -2,6 +2,8 @@
 
 from stepgraph.capture.capture import Captured, capture
 from stepgraph.capture.eager import on_terms
+from stepgraph.capture.loop import looped
+from stepgraph.capture.microbatches import Microbatches, check_batch
 from stepgraph.capture.preflight import entry_reason, has_hooks
 from stepgraph.capture.refusal import Refusal, refusal_of
 from stepgraph.capture.scope import scalars_in, scope_reader, varied_number
@@ -13,6 +15,7 @@ from stepgraph.capture.traced import Opaque
 __all__ = [
     "Captured",
     "ListSubject",
+    "Microbatches",
     "Opaque",
     "OptimizerSubject",
     "Refusal",
@@ -20,8 +23,10 @@ __all__ = [
     "Subjects",
     "Terms",
     "capture",
+    "check_batch",
     "entry_reason",
     "has_hooks",
+    "looped",
     "on_terms",
     "refusal_of",
     "scalars_in",

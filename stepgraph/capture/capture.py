@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from stepgraph import torch_private
-from stepgraph.capture import traced
+from stepgraph.capture import loop, place, traced
 from stepgraph.capture.flatten import flatten, has_symbolic_sizes
 from stepgraph.capture.holders import holder_of
+from stepgraph.capture.microbatches import Part
 from stepgraph.capture.names import slots
 from stepgraph.capture.preflight import object_reason, tensor_reason
 from stepgraph.capture.refusal import Refusal, refusal_of, refuse
@@ -33,9 +34,17 @@ from stepgraph.capture.subjects import (
     subject_class,
     zero_step_codes,
 )
-from stepgraph.capture.terms import PLAIN, Terms, clip_nothing, clipping_with, without_clipping
+from stepgraph.capture.terms import (
+    PLAIN,
+    Terms,
+    clip_nothing,
+    clipping_by,
+    clipping_with,
+    without_clipping,
+)
 from stepgraph.capture.transparent import mark_transparent
 from stepgraph.capture.types import check_types
+from stepgraph.capture.unsplit import check_parts
 from stepgraph.capture.window import check_window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
@@ -52,6 +61,8 @@ _REPLACED_FUNCTIONS = [
     *(replacement for _, _, replacement in _FUNCTIONS),
     clip_nothing,
     traced.refuse_clipping,
+    place.clip_to_norm_in_time,
+    place.clip_value_in_time,
 ]
 
 
@@ -135,12 +146,14 @@ def _capture_once(
 ) -> Captured:
     subjects = hooks.subjects
     hooks.stopped, hooks.written = None, []
+    place.PLACE.terms = hooks.terms
     local_names = scope_reader(function)(args, kwargs)
     if local_names is None:
         refuse("the arguments do not fit the signature, or a closure variable is unset")
     try:
         scope = torch_private.tracing(hooks.trace_hooks, dynamic, static=hooks.static_sizes)
-        with scope, subjects.standing_in(hooks.terms), hooks.withheld():
+        standing_in = subjects.standing_in(hooks.terms)
+        with scope, standing_in, hooks.withheld(), loop.beginning(hooks.begin):
             found = torch_private.trace(function, args, kwargs, hooks.trace_hooks)
             hooks.raise_stopped()
             hooks.symbolic = has_symbolic_sizes(found.graph_module)
@@ -164,8 +177,11 @@ def _capture_once(
     acted_on = {s.number: s for s in subjects.all if s.number in used}
     mark_transparent(flat, acted_on, found.values)
     check_types(hooks.terms, acted_on.values())
-    if hooks.terms.windowed:
-        check_window(flat.graph, subjects)
+    if hooks.terms.micro_batches > 1:
+        check_window(flat.graph, subjects, "accumulate")
+    if hooks.terms.split.splits:
+        check_window(flat.graph, subjects, "microbatches")
+        check_parts(flat.graph, found.graph_module, hooks.terms.split)
     owners = ((subjects.find(owner), name) for owner, name in hooks.written)
     written = frozenset(f"{owner.label}.{name}" for owner, name in owners if owner is not None)
     return Captured(flat, found.around, guards, acted_on, found.values, written)
@@ -188,7 +204,7 @@ class _Hooks:
             is_subject=lambda value: subjects.find(value) is not None,
             write=self.write,
             backward=traced.backward_stand_in(
-                terms.micro_batches,
+                windowed=terms.windowed,
                 casting=terms.autocast is not None,
                 scaler=None if scaler is None else scaler.number,
             ),
@@ -203,11 +219,21 @@ class _Hooks:
         """Return the scope in which torch's functions do not clip, where that is not the time."""
         if self.terms.scaler is not None:
             return clipping_with(traced.refuse_clipping)
+        if self.terms.split.splits:
+            return clipping_by(norm=place.clip_to_norm_in_time, value=place.clip_value_in_time)
         return contextlib.nullcontext() if self.terms.updates else without_clipping()
+
+    def begin(self, part: Part) -> None:
+        """A part of the call begins, while the trace goes on."""
+        torch.clear_autocast_cache()  # Dynamo takes a cast for something a backward consumes
+        terms = place.PLACE.terms = self.terms.of(part)
+        for subject in self.subjects.all:
+            if isinstance(subject, OptimizerSubject):
+                subject.order.enter(terms)
 
     def meet(self, value: Any) -> None:
         if isinstance(value, traced.Opaque):
-            self.refuse(value.reason)
+            self.stop(Refusal(value.reason, hint=value.hint))
         if reason := object_reason(value):
             self.refuse(reason)
         kind = subject_class(value)
@@ -335,7 +361,11 @@ def _failing(guards: Any, scope: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _nothing_changes(function: FunctionType) -> Iterator[None]:
-    """Restore random state and, when a capture fails, the names Dynamo put into globals."""
+    """Restore random state and, when a capture fails, the names Dynamo put into globals.
+
+    When it succeeds, only what our own functions have answered is cleared away: constants by now,
+    that Dynamo has put there by the names of the functions, `_updates` as `sub_updates`.
+    """
     before = set(function.__globals__)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -345,6 +375,10 @@ def _nothing_changes(function: FunctionType) -> Iterator[None]:
         for name in set(function.__globals__) - before:
             del function.__globals__[name]
         raise
+    else:
+        for name in set(function.__globals__) - before:
+            if name.startswith("sub_"):
+                del function.__globals__[name]
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])

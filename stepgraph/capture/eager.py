@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from stepgraph.capture.loop import beginning
+from stepgraph.capture.microbatches import Part
 from stepgraph.capture.subjects import (
     AveragedModelSubject,
     OptimizerSubject,
@@ -33,6 +35,23 @@ def on_terms(terms: Terms, subjects: Subjects) -> Iterator[None]:
     if terms.plain:
         yield
         return
+    if not terms.split.splits:
+        with _on_terms_of_one(terms, subjects):
+            yield
+        return
+    with contextlib.ExitStack() as part_scope:
+
+        def begin(part: Part) -> None:
+            part_scope.close()
+            part_scope.enter_context(_on_terms_of_one(terms.of(part), subjects))
+
+        with beginning(begin):
+            yield
+
+
+@contextlib.contextmanager
+def _on_terms_of_one(terms: Terms, subjects: Subjects) -> Iterator[None]:
+    """Scope in which the step runs once: a call, or a part of one."""
     with contextlib.ExitStack() as stack:
         stack.callback(setattr, torch.autograd, "backward", torch.autograd.backward)
         torch.autograd.backward = _backward(terms, torch.autograd.backward)
@@ -76,7 +95,7 @@ def _methods(subject: Subject, terms: Terms, updated: set[int]) -> dict[str, Cal
 
 
 def _backward(terms: Terms, original: Callable[..., None]) -> Callable[..., None]:
-    """Return `torch.autograd.backward`, seeded with the inverse of the length of the window."""
+    """Return `torch.autograd.backward`, seeded with the share of this run in the window."""
 
     @functools.wraps(original)
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -93,8 +112,10 @@ def _backward(terms: Terms, original: Callable[..., None]) -> Callable[..., None
 
 def _seed(loss: Tensor, given: Tensor | None, terms: Terms) -> Tensor:
     seed = torch.ones_like(loss) if given is None else given
-    if terms.windowed:
-        seed = seed / terms.micro_batches
+    if terms.divisor > 1:
+        seed = seed / terms.divisor
+    if terms.weight < 1:
+        seed = seed * terms.weight
     return seed if terms.scaler is None else terms.scaler.scale(seed)
 
 

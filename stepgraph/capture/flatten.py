@@ -14,11 +14,12 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from stepgraph.capture import traced
+from stepgraph.capture import loop, traced
 from stepgraph.ir import Kind
 from stepgraph.ir.markers import MARKERS, OPS
 
 _CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
+_RESULT_FRAME = re.compile(re.escape(f'"{loop.__file__}"') + r", line \d+, in put_together")
 _NORM_FUNCTIONS = {"_get_total_norm", "get_total_norm"}
 
 
@@ -39,6 +40,7 @@ class Flattener(Interpreter):
         self.consumed: set[Any] = set()
         self.logged: list[Tensor] = []
         self.phase = 0
+        self.part: int | None = None
 
     @override
     def run_node(self, n: Node) -> Any:
@@ -49,10 +51,14 @@ class Flattener(Interpreter):
         kind, phase = self._kind(n), self.phase
         at, loss = _user_line(n), _loss(n)
         _name(mode.tracer, result, n.name)
+        is_result = bool(_RESULT_FRAME.search(n.meta.get("stack_trace") or ""))
         node = graph._root.prev
         while node is not before and node.op != "root":
             node.meta.setdefault("stepgraph.kind", kind)
             node.meta.setdefault("stepgraph.phase", phase)
+            if self.part is not None:
+                node.meta.setdefault("stepgraph.part", self.part)
+                node.meta.setdefault("stepgraph.result", is_result)
             if at is not None:
                 node.meta.setdefault("stepgraph.at", at)
             if loss is not None:
@@ -65,6 +71,9 @@ class Flattener(Interpreter):
     @override
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         name = MARKERS.get(target) or MARKERS.get(getattr(target, "default", None))
+        if target in (OPS.part, OPS.part.default):
+            (self.part,) = args
+            return None
         if target is torch.autograd.grad:
             self._check_grad(args, kwargs)
         elif name == "log":
@@ -239,9 +248,14 @@ def _loss(node: Node) -> str | None:
 
 
 def _user_line(node: Node) -> str | None:
-    """Return `file:line` of the innermost user frame that led to `node`."""
+    """Return `file:line` of the innermost user frame that led to `node`.
+
+    None for what splits a batch: no line of the user's says that.
+    """
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     for file, line in reversed(frames):
+        if file == loop.__file__:
+            return None
         if "/torch/" not in file and file != traced.__file__:
             return f"{file}:{line}"
     return None

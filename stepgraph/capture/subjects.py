@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
-from stepgraph import torch_private
 from stepgraph.capture import traced
+from stepgraph.capture.order import Order
 from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
 
@@ -90,34 +90,6 @@ class Subject:
     def read(self, group: int, key: str) -> float:
         """Return a number of the subject, now."""
         raise NotImplementedError
-
-
-class Order:
-    """What has happened to an optimizer so far in the call that is being traced.
-
-    Dynamo may start a trace over; what it had seen until then does not count.
-    """
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self.updates = self.clearings = 0
-        self._trace: Any = None
-
-    def note_update(self) -> None:
-        """The optimizer's update has come, whether or not it is the call to perform it."""
-        self._begin()
-        self.updates += 1
-
-    def may_clear(self) -> bool:
-        """Return whether a `zero_grad()` that has come does something in this call."""
-        self._begin()
-        self.clearings += 1
-        return self.terms.updates if self.updates else self.terms.clears
-
-    def _begin(self) -> None:
-        trace = torch_private.current_trace()
-        if trace is not self._trace:
-            self._trace, self.updates, self.clearings = trace, 0, 0
 
 
 class OptimizerSubject(Subject):

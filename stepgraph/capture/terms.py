@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grad
 from torch.utils._pytree import tree_map
+
+from stepgraph.capture.microbatches import UNSPLIT, Microbatches, Part
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Terms:
     eager call by methods replaced on the instances (`eager.py`).
 
     Attributes:
-        micro_batches: Length of a window. Every backward is seeded with the inverse.
+        micro_batches: Length of a window, in calls. Every backward is seeded with the inverse.
         clears: Whether `zero_grad()` in front of an update does something: in the first call of a
             window.
         updates: Whether updates, schedules, averages, clipping, and `zero_grad()` behind an
@@ -33,6 +35,9 @@ class Terms:
             before anything else happens.
         scaler: Scales the seed of every backward, and lets an update be skipped when a gradient
             is inf or nan. Its own `update()` is the caller's, after the last call of a window.
+        split: How the batch of the call is split. Each part is a run of the step on terms of its
+            own: `of`.
+        part: The part these terms are of; None for those of the whole call.
     """
 
     micro_batches: int = 1
@@ -43,6 +48,14 @@ class Terms:
     autocast: torch.dtype | None = None
     dtype: torch.dtype | None = None
     scaler: GradScaler | None = None
+    split: Microbatches = UNSPLIT
+    part: Part | None = None
+
+    def of(self, part: Part) -> Terms:
+        """Return the terms of a part: the first clears, the last updates, where the call does."""
+        clears = self.clears and part.index == 0
+        updates = self.updates and part.index == part.count - 1
+        return replace(self, clears=clears, updates=updates, part=part)
 
     @property
     def plain(self) -> bool:
@@ -51,8 +64,22 @@ class Terms:
 
     @property
     def windowed(self) -> bool:
-        """Whether the call is one of several that make an update."""
-        return self.micro_batches > 1
+        """Whether the step runs more than once for an update."""
+        return self.micro_batches > 1 or self.split.splits
+
+    @property
+    def divisor(self) -> int:
+        """By what the seed of a backward is divided."""
+        if self.part is None or not self.part.is_even:
+            return self.micro_batches
+        return self.micro_batches * self.part.count
+
+    @property
+    def weight(self) -> float:
+        """By what it is multiplied then: the share of a part, where parts differ in size."""
+        if self.part is None or self.part.is_even:
+            return 1.0
+        return self.part.size / self.part.total
 
     @property
     def clips(self) -> bool:
@@ -93,21 +120,28 @@ def autocast_devices() -> tuple[str, ...]:
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
-@contextlib.contextmanager
-def without_clipping() -> Iterator[None]:
-    """Scope in which torch's clipping functions compute norms and change no gradient.
+def without_clipping() -> contextlib.AbstractContextManager[None]:
+    """Return a scope in which torch's clipping functions compute norms and change no gradient."""
+    return clipping_by(norm=clip_nothing, value=clip_nothing)
 
-    Users import these functions by name, so what is replaced lies behind them.
+
+@contextlib.contextmanager
+def clipping_by(*, norm: Any, value: Any) -> Iterator[None]:
+    """Scope in which other functions do what torch's clipping functions do to gradients.
+
+    Users import torch's functions by name, so what is replaced lies behind them.
+
+    Args:
+        norm: Called in the place of `_clip_grads_with_norm_`, when the norm is known.
+        value: Called in the place of what `clip_grad_value_` wraps.
     """
     inner = _cell_of(clip_grad.clip_grad_value_)
-    norm, value = clip_grad._clip_grads_with_norm_, inner.cell_contents
-    clip_grad._clip_grads_with_norm_ = clip_nothing
-    inner.cell_contents = clip_nothing
+    before = clip_grad._clip_grads_with_norm_, inner.cell_contents
+    clip_grad._clip_grads_with_norm_, inner.cell_contents = norm, value
     try:
         yield
     finally:
-        clip_grad._clip_grads_with_norm_ = norm
-        inner.cell_contents = value
+        clip_grad._clip_grads_with_norm_, inner.cell_contents = before
 
 
 @contextlib.contextmanager

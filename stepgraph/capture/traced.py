@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from stepgraph.capture.place import divisor, updates, weight
 from stepgraph.capture.terms import Terms
 from stepgraph.ir.markers import OPS
 from stepgraph.torch_private import assume_constant_result
@@ -44,8 +45,8 @@ TABLE = Table()
 class Opaque:
     """Something a trace must not look into; meeting one refuses the step for `reason`."""
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    def __init__(self, reason: str, hint: str | None = None) -> None:
+        self.reason, self.hint = reason, hint
 
 
 REFUSE_APPEND = Opaque("appends something that is neither a tensor nor a number to a list")
@@ -58,11 +59,11 @@ REFUSE_CLIP = Opaque("clips by hand gradients that are scaled; clip_norm clips t
 REFUSE_EPOCH = Opaque("passes an epoch to scheduler.step()")
 
 
-def backward_stand_in(micro_batches: int, *, casting: bool, scaler: int | None = None) -> Any:
+def backward_stand_in(*, windowed: bool, casting: bool, scaler: int | None = None) -> Any:
     """Return what replaces `loss.backward()`.
 
     Args:
-        micro_batches: The backward is seeded with the inverse; 1 for a plain step.
+        windowed: Whether the backward is one of several, and seeded with a share.
         casting: Whether autocast is on around the step and must be off in here.
         scaler: The place in the table of the scaler by whose scale the seed is multiplied.
     """
@@ -75,9 +76,10 @@ def backward_stand_in(micro_batches: int, *, casting: bool, scaler: int | None =
         retain_graph: bool | None,
         allow_unused: bool,
     ) -> None:
-        if micro_batches > 1:
+        if windowed:
             seed = torch.ones_like(loss) if gradient is None else gradient
-            gradient = seed / micro_batches
+            gradient = seed / divisor() if divisor() > 1 else seed
+            gradient = gradient * weight() if weight() < 1 else gradient
         if scaler_name is not None:
             seed = torch.ones_like(loss) if gradient is None else gradient
             scale = getattr(TABLE, scaler_name).scale
@@ -179,7 +181,7 @@ def optimizer_stand_ins(
         own_loop: Whether its `step` calls the closure as often as it likes.
     """
     name = f"subject_{number}"
-    windowed, updates, clip = terms.windowed, terms.updates, _clipping(terms)
+    windowed, clip = terms.windowed, _clipping(terms)
     casting, clips = terms.autocast is not None, terms.clips
     scaler_name = None if scaler is None else f"subject_{scaler}"
 
@@ -194,7 +196,7 @@ def optimizer_stand_ins(
                 loss = closure()
         if windowed:
             _note_update(name)
-        if updates:
+        if updates():
             parameters = getattr(TABLE, name).parameters
             with torch.no_grad():
                 if clips and scaler_name is not None:
@@ -252,10 +254,9 @@ def zero_grad_of_base(self: Any, set_to_none: bool = True) -> None:
 def scheduler_stand_ins(number: int, terms: Terms, *, n_groups: int) -> dict[str, Any]:
     """Return what replaces the methods of a learning rate scheduler."""
     name, indices = f"subject_{number}", tuple(map(str, range(n_groups)))
-    updates = terms.updates
 
     def step(metrics: Any = None, epoch: Any = None) -> None:
-        if not updates:
+        if not updates():
             return
         if epoch is not None or isinstance(metrics, int):
             REFUSE_EPOCH.reason  # noqa: B018
@@ -297,8 +298,7 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
     """
     name = f"subject_{number}"
     places = {key: f"subject_{place}" for key, place in optimizers.items()}
-    windowed, updates = terms.windowed, terms.updates
-    clips = terms.clips
+    windowed, clips = terms.windowed, terms.clips
 
     def scale(outputs: Any) -> Any:
         if not isinstance(outputs, torch.Tensor):
@@ -306,7 +306,7 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
         return outputs * getattr(TABLE, name).scale.to(device=outputs.device, non_blocking=True)
 
     def unscale_(optimizer: Any) -> None:
-        if not updates:
+        if not updates():
             return
         place = places[id(optimizer)]
         with torch.no_grad():
@@ -319,7 +319,7 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
         place = places[id(optimizer)]
         if windowed:
             _note_update(place)
-        if not updates:
+        if not updates():
             return
         parameters = getattr(TABLE, place).parameters
         with torch.no_grad():
@@ -327,7 +327,7 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
             _scaled_step(detached, _gradients(parameters), _number(name), _number(place))
 
     def update(new_scale: Any = None) -> None:
-        if not updates:
+        if not updates():
             return
         if new_scale is not None:
             REFUSE_SCALER.reason  # noqa: B018
@@ -348,10 +348,9 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
 def averaged_model_stand_ins(number: int, terms: Terms) -> dict[str, Any]:
     """Return what replaces `update_parameters` of an `AveragedModel`."""
     name = f"subject_{number}"
-    updates = terms.updates
 
     def update_parameters(model: Any) -> None:
-        if not updates:
+        if not updates():
             return
         with torch.no_grad():
             averages = [t.detach() for t in getattr(TABLE, name).averages]

@@ -1,4 +1,4 @@
-"""Does `accumulate=n` have a meaning for a step?"""
+"""Does a window, `accumulate=n` or `microbatches=n`, have a meaning for a step?"""
 
 from __future__ import annotations
 
@@ -10,33 +10,48 @@ from stepgraph.ir import marker_argument, marker_name
 from stepgraph.ir.markers import OPS
 
 
-def check_window(graph: Graph, subjects: Subjects) -> None:
+def check_window(graph: Graph, subjects: Subjects, option: str) -> None:
     """Check a step that has been traced on the terms of a window.
 
     Args:
         graph: Its flat graph.
         subjects: The subjects it met; their order says what happened to them.
+        option: The option that asks for it.
 
     Raises:
-        ConfigurationError: It is not clear what should wait for the last call of a window.
+        ConfigurationError: It is not clear what should wait for the last run of a window.
     """
     orders = [s.order for s in subjects.all if isinstance(s, OptimizerSubject)]
-    if not any(order.updates for order in orders):
-        _refuse(
-            "this path through the step updates nothing",
-            "accumulate by hand or by the option, not both",
-        )
-    if any(order.updates > 1 for order in orders):
-        _refuse("the step updates an optimizer twice", "one update of an optimizer in a call")
-    if any(order.updates and not order.clearings for order in orders):
-        _refuse("the step never clears the gradients of its optimizer", "optimizer.zero_grad()")
+    for parts in list(zip(*(order.parts for order in orders), strict=True)) or [()]:
+        if not any(part.updates for part in parts):
+            _refuse(
+                option,
+                "this path through the step updates nothing",
+                f"{_BY_HAND[option]} by hand or by the option, not both",
+            )
+        if any(part.updates > 1 for part in parts):
+            _refuse(
+                option,
+                "the step updates an optimizer twice",
+                "one update of an optimizer in a call",
+            )
+        if any(part.updates and not part.clearings for part in parts):
+            _refuse(
+                option,
+                "the step never clears the gradients of its optimizer",
+                "optimizer.zero_grad()",
+            )
     stored = next(filter(_stores_by_hand, graph.nodes), None)
     if stored is not None:
         _refuse(
+            option,
             "the step stores or clears a gradient by hand",
             "optimizer.zero_grad() and loss.backward()",
             at=stored.meta.get("stepgraph.at"),
         )
+
+
+_BY_HAND = {"accumulate": "accumulate", "microbatches": "split the batch"}
 
 
 def _stores_by_hand(node: Node) -> bool:
@@ -47,11 +62,12 @@ def _stores_by_hand(node: Node) -> bool:
     return not isinstance(value, Node) or value.target is not OPS.first_grad.default
 
 
-def _refuse(found: str, hint: str, at: str | None = None) -> None:
+def _refuse(option: str, found: str, hint: str, at: str | None = None) -> None:
+    runs = "call" if option == "accumulate" else "micro-batch"
     raise ConfigurationError(
-        "accumulate has no meaning for this step",
+        f"{option} has no meaning for this step",
         at=at,
         found=found,
-        why="a window clears gradients in its first call and updates in its last",
+        why=f"gradients are cleared in the first {runs} and an update comes in the last",
         hint=hint,
     )

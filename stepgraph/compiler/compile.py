@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+from stepgraph.capture import Microbatches
 from stepgraph.compiler.compiled_step import CompiledStep
 from stepgraph.compiler.options import Options
 from stepgraph.errors import ConfigurationError
@@ -16,7 +17,7 @@ def compile(
     step: Any = None,
     *,
     accumulate: int = 1,
-    microbatches: int = 1,
+    microbatches: int | Microbatches = 1,
     precision: str | None = None,
     clip_norm: float | None = None,
     clip_value: float | None = None,
@@ -39,7 +40,13 @@ def compile(
         accumulate: Calls that make one update. `zero_grad()` acts in the first of them, updates,
             schedules, averages and clipping in the last; every backward is seeded with 1/n.
             `flush()` updates from a window that ends early.
-        microbatches: Split the batch n ways inside a call. Only 1 for now.
+        microbatches: Split the batch n ways inside a call, along dim 0 of every tensor among the
+            arguments, and run the step for each part with the activations of one alive at a
+            time. `zero_grad()` acts in the first part, updates, schedules, averages and clipping
+            in the last; every backward is seeded with the part's share of the samples, so the
+            loss is to be a mean. Returned scalars are averaged, other tensors concatenated. A
+            step to which the whole batch means more than its parts is refused;
+            `stepgraph.Microbatches` lets some of that pass.
         precision: None; `"bf16-mixed"`, autocast to bfloat16; `"16-mixed"`, autocast to float16
             with a loss scale of the step's own. Backward and updates are not autocast.
             `"bf16-true"`, for a model in bfloat16: floating-point arguments are cast to it. No

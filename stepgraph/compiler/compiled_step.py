@@ -19,7 +19,9 @@ from stepgraph.capture import (
     Subjects,
     Terms,
     capture,
+    check_batch,
     entry_reason,
+    looped,
     on_terms,
     refusal_of,
     scalars_in,
@@ -67,12 +69,18 @@ class CompiledStep:
         self, function: FunctionType, options: Options, owner: Owner | None = None
     ) -> None:
         functools.update_wrapper(self, function)
-        self._function = function
         self._options = options
         self._terms = options.terms()
         self._owner = owner
+        self._take(function)
         self._instances: dict[int, tuple[weakref.ref[Any], CompiledStep]] = {}
         self._start_over()
+
+    def _take(self, function: FunctionType) -> None:
+        """Run another function: as it is, or for every part of a split batch."""
+        self._plain = function
+        self._split = self._options.split.of(function, bound=self._owner is not None)
+        self._function = looped(function, self._split) if self._split.splits else function
 
     def _start_over(self) -> None:
         self._variants: list[Variant] = []
@@ -98,14 +106,14 @@ class CompiledStep:
             return known[1]
         forget = functools.partial(self._instances.pop, id(instance), None)
         reference = weakref.ref(instance, lambda _: forget())
-        step = CompiledStep(self._function, self._options, reference)
+        step = CompiledStep(self._plain, self._options, reference)
         self._instances[id(instance)] = (reference, step)
         return step
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay the step, or run it eagerly and perhaps capture it."""
         if torch.compiler.is_compiling():
-            return self._function(*self._bound(args), **kwargs)  # part of a larger trace
+            return self._plain(*self._bound(args), **kwargs)  # part of a larger trace
         terms = self._window.terms
         args, kwargs = terms.cast(args, kwargs)
         if terms.autocast is None:
@@ -150,7 +158,7 @@ class CompiledStep:
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
         """Run the user's Python once, as the plain step it is: outside of any window."""
-        return self._function(*self._bound(args), **kwargs)
+        return self._plain(*self._bound(args), **kwargs)
 
     def explain(self) -> Explanation:
         """Return what was captured, and why not where it was not."""
@@ -263,15 +271,17 @@ class CompiledStep:
 
     def rebind(self, function: FunctionType) -> None:
         """Take another function of the same code, with closure variables of its own."""
-        self._function = function
-        self._scope = scope_reader(function)
+        self._take(function)
+        self._scope = scope_reader(self._function)
         for variant in self._variants:
-            variant.rebind(function)
+            variant.rebind(self._function)
 
     def _call_unmatched(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms, refused: str | None
     ) -> Any:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
+        if terms.split.splits:
+            check_batch(self._plain, args, kwargs, self._split)
         self._calls += 1
         if config.current().disable:
             self._fallbacks.count(Refusal("STEPGRAPH_DISABLE is set"))
@@ -358,9 +368,11 @@ class CompiledStep:
         scope = self._scope(args, kwargs)
         if scope is None or not any(guards.check(scope) for guards in self._observed):
             try:
-                self._observed.append(self._capture(args, kwargs, terms).guards)
+                captured = self._capture(args, kwargs, terms)
             except Refusal as refusal:
                 raise self._no_meaning(refusal) from refusal
+            captured.around.release()
+            self._observed.append(captured.guards)
         with on_terms(terms, self._subjects):
             return self._function(*args, **kwargs)
 

@@ -75,6 +75,7 @@ class VariantReport:
         launches: Operators and updates that compute something, after lowering: a compiled region
             and an optimizer are one each.
         place: Which calls of a window it is for; empty where every call is alike.
+        parts: Into how many parts it splits the batch of a call.
     """
 
     nodes: dict[str, int]
@@ -88,6 +89,7 @@ class VariantReport:
     backend: str = "eager"
     launches: int = 0
     place: str = ""
+    parts: int = 1
 
     @property
     def sentence(self) -> str:
@@ -248,12 +250,13 @@ def _report(variant: Variant) -> VariantReport:
         backend=variant.rewritten.backend,
         launches=launched(variant.rewritten.lowered.flat),
         place=_place(variant.terms),
+        parts=1 + max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0),
     )
 
 
 def _place(terms: Terms) -> str:
     """Return which calls of a window have these terms."""
-    if not terms.windowed:
+    if terms.micro_batches == 1:
         return ""
     if terms.clears:
         return f"the first call of a window of {terms.micro_batches}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.amp import GradScaler
 
-from stepgraph.capture import Terms
+from stepgraph.capture import Microbatches, Terms
 from stepgraph.errors import ConfigurationError
 from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, Pipeline
 
@@ -19,7 +19,7 @@ class Options:
     """The keyword arguments of `stepgraph.compile`, checked."""
 
     accumulate: int = 1
-    microbatches: int = 1
+    microbatches: int | Microbatches = 1
     precision: str | None = None
     clip_norm: float | None = None
     clip_value: float | None = None
@@ -37,8 +37,7 @@ class Options:
         _at_least("verify", self.verify, 0)
         _positive("clip_norm", self.clip_norm)
         _positive("clip_value", self.clip_value)
-        if self.microbatches != 1:
-            raise _not_yet("microbatches", self.microbatches, "leave it at 1")
+        _ = self.split
         self.pipeline()
 
     def given(self) -> dict[str, Any]:
@@ -50,6 +49,16 @@ class Options:
             for name, value, default in fields
             if value != default
         }
+
+    @property
+    def split(self) -> Microbatches:
+        """How the batch of a call is split.
+
+        Raises:
+            ConfigurationError: The option is no number of parts.
+        """
+        given = self.microbatches
+        return given if isinstance(given, Microbatches) else Microbatches(given)
 
     def terms(self) -> Terms:
         """Return the terms of every call, but for its place in the window.
@@ -63,6 +72,7 @@ class Options:
             autocast=_AUTOCAST.get(self.precision),
             dtype=torch.bfloat16 if self.precision == "bf16-true" else None,
             scaler=_scaler() if self.precision == "16-mixed" else None,
+            split=self.split,
         )
 
     def pipeline(self) -> Pipeline:
@@ -88,15 +98,6 @@ _AUTOCAST: dict[str | None, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mi
 
 def _scaler() -> GradScaler:
     return GradScaler("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _not_yet(name: str, value: Any, hint: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"stepgraph.compile: this {name} is not implemented yet",
-        found=f"{name}={value!r}",
-        why="running without it would change what the step means",
-        hint=hint,
-    )
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

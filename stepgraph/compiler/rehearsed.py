@@ -60,9 +60,9 @@ class RehearsedCall:
         optimizers = self._rewritten.captured.optimizers
         own = [s.value for s in optimizers if not s.steps_as_torch()]
         with (
-            on_terms(self._terms, self._subjects),
             results_of(own) as returned,
             watching(rehearsed.owner, rehearsed.method, rehearsal.compare),
+            on_terms(self._terms, self._subjects),
         ):
             result = function(*args, **kwargs)
         if rehearsed.owner is None:

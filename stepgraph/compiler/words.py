@@ -41,6 +41,7 @@ def sentence(variant: VariantReport) -> str:
     """
     counted = [f"{variant.nodes[k]} {k}" for k in ("forward", "backward") if k in variant.nodes]
     parts = [", ".join([*counted, *_updates(variant.optimizers)])]
+    parts += [f"the batch split into {variant.parts} parts"] if variant.parts > 1 else []
     removed = sum(r.operators_before - r.operators_after for r in variant.passes)
     parts += [f"removed {count_of(removed, 'operator')}"] if removed > 0 else []
     parts += [said for record in variant.passes for said in record.did]

@@ -109,6 +109,11 @@ def check(valid: Tensor) -> None:
     """Raise ValueError unless all of `valid`: a distribution was given a value it cannot take."""
 
 
+@torch.library.custom_op("stepgraph::part", mutates_args=())
+def part(index: int) -> None:
+    """Say that a part of a split batch begins; flattening turns it into metadata of nodes."""
+
+
 @torch.library.custom_op("stepgraph::log", mutates_args=())
 def log(value: Tensor, subject: int, as_number: bool) -> None:
     """Append `value`, or the number in it, to a list of the user's."""
@@ -128,6 +133,7 @@ _WITHOUT_RESULT = (
     ema,
     set_hyper,
     check,
+    part,
     log,
 )
 for _marker in _WITHOUT_RESULT:
@@ -159,6 +165,8 @@ MARKERS = {
 }
 """Operator of each marker to its name."""
 
+has_side_effect(OPS.part)
+has_side_effect(OPS.part.default)
 for _operator, _name in MARKERS.items():
     has_side_effect(_operator)
     has_side_effect(getattr(OPS, _name))

@@ -56,6 +56,8 @@ def sections(flat: GraphModule) -> list[Section]:
                 runs[key] += 1
         if found:
             found[-1].nodes.append(node)
+            if found[-1].at is None:  # what splits a batch has no line
+                found[-1] = replace(found[-1], at=node.meta.get("stepgraph.at"))
     return found
 
 

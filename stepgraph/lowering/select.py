@@ -128,11 +128,13 @@ class _Selector:
         self.written: set[Node] = set()
         self.logged: set[Node] = set()
         self.computes = False
+        self.part: int | None = None
         self.storages = all_storages(graph)
 
     def add(self, node: Node) -> None:
         """Put the next node in program order in its place."""
         name = MARKERS.get(node.target)
+        self._enter(node.meta.get("stepgraph.part"))
         if node.op in ("placeholder", "get_attr"):
             self.items.insert(self._before_run(), node)
         elif draws(node):
@@ -149,6 +151,12 @@ class _Selector:
             self._compute(node)
         else:
             self._alone(node)
+
+    def _enter(self, part: int | None) -> None:
+        """End the run where another part of a split batch begins: its activations die there."""
+        if part is not None and part != self.part:
+            self.close()
+            self.part = part
 
     def close(self) -> None:
         """End the open run; one that is not worth a call dissolves."""

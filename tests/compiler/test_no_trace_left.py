@@ -229,6 +229,34 @@ def test_a_capture_leaves_what_it_traced_and_what_programs_share_as_it_was(body)
     assert_unpatched(globals_of_step["world"], like=trained_eagerly(body))
 
 
+def plainly(world, x, y):
+    loss = nn.functional.mse_loss(world.net(x), y)
+    world.opt.zero_grad()
+    loss.backward()
+    world.opt.step()
+    return loss
+
+
+def test_a_capture_on_terms_leaves_nothing_behind_either():
+    world = seeded_world(Everything)
+    globals_of_step = {"plainly": plainly, "world": world}
+    exec("def step(x, y):\n    return plainly(world, x, y)\n", globals_of_step)
+    names = dict(globals_of_step)
+    split = stepgraph.Microbatches(2, allow_randomness=True, allow_batch_statistics=True)
+    step = stepgraph.compile(
+        globals_of_step["step"], microbatches=split, accumulate=2, on_fallback="error"
+    )
+
+    with nothing_changes():
+        for index in range(4):
+            step(*regression(index))
+
+    added = globals_of_step.keys() - names.keys()
+    assert step.explain().captures == 2
+    assert all(name[0] == "_" for name in added), added
+    assert_unpatched(world, like=trained_eagerly(plainly))
+
+
 def seeded_world(kind=World):
     torch.manual_seed(0)
     return kind()

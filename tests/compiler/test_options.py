@@ -83,6 +83,29 @@ def test_clipping_comes_right_before_each_update(bounds):
     assert_captured(step)
 
 
+class OwnOptimizer(torch.optim.Optimizer):
+    """An optimizer that may not be stepped twice to see what it does."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            p.add_(p.grad, alpha=-self.param_groups[0]["lr"])
+
+
+def test_an_optimizer_of_ones_own_gets_clipped_gradients():
+    class Own(World):
+        def __init__(self):
+            super().__init__()
+            self.one = OwnOptimizer(self.body.parameters())
+
+    assert_captured(
+        same_as_eager(beside(clipping(norm=0.05), world=Own), 4, decorated=True, clip_norm=0.05)
+    )
+
+
 def test_a_clipping_option_and_a_call_by_hand_make_the_same_nodes():
     def by_hand_in_the_step(world, x, y):
         return clipping(norm=0.05)(world, x, y)
@@ -370,7 +393,6 @@ def test_verification_names_the_first_tensor_that_differs_and_keeps_what_eager_d
         {"clip_value": "1"},
         {"verify": -1},
         {"precision": "half"},
-        {"microbatches": 2},
     ],
 )
 def test_an_option_without_a_meaning_is_refused(options):
