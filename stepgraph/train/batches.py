@@ -101,12 +101,13 @@ class Epoch:
     Attributes:
         start: The random state before the loader's iterator was made.
         taken: How many batches have been given out.
+        left: How many batches are left; where the length is unknown, at most `ahead + 1`.
     """
 
     def __init__(self, loader: Iterable[Any], length: int | None, *, ahead: int = 1) -> None:
         self.loader, self.length, self.ahead = loader, length, ahead
         self.exact = known_length(loader) is not None
-        self.taken = 0
+        self.taken = self.left = 0
         self.start: dict[str, Any] = {}
         self._fetched: deque[Any] = deque()
         self._exhausted = False
@@ -128,29 +129,7 @@ class Epoch:
         self.taken = skip
         for _ in itertools.islice(self._iterator, skip):
             pass
-        if not self.exact and skip:
-            self._look_ahead()
-
-    def has_next(self) -> bool:
-        """Return whether there is another batch."""
-        return self.remaining() > 0
-
-    def remaining(self) -> int:
-        """Return how many batches are left; where the length is unknown, at most `ahead + 1`."""
-        limit = math.inf if self.length is None else self.length - self.taken
-        if limit <= 0:
-            return 0
-        if self.exact:
-            return int(limit)
-        self._look_ahead()
-        return int(min(limit, len(self._fetched)))
-
-    def _look_ahead(self) -> None:
-        while len(self._fetched) <= self.ahead and not self._exhausted:
-            try:
-                self._fetched.append(next(self._iterator))
-            except StopIteration:
-                self._exhausted = True
+        self.left = self._count_left()
 
     def take(self) -> Any:
         """Return the next batch.
@@ -171,11 +150,22 @@ class Epoch:
                     hint="correct its __len__, or leave it out",
                 ) from None
         self.taken += 1
+        self.left = self.left - 1 if self.exact else self._count_left()
         return batch
 
-    def is_last(self) -> bool:
-        """Return whether the batch given out last was the last of the epoch."""
-        return not self.has_next()
+    def _count_left(self) -> int:
+        limit = math.inf if self.length is None else max(self.length - self.taken, 0)
+        if limit and not self.exact:
+            self._look_ahead()
+            limit = min(limit, len(self._fetched))
+        return int(limit)
+
+    def _look_ahead(self) -> None:
+        while len(self._fetched) <= self.ahead and not self._exhausted:
+            try:
+                self._fetched.append(next(self._iterator))
+            except StopIteration:
+                self._exhausted = True
 
 
 def generators_of(loader: Any) -> list[Generator]:

@@ -332,7 +332,9 @@ class Module(ModuleHooks, nn.Module):
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise _not_one_number(name, f"a tensor of shape {tuple(value.shape)}")
-            value = value.detach().clone().reshape(())
+            value = value.detach().clone()
+            if value.dim():
+                value = value.reshape(())
         elif isinstance(value, int | float):
             value = float(value)
         else:
