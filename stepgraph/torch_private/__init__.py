@@ -19,6 +19,7 @@ from stepgraph.torch_private.tracing import (
     shield_constants,
     tracing,
 )
+from stepgraph.torch_private.workers import has_live_workers, stop_workers
 
 __all__ = [
     "Around",
@@ -31,10 +32,12 @@ __all__ = [
     "current_trace",
     "found_inf",
     "graph_module",
+    "has_live_workers",
     "has_unbacked",
     "is_tracing",
     "is_unsupported",
     "shield_constants",
+    "stop_workers",
     "trace",
     "tracing",
     "user_stack",

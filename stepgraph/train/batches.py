@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -19,8 +20,15 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.randomness import random_state, set_random_state
+
+_END = object()
+_NEW_WORKERS = (
+    "resuming with persistent_workers=True starts new workers: random numbers that a data set "
+    "draws in them are not those of the uninterrupted run (without persistent_workers they are)"
+)
 
 
 def known_length(loader: Any) -> int | None:
@@ -121,10 +129,9 @@ class Epoch:
                 elsewhere afterwards; the caller sets it.
             skip: How many batches the interrupted epoch had.
         """
-        generators = generators_of(self.loader)
         if start is not None:
-            set_random_state(start, generators)
-        self.start = random_state(generators)
+            restore_loading(self.loader, start)
+        self.start = loading_state(self.loader)
         self._iterator = iter(self.loader)
         self.taken = skip
         for _ in itertools.islice(self._iterator, skip):
@@ -153,6 +160,26 @@ class Epoch:
         self.left = self.left - 1 if self.exact else self._count_left()
         return batch
 
+    def finish(self) -> None:
+        """Ask the loader for its end, as a `for` loop does: samplers draw there, workers stop.
+
+        Raises:
+            ConfigurationError: It has another batch.
+        """
+        whole = self.exact and self.taken == known_length(self.loader)
+        if whole and next(self._iterator, _END) is not _END:
+            raise ConfigurationError(
+                "the loader gives more batches than its length",
+                found=f"another batch after {self.taken}, as many as len() says",
+                why="the last accumulation window and the end of the epoch depend on it",
+                hint="correct its __len__, or leave it out",
+            )
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the loader's iterator, and its workers."""
+        self._iterator = iter(())
+
     def _count_left(self) -> int:
         limit = math.inf if self.length is None else max(self.length - self.taken, 0)
         if limit and not self.exact:
@@ -166,6 +193,26 @@ class Epoch:
                 self._fetched.append(next(self._iterator))
             except StopIteration:
                 self._exhausted = True
+
+
+def loading_state(loader: Any) -> dict[str, Any]:
+    """Return what decides which batches a loader gives from now on: the random state."""
+    workers = torch_private.has_live_workers(loader)
+    return {**random_state(generators_of(loader)), "workers": workers}
+
+
+def restore_loading(loader: Any, state: dict[str, Any]) -> None:
+    """Restore what `loading_state` returned, for an equal loader.
+
+    A loader draws a seed for its workers when it starts them. With `persistent_workers` that is
+    before the first epoch only; they are started here if they lived when the state was saved.
+    """
+    if torch_private.has_live_workers(loader) != state["workers"]:
+        torch_private.stop_workers(loader)
+        if state["workers"]:
+            iter(loader)
+            warnings.warn(_NEW_WORKERS, RuntimeWarning, stacklevel=2)
+    set_random_state(state, generators_of(loader))
 
 
 def generators_of(loader: Any) -> list[Generator]:

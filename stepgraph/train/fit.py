@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 from stepgraph.errors import ConfigurationError
 from stepgraph.train import progress as at
 from stepgraph.train.automatic import AutomaticStep, Micro
-from stepgraph.train.batches import Epoch, generators_of, moved, set_epoch
+from stepgraph.train.batches import Epoch, moved, restore_loading, set_epoch
 from stepgraph.train.checks import undecorated
 from stepgraph.train.metrics import batch_size_of
-from stepgraph.train.randomness import set_random_state
 from stepgraph.train.schedules import Schedules, due_after_step
 from stepgraph.train.signatures import step_arguments
 from stepgraph.train.validation import validate
@@ -80,6 +79,7 @@ class FitLoop:
         while not skipped:
             if progress.phase == at.BATCH:
                 if not self.epoch.left:
+                    self.epoch.finish()
                     break
                 skipped = self._run_batch()
             if progress.phase == at.BATCH_DONE and self._validation_due():
@@ -119,7 +119,7 @@ class FitLoop:
     def _restore_randomness(self) -> None:
         """Go on with the random numbers where the checkpoint was written."""
         if self.resumed is not None:
-            set_random_state(self.resumed["now"], generators_of(self.loader))
+            restore_loading(self.loader, self.resumed["now"])
             self.resumed = None
 
     def _run_batch(self) -> bool:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from stepgraph.errors import CheckpointError
 from stepgraph.train import checkpoint as files
-from stepgraph.train.batches import generators_of
-from stepgraph.train.randomness import random_state
+from stepgraph.train.batches import loading_state
 
 if TYPE_CHECKING:
     from stepgraph.train.module import Module
@@ -24,7 +23,7 @@ def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
     updates, progress = trainer.updates, trainer.progress
     loader_state = trainer.epoch_batches.start if trainer.epoch_batches is not None else {}
     randomness = {
-        "now": random_state(generators_of(trainer.train_loader)),
+        "now": loading_state(trainer.train_loader),
         "epoch_start": loader_state,
     }
     state: dict[str, Any] = {

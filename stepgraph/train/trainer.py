@@ -267,6 +267,8 @@ class Trainer:
         finally:
             module._log_refused = "outside of a fit"
             module._log_entries.clear()
+            if self.epoch_batches is not None:
+                self.epoch_batches.close()
             self.stage = None
 
     def _run(self, module: Module, loop: FitLoop) -> None:

@@ -85,3 +85,4 @@ def _validate_loader(
             suffix=suffix,
         )
         batch_idx += 1
+    epoch.finish()

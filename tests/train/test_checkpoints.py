@@ -19,8 +19,9 @@ from differences import Walk
 from harness import draw, get_randomness
 from stepgraph import EMA, Callback, EarlyStopping, ModelCheckpoint
 from stepgraph.errors import CheckpointError, ConfigurationError
+from stepgraph.torch_private import stop_workers
 from stepgraph.train import checkpoint as files
-from train.worlds import GAN, Regression, made, quiet, regression_batches
+from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated
 
 EPOCHS = 3
 
@@ -175,6 +176,69 @@ def test_a_stream_is_resumed_within_a_window(tmp_path):
     resumed.fit(module, loader, ckpt_path=path)
 
     Walk().compare("run", expected, everything(resumed, module))
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Samples that draw random numbers where they are loaded: in a worker."""
+
+    def __init__(self, random):
+        self.random = random
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, i):
+        noise = torch.rand(4) + random.random() + np.random.rand() if self.random else 0.0
+        return draw(4, seed=i) + noise, draw(2, seed=-i - 1)
+
+
+class SavesAfterEpoch(SavesAt):
+    def on_train_epoch_end(self, trainer, module):
+        if self.place == (trainer.current_epoch, "end"):
+            trainer.save_checkpoint(self.path)
+
+
+def with_workers(*, random, persistent):
+    data = Augmented(random)
+    options = {"shuffle": True, "num_workers": 2, "persistent_workers": persistent}
+    return DataLoader(data, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("persistent", "place"), [(False, (1, 2)), (True, (1, 2)), (True, (0, "end"))]
+)
+def test_a_run_with_workers_is_resumed(tmp_path, persistent, place):
+    """Workers that live through epochs draw no random numbers here: see the next test."""
+    path = tmp_path / "middle.ckpt"
+
+    def run(place, **resume):
+        loader = with_workers(random=not persistent, persistent=persistent)
+        trainer = quiet(max_epochs=2, callbacks=[SavesAfterEpoch(path, *place)])
+        module = seeded(Noisy)
+        with tolerated(DeprecationWarning, RuntimeWarning):  # of os.fork; of the next test
+            trainer.fit(module, loader, **resume)
+        stop_workers(loader)
+        return everything(trainer, module)
+
+    expected = run(place)
+    torch.manual_seed(99)
+
+    Walk().compare("run", expected, run((9, 9), ckpt_path=path))
+
+
+def test_workers_that_do_not_live_on_say_so(tmp_path):
+    path = tmp_path / "some.ckpt"
+    first, second = (with_workers(random=True, persistent=True) for _ in range(2))
+    trainer = quiet(max_epochs=1)
+    with tolerated(DeprecationWarning):
+        trainer.fit(seeded(Noisy), first)
+    trainer.save_checkpoint(path)
+    stop_workers(first)
+
+    with tolerated(DeprecationWarning), pytest.warns(RuntimeWarning, match="persistent_workers"):
+        quiet(max_epochs=2).fit(Noisy(), second, ckpt_path=path)
+
+    stop_workers(second)
 
 
 @pytest.mark.parametrize("with_generator", [False, True])

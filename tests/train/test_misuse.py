@@ -295,6 +295,9 @@ def test_a_loader_that_lies_about_its_length_is_found_out():
 
     with pytest.raises(ConfigurationError, match="fewer batches"):
         quiet().fit(made(Regression), Lies(regression_batches(3)))
+    with pytest.raises(ConfigurationError, match="more batches"):
+        quiet().fit(made(Regression), Lies(regression_batches(5)))
+    quiet(limit_train_batches=2).fit(made(Regression), Lies(regression_batches(5)))
 
 
 def test_intervals_that_never_come_are_refused():
