@@ -2,17 +2,15 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
-import textwrap
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from differences import Walk
@@ -21,6 +19,8 @@ from stepgraph import EMA, Callback, EarlyStopping, ModelCheckpoint
 from stepgraph.errors import CheckpointError, ConfigurationError
 from stepgraph.torch_private import stop_workers
 from stepgraph.train import checkpoint as files
+from train import killed_training
+from train.killed_training import Noisy
 from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated
 
 EPOCHS = 3
@@ -31,22 +31,9 @@ def shuffled(batch_size=4):
     return DataLoader(TensorDataset(draw(22, 4), draw(22, 2, seed=1)), batch_size, shuffle=True)
 
 
-class Noisy(Regression):
-    """Uses every source of randomness, a schedule, a running mean and accumulation."""
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        noise = random.random() + float(np.random.rand())
-        loss = (nn.functional.dropout(self.model(x), 0.2) - y).square().mean() * noise
-        self.log("loss", loss, on_epoch=True)
-        return loss
-
+class Validated(Noisy):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.compute_loss(batch))
-
-    def configure_optimizers(self):
-        opt = torch.optim.AdamW(self.parameters(), lr=0.01)
-        return [opt], [{"scheduler": StepLR(opt, 2, 0.9), "interval": "step"}]
 
 
 class NoisyManual(Noisy):
@@ -111,12 +98,12 @@ OPTIONS = {
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, options, place):
     path = tmp_path / "middle.ckpt"
     settings = {"max_epochs": EPOCHS, "val_check_interval": 3, **OPTIONS[options]}
-    whole, whole_module = quiet(callbacks=[SavesAt(path, *place)], **settings), seeded(Noisy)
+    whole, whole_module = quiet(callbacks=[SavesAt(path, *place)], **settings), seeded(Validated)
     whole.fit(whole_module, shuffled(), shuffled())
     expected = everything(whole, whole_module)
 
     torch.manual_seed(99)  # whatever was drawn before must not matter
-    resumed, module = quiet(callbacks=[SavesAt(path, 9, 9)], **settings), Noisy()
+    resumed, module = quiet(callbacks=[SavesAt(path, 9, 9)], **settings), Validated()
     resumed.fit(module, shuffled(), shuffled(), ckpt_path=path)
 
     Walk().compare("run", expected, everything(resumed, module))
@@ -434,55 +421,22 @@ def test_early_stopping_goes_on_counting_after_a_resume(tmp_path):
     assert resumed.current_epoch == 5
 
 
-SCRIPT = """
-    import sys
-    import torch
-    from stepgraph import ModelCheckpoint, Module, Trainer
+def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
+    """Every kill leaves a whole checkpoint, and the next life goes on from it."""
+    script = Path(killed_training.__file__)
+    root = script.parents[2]
+    path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
 
-    class Wide(Module):
-        def __init__(self):
-            super().__init__()
-            self.model = torch.nn.Linear(64, 256)
-        def training_step(self, batch):
-            return self.model(batch).square().mean()
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters())
-
-    torch.set_num_threads(1)
-    checkpoint = ModelCheckpoint(
-        sys.argv[1], every_n_train_steps=1, save_last=True, save_top_k=2
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "15"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
-    trainer = Trainer(
-        max_epochs=-1, logger=False, compile=False, callbacks=[checkpoint],
-        enable_progress_bar=False,
-    )
-    print("ready", flush=True)
-    trainer.fit(Wide(), [torch.randn(4, 64) for _ in range(10)])
-"""
 
-
-def test_a_killed_process_leaves_a_loadable_checkpoint(tmp_path):
-    """The process writes checkpoints without pause and is killed at random moments."""
-    chance = random.Random(0)
-    newest = -1
-    for _ in range(3):
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            env=os.environ,
-        ) as process:
-            try:
-                process.stdout.readline()
-                until = time.monotonic() + 30
-                while not (tmp_path / "last.ckpt").exists() and time.monotonic() < until:
-                    time.sleep(0.01)
-                for _ in range(8):  # a reader never sees half of a file either
-                    files.read(tmp_path / "last.ckpt")
-                    time.sleep(chance.random() * 0.02)
-            finally:
-                process.send_signal(signal.SIGKILL)
-        newest = max(newest, files.read(tmp_path / "last.ckpt")["global_step"])
-        for path in tmp_path.glob("*.ckpt"):
-            files.read(path)
-
-    assert newest > 0
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout) >= 5
+    expected = killed_training.train(tmp_path / "uninterrupted.ckpt")
+    Walk().compare("weights", expected, torch.load(tmp_path / "weights.pt"))
