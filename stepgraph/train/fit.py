@@ -59,6 +59,7 @@ class FitLoop:
         self.precision = trainer.precision
         self.resumed: dict[str, Any] | None = None
         self.write_due = False
+        self.reductions = 0
         self.epoch: Epoch
 
     def run(self) -> None:
@@ -140,6 +141,7 @@ class FitLoop:
                 outputs = self._optimize(batch, batch_idx)
         finally:
             trainer.in_training_step = False
+        self._share_buffers()
         self._count()
         progress.batch += 1
         progress.batches += 1
@@ -154,6 +156,16 @@ class FitLoop:
         for hook in trainer.saving_hooks["on_train_batch_end"]:
             hook(outputs, batch, batch_idx)
         return False
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's buffers, once gradients have been reduced.
+
+        So the next forward begins with equal ones, as under DDP.
+        """
+        sync = self.updates.sync
+        if sync is not None and sync.reductions != self.reductions:
+            self.reductions = sync.reductions
+            self.trainer.processes.share_buffers(self.module)
 
     def _take_logged(self, batch: Any) -> None:
         """Take what was logged for this batch."""

@@ -92,6 +92,7 @@ class Schedules:
             metrics = self.trainer.metrics.callback
             metric = metrics.get(str(config.monitor))
             if metric is not None:
+                metric = self.trainer.processes.agreed(metric)
                 self.module.lr_scheduler_step(config.scheduler, metric)
             else:
                 _metric_is_missing(config, list(metrics))
