@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from stepgraph.errors import ConfigurationError
 from stepgraph.train import progress as at
-from stepgraph.train.automatic import AutomaticStep, Micro
+from stepgraph.train.automatic import AutomaticStep, Micro, detached
 from stepgraph.train.batches import Epoch, moved, restore_loading, set_epoch
 from stepgraph.train.checks import undecorated
 from stepgraph.train.metrics import batch_size_of
@@ -300,13 +302,13 @@ class FitLoop:
 
 
 def _manual_outputs(outputs: Any) -> Any:
-    """Return what a manual training step returned.
+    """Return what a manual training step returned, without graphs.
 
     Raises:
         ConfigurationError: It is neither a tensor, nor a dict, nor None.
     """
-    if outputs is None or isinstance(outputs, dict) or hasattr(outputs, "detach"):
-        return outputs.detach() if hasattr(outputs, "detach") else outputs
+    if outputs is None or isinstance(outputs, dict | Tensor):
+        return detached(outputs)
     raise ConfigurationError(
         "training_step of manual optimization returns a tensor, a dict or None",
         at="training_step",

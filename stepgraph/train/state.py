@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from stepgraph.errors import CheckpointError
+from stepgraph.errors import CheckpointError, ConfigurationError
 from stepgraph.train import checkpoint as files
 from stepgraph.train.batches import loading_state
+from stepgraph.train.progress import EPOCH_START
 
 if TYPE_CHECKING:
     from stepgraph.train.module import Module
@@ -61,7 +62,9 @@ def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str
 
     Raises:
         CheckpointError: The checkpoint belongs to another training.
+        ConfigurationError: The trainer would end before the checkpoint.
     """
+    _check_not_over(trainer, state["progress"])
     for problem in _mismatches(trainer, module, state):
         raise CheckpointError(
             "a checkpoint belongs to another training",
@@ -93,6 +96,24 @@ def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str
             callback.load_state_dict(state["callbacks"][callback.state_key])
     random: dict[str, Any] = own["random"]
     return random
+
+
+def _check_not_over(trainer: Trainer, progress: dict[str, Any]) -> None:
+    """Refuse to resume a training that is longer already than this one is to be."""
+    epochs = progress["epoch"] + (progress["phase"] != EPOCH_START)
+    steps = progress["global_step"]
+    for name, limit, reached in (
+        ("max_epochs", trainer.max_epochs, epochs),
+        ("max_steps", trainer.max_steps, steps),
+    ):
+        if 0 <= limit < reached:
+            raise ConfigurationError(
+                f"Trainer: {name} lies before the checkpoint",
+                at=f"the argument `{name}`",
+                found=f"{limit}; the checkpoint has begun epoch {epochs} and made {steps} updates",
+                why="nothing would be trained",
+                hint=f"a larger {name}: it counts from the first start, not from the checkpoint",
+            )
 
 
 def _gradients(trainer: Trainer, module: Module) -> dict[str, Tensor]:

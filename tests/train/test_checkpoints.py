@@ -325,6 +325,15 @@ def test_a_checkpoint_of_another_training_is_refused_whole(tmp_path, world, opti
     Walk().compare("weights", before, dict(module.state_dict()))
 
 
+@pytest.mark.parametrize("limit", [{"max_epochs": 0}, {"max_epochs": 3, "max_steps": 4}])
+def test_a_checkpoint_beyond_the_end_of_the_training_is_refused(tmp_path, limit):
+    path = saved(tmp_path)  # one epoch of five updates
+
+    with pytest.raises(ConfigurationError, match="before the checkpoint"):
+        quiet(**limit).fit(made(Regression), regression_batches(), ckpt_path=path)
+    quiet(max_epochs=1).fit(made(Regression), regression_batches(), ckpt_path=path)
+
+
 def test_a_damaged_file_is_an_error(tmp_path):
     path = saved(tmp_path)
     path.write_bytes(path.read_bytes()[:-400])

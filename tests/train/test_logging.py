@@ -87,6 +87,19 @@ def test_reductions(reduction, expected):
     assert float(trainer.callback_metrics["value"]) == expected
 
 
+def test_what_is_logged_twice_in_a_step_is_averaged_whole():
+    class Twice(Regression):
+        def training_step(self, batch, batch_idx):
+            self.log("value", 1.0, on_epoch=True)
+            self.log("value", 2.0 + batch_idx, on_epoch=True)
+            return self.compute_loss(batch)
+
+    trainer, rows = run(made(Twice), regression_batches(2))
+
+    assert rows == [(1, {"value_step": 2.0}), (2, {"value_step": 3.0}), (2, {"value_epoch": 1.75})]
+    assert trainer.callback_metrics["value_epoch"] == 1.75
+
+
 def test_a_mean_is_weighted_by_batch_size():
     batches = [(draw(n, 4), draw(n, 2)) for n in (1, 3)]
 

@@ -73,6 +73,43 @@ def test_manual_steps_run_in_mixed_precision(precision, compiled):
     assert_same_weights(expected, module)
 
 
+class TwoUpdates(Manual):
+    def training_step(self, batch, batch_idx):
+        opt = self.optimizers()
+        for _ in range(2):
+            loss = self.compute_loss(batch)
+            opt.zero_grad()
+            self.manual_backward(loss)
+            opt.step()
+        return {"loss": loss}
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        assert not outputs["loss"].requires_grad
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_second_forward_sees_the_weights_of_the_first_update(compiled):
+    """Autocast's cache would cast them once for the whole step."""
+    world = type(
+        "World", (TwoUpdates,), {"training_step": stepgraph.compile(TwoUpdates.training_step)}
+    )
+    module, expected = made(world), made(Regression)
+    trainer = quiet(precision="bf16-mixed", max_epochs=2, compile=compiled)
+
+    trainer.fit(module, regression_batches())
+
+    opt = expected.configure_optimizers()
+    for _ in range(2):
+        for batch in regression_batches():
+            for _ in range(2):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = expected.compute_loss(batch)
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+    assert_same_weights(expected, module)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)]
 )
