@@ -191,12 +191,9 @@ class _Emitter:
             self.update(marker, node)
 
     def log(self, values: str, value: Any, *, is_number: bool) -> None:
-        if value in self.plain:
-            self.body.append(f"{values}.append({self.argument(self.plain[value])})")
-            return
-        kind = effects.append_number if is_number else effects.append
-        call = self.constant(kind.__name__, kind)
-        self.body.append(f"{call}({values}, {self.argument(value)})")
+        logged = self.argument(self.plain.get(value, value))
+        read = is_number and value not in self.plain
+        self.body.append(f"{values}.append({logged}{'.item()' if read else ''})")
 
     def update(self, marker: str, node: Any) -> None:
         own = self.own_update(marker, node)
