@@ -243,6 +243,9 @@ def measure(
     order = deque(running.values())
     for turn in range(WARM_UP + rounds):
         order.rotate(-1)
+        if turn == WARM_UP:
+            gc.collect()
+            gc.freeze()  # what importing and capturing left behind is nobody's step
         for turns, thread in order:
             if turn == 0:
                 thread.start()
@@ -254,6 +257,7 @@ def measure(
     for turns, thread in order:
         turns.baton.release()
         thread.join()
+    gc.unfreeze()
     medians = {
         name: [statistics.median(block) for block in turns.blocks[WARM_UP:]]
         for name, (turns, _) in running.items()

@@ -133,14 +133,14 @@ def test_a_gan_with_its_average_is_resumed(tmp_path, compiled):
     loader = DataLoader(TensorDataset(draw(20, 8), torch.zeros(20)), 4, shuffle=True)
     path = tmp_path / "middle.ckpt"
 
-    def trainer(epoch):
+    def trainer(epoch, **options):
         callbacks = [EMA(0.9, update_every_n_steps=2, start_step=3), SavesAt(path, epoch, 2)]
-        return quiet(max_epochs=2, callbacks=callbacks, compile=compiled)
+        return quiet(max_epochs=2, callbacks=callbacks, **options)
 
     whole, whole_module = trainer(1), made(Plays)
     whole.fit(whole_module, loader)
     expected = everything(whole, whole_module)
-    resumed, module = trainer(9), Plays()
+    resumed, module = trainer(9, compile=compiled), Plays()
     resumed.fit(module, loader, ckpt_path=path)
 
     Walk().compare("run", expected, everything(resumed, module))
