@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import cases, measure, peers, report, run
+from benchmarks import bench_trainer, cases, measure, peers, report, run
 
 
 @pytest.fixture
@@ -99,3 +100,32 @@ def test_every_case_is_made_the_same_way_twice():
         pairs = zip(first.batches, second.batches, strict=True)
         assert all(torch.equal(x, y) for a, b in pairs for x, y in zip(a, b, strict=True)), name
         assert first.modules.keys() == second.modules.keys()
+
+
+def test_a_trainer_takes_turns_with_its_loop(monkeypatch):
+    monkeypatch.setattr(bench_trainer, "BLOCK", 3)
+    names = (bench_trainer.EAGER, "Trainer, compile=False")
+
+    medians, skipped = bench_trainer.measure({n: bench_trainer.ENTRANTS[n] for n in names}, 2)
+
+    assert skipped == {}
+    assert {name: len(blocks) for name, blocks in medians.items()} == dict.fromkeys(names, 2)
+
+
+def test_a_trainer_that_is_not_installed_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.setattr(bench_trainer, "BLOCK", 1)
+    name = "Lightning, manual"
+
+    found = bench_trainer.measure({name: bench_trainer.ENTRANTS[name]}, 1)
+
+    assert found == ({}, {name: "lightning is not installed"})
+    assert f"{name:<32}not measured: lightning is not installed" in bench_trainer.table(*found)
+
+
+def test_what_a_trainer_adds_is_compared_block_by_block():
+    medians = {bench_trainer.EAGER: [1.0, 9.0, 3.0], "Trainer, compile=False": [3.0, 10.0, 7.0]}
+
+    row = bench_trainer.table(medians, {}).splitlines()[-1]
+
+    assert row.split(maxsplit=2)[2].split() == ["7.0", "us", "2.0", "us", "eager", "loop"]

@@ -40,16 +40,6 @@ def check(valid: Tensor) -> None:
         raise ValueError("a parameter or sample of a distribution violates its constraint")
 
 
-def append(values: Any, value: Tensor) -> None:
-    """Append a tensor to a list of the user's."""
-    values.append(value)
-
-
-def append_number(values: Any, value: Tensor) -> None:
-    """Append a number to a list of the user's."""
-    values.append(value.item())
-
-
 def run_step(optimizer: Any) -> None:
     """Run the optimizer's own `step()`, hooks and scheduler bookkeeping included.
 

@@ -20,6 +20,7 @@ from stepgraph.torch_private.tracing import (
     shield_constants,
     tracing,
 )
+from stepgraph.torch_private.workers import has_live_workers, stop_workers
 
 __all__ = [
     "Around",
@@ -32,11 +33,13 @@ __all__ = [
     "current_trace",
     "found_inf",
     "graph_module",
+    "has_live_workers",
     "has_unbacked",
     "is_profiling",
     "is_tracing",
     "is_unsupported",
     "shield_constants",
+    "stop_workers",
     "trace",
     "tracing",
     "user_stack",

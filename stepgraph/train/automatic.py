@@ -121,12 +121,12 @@ class AutomaticStep:
             outputs = self.training_step(*[given[name] for name in self.arguments])
         loss = _loss_of(outputs)
         if loss is None or self.index is None:
-            return None if loss is None else _detached(outputs)
+            return None if loss is None else detached(outputs)
         if first:
             self._zero_grad(batch_idx)
         part = loss if length == 1 else loss / length
         self.updates.backward(part, self.module.backward, (), {})
-        return _detached(outputs)
+        return detached(outputs)
 
     def _zero_grad(self, batch_idx: int) -> None:
         wrapper = self.wrapper
@@ -302,12 +302,12 @@ def _described(outputs: Any) -> str:
     return type(outputs).__name__
 
 
-def _detached(outputs: Any) -> Any:
+def detached(outputs: Any) -> Any:
     """Return the outputs without their graph."""
     if isinstance(outputs, Tensor):
         return outputs.detach()
     if isinstance(outputs, dict):
-        return {key: _detached(value) for key, value in outputs.items()}
+        return {key: detached(value) for key, value in outputs.items()}
     if type(outputs) in (list, tuple):
-        return type(outputs)([_detached(value) for value in outputs])
+        return type(outputs)([detached(value) for value in outputs])
     return outputs

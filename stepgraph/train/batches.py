@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -19,8 +20,15 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.randomness import random_state, set_random_state
+
+_END = object()
+_NEW_WORKERS = (
+    "resuming with persistent_workers=True starts new workers: random numbers that a data set "
+    "draws in them are not those of the uninterrupted run (without persistent_workers they are)"
+)
 
 
 def known_length(loader: Any) -> int | None:
@@ -101,12 +109,13 @@ class Epoch:
     Attributes:
         start: The random state before the loader's iterator was made.
         taken: How many batches have been given out.
+        left: How many batches are left; where the length is unknown, at most `ahead + 1`.
     """
 
     def __init__(self, loader: Iterable[Any], length: int | None, *, ahead: int = 1) -> None:
         self.loader, self.length, self.ahead = loader, length, ahead
         self.exact = known_length(loader) is not None
-        self.taken = 0
+        self.taken = self.left = 0
         self.start: dict[str, Any] = {}
         self._fetched: deque[Any] = deque()
         self._exhausted = False
@@ -120,37 +129,14 @@ class Epoch:
                 elsewhere afterwards; the caller sets it.
             skip: How many batches the interrupted epoch had.
         """
-        generators = generators_of(self.loader)
         if start is not None:
-            set_random_state(start, generators)
-        self.start = random_state(generators)
+            restore_loading(self.loader, start)
+        self.start = loading_state(self.loader)
         self._iterator = iter(self.loader)
         self.taken = skip
         for _ in itertools.islice(self._iterator, skip):
             pass
-        if not self.exact and skip:
-            self._look_ahead()
-
-    def has_next(self) -> bool:
-        """Return whether there is another batch."""
-        return self.remaining() > 0
-
-    def remaining(self) -> int:
-        """Return how many batches are left; where the length is unknown, at most `ahead + 1`."""
-        limit = math.inf if self.length is None else self.length - self.taken
-        if limit <= 0:
-            return 0
-        if self.exact:
-            return int(limit)
-        self._look_ahead()
-        return int(min(limit, len(self._fetched)))
-
-    def _look_ahead(self) -> None:
-        while len(self._fetched) <= self.ahead and not self._exhausted:
-            try:
-                self._fetched.append(next(self._iterator))
-            except StopIteration:
-                self._exhausted = True
+        self.left = self._count_left()
 
     def take(self) -> Any:
         """Return the next batch.
@@ -171,11 +157,62 @@ class Epoch:
                     hint="correct its __len__, or leave it out",
                 ) from None
         self.taken += 1
+        self.left = self.left - 1 if self.exact else self._count_left()
         return batch
 
-    def is_last(self) -> bool:
-        """Return whether the batch given out last was the last of the epoch."""
-        return not self.has_next()
+    def finish(self) -> None:
+        """Ask the loader for its end, as a `for` loop does: samplers draw there, workers stop.
+
+        Raises:
+            ConfigurationError: It has another batch.
+        """
+        whole = self.exact and self.taken == known_length(self.loader)
+        if whole and next(self._iterator, _END) is not _END:
+            raise ConfigurationError(
+                "the loader gives more batches than its length",
+                found=f"another batch after {self.taken}, as many as len() says",
+                why="the last accumulation window and the end of the epoch depend on it",
+                hint="correct its __len__, or leave it out",
+            )
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the loader's iterator, and its workers."""
+        self._iterator = iter(())
+
+    def _count_left(self) -> int:
+        limit = math.inf if self.length is None else max(self.length - self.taken, 0)
+        if limit and not self.exact:
+            self._look_ahead()
+            limit = min(limit, len(self._fetched))
+        return int(limit)
+
+    def _look_ahead(self) -> None:
+        while len(self._fetched) <= self.ahead and not self._exhausted:
+            try:
+                self._fetched.append(next(self._iterator))
+            except StopIteration:
+                self._exhausted = True
+
+
+def loading_state(loader: Any) -> dict[str, Any]:
+    """Return what decides which batches a loader gives from now on: the random state."""
+    workers = torch_private.has_live_workers(loader)
+    return {**random_state(generators_of(loader)), "workers": workers}
+
+
+def restore_loading(loader: Any, state: dict[str, Any]) -> None:
+    """Restore what `loading_state` returned, for an equal loader.
+
+    A loader draws a seed for its workers when it starts them. With `persistent_workers` that is
+    before the first epoch only; they are started here if they lived when the state was saved.
+    """
+    if torch_private.has_live_workers(loader) != state["workers"]:
+        torch_private.stop_workers(loader)
+        if state["workers"]:
+            iter(loader)
+            warnings.warn(_NEW_WORKERS, RuntimeWarning, stacklevel=2)
+    set_random_state(state, generators_of(loader))
 
 
 def generators_of(loader: Any) -> list[Generator]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def composed_steps(
                 and trainer.updates.scaler is None  # an overflow is known after the step only
             ],
             clipping=Clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm),
-            compiled=_compiler(trainer),
+            compiled=_compiler(trainer, _name(module, None if len(indices) == 1 else index)),
         )
         if step.hosted:  # the trainer advances them: only it knows whether there was a step
             step.configs = []
@@ -49,9 +50,22 @@ def composed_steps(
     return steps
 
 
-def _compiler(trainer: Trainer) -> Callable[[Any], Any]:
+def _name(module: Module, index: int | None) -> str:
+    """Return what explanations and warnings call a step: the user does not know ours."""
+    name = f"{type(module).__name__}.training_step"
+    return name if index is None else f"{name}, optimizer {index}"
+
+
+def _compiler(trainer: Trainer, name: str) -> Callable[[Any], Any]:
     """Return what makes a compiled step of a method, or leaves it as it is."""
     if not trainer.options.compile:
         return lambda method: method
     on_fallback = "silent" if trainer.world_size > 1 else "warn"
-    return lambda method: compile(method, on_fallback=on_fallback)
+    return lambda method: compile(_renamed(method, name), on_fallback=on_fallback)
+
+
+def _renamed(method: Any, name: str) -> Any:
+    plain = method.__func__
+    function = types.FunctionType(plain.__code__, plain.__globals__, closure=plain.__closure__)
+    function.__qualname__ = name
+    return types.MethodType(function, method.__self__)

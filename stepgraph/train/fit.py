@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from stepgraph.errors import ConfigurationError
 from stepgraph.train import progress as at
-from stepgraph.train.automatic import AutomaticStep, Micro
-from stepgraph.train.batches import Epoch, generators_of, moved, set_epoch
+from stepgraph.train.automatic import AutomaticStep, Micro, detached
+from stepgraph.train.batches import Epoch, moved, restore_loading, set_epoch
 from stepgraph.train.checks import undecorated
 from stepgraph.train.metrics import batch_size_of
-from stepgraph.train.randomness import set_random_state
-from stepgraph.train.schedules import advance, by_steps, due_after_epoch, due_after_step
+from stepgraph.train.schedules import Schedules, due_after_step
 from stepgraph.train.signatures import step_arguments
 from stepgraph.train.validation import validate
 
@@ -50,13 +51,17 @@ class FitLoop:
         self.trainer, self.module, self.loader = trainer, module, loader
         self.validation = validation
         self.step, self.arguments = step, step_arguments(undecorated(module))
-        self.automatic = automatic
+        self.automatic, self.is_automatic = automatic, bool(automatic)
+        inside = [config for composed in automatic for config in composed.configs]
+        outside = [config for config in trainer.lr_scheduler_configs if config not in inside]
+        self.schedules = Schedules(trainer, module, outside if automatic else [])
         self.progress = trainer.progress
         self.updates = trainer.updates
         self.hooks = trainer.hooks
         self.precision = trainer.precision
         self.resumed: dict[str, Any] | None = None
         self.write_due = False
+        self.reductions = 0
         self.epoch: Epoch
 
     def run(self) -> None:
@@ -76,14 +81,16 @@ class FitLoop:
         progress, trainer = self.progress, self.trainer
         while not skipped:
             if progress.phase == at.BATCH:
-                if not self.epoch.has_next():
+                if not self.epoch.left:
+                    self.epoch.finish()
                     break
                 skipped = self._run_batch()
             if progress.phase == at.BATCH_DONE and self._validation_due():
                 self._validate()
-            self._advance_plateaus_by_step()
+            self.schedules.after_validation()
+            progress.stepped = []
             progress.phase = at.BATCH
-            if trainer.stops_in_epoch() and self.epoch.has_next():
+            if trainer.stops_in_epoch() and self.epoch.left:
                 return
         self._end_epoch()
 
@@ -107,7 +114,7 @@ class FitLoop:
             )
             assert self.resumed is not None
             self.epoch.begin(self.resumed["epoch_start"], skip=progress.batch)
-            trainer.is_last_batch = self.epoch.is_last()
+            trainer.is_last_batch = not self.epoch.left
             self._restore_randomness()
         for step in self.automatic:
             step.epoch = progress.epoch
@@ -115,7 +122,7 @@ class FitLoop:
     def _restore_randomness(self) -> None:
         """Go on with the random numbers where the checkpoint was written."""
         if self.resumed is not None:
-            set_random_state(self.resumed["now"], generators_of(self.loader))
+            restore_loading(self.loader, self.resumed["now"])
             self.resumed = None
 
     def _run_batch(self) -> bool:
@@ -124,7 +131,7 @@ class FitLoop:
         batch_idx = progress.batch
         batch = self.epoch.take()
         batch = moved(self.precision.convert_batch(batch), trainer.device)
-        trainer.is_last_batch = self.epoch.is_last()
+        trainer.is_last_batch = not self.epoch.left
         progress.stepped = []
         starting = hooks["on_train_batch_start"]
         if starting and -1 in [hook(batch, batch_idx) for hook in starting]:
@@ -136,10 +143,11 @@ class FitLoop:
                 outputs = self._optimize(batch, batch_idx)
         finally:
             trainer.in_training_step = False
+        self._share_buffers()
         self._count()
         progress.batch += 1
         progress.batches += 1
-        self._advance_after_batch()
+        self.schedules.after_batch()
         self._take_logged(batch)
         for hook in hooks["on_train_batch_end"]:
             hook(outputs, batch, batch_idx)
@@ -150,6 +158,16 @@ class FitLoop:
         for hook in trainer.saving_hooks["on_train_batch_end"]:
             hook(outputs, batch, batch_idx)
         return False
+
+    def _share_buffers(self) -> None:
+        """Give all processes the first one's buffers, once gradients have been reduced.
+
+        So the next forward begins with equal ones, as under DDP.
+        """
+        sync = self.updates.sync
+        if sync is not None and sync.reductions != self.reductions:
+            self.reductions = sync.reductions
+            self.trainer.processes.share_buffers(self.module)
 
     def _take_logged(self, batch: Any) -> None:
         """Take what was logged for this batch."""
@@ -166,7 +184,9 @@ class FitLoop:
             self.trainer.global_step = self.progress.global_step
 
     def _optimize(self, batch: Any, batch_idx: int) -> Any:
-        if self.module.automatic_optimization:
+        if self.module.automatic_optimization != self.is_automatic:
+            raise _changed_its_mind()
+        if self.is_automatic:
             return self._optimize_automatically(batch, batch_idx)
         given = {"batch": batch, "batch_idx": batch_idx}
         with self.precision.forward(cache=False):
@@ -176,7 +196,7 @@ class FitLoop:
     def _optimize_automatically(self, batch: Any, batch_idx: int) -> Any:
         progress = self.progress
         if progress.window == 0:
-            progress.open_window(self.epoch.remaining() + 1)
+            progress.open_window(self.epoch.left + 1)
         ends, length = progress.window_ends, progress.window
         outputs: Any = None
         for step in self._active(batch_idx):
@@ -232,48 +252,6 @@ class FitLoop:
         steps = self.progress.optimizer_steps[step.index] + 1
         return tuple(due_after_step(config, steps) for config in step.configs)
 
-    def _advance_after_batch(self) -> None:
-        """Advance schedules that no composed step has advanced."""
-        if not self.module.automatic_optimization:
-            return
-        trainer, progress = self.trainer, self.progress
-        for config in trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau:
-                continue
-            if trainer.is_last_batch and due_after_epoch(config, progress.epoch):
-                self._advance(config)
-            elif by_steps(config) and not self._inside(config):
-                index = config.optimizer_index
-                if index in progress.stepped and due_after_step(
-                    config, progress.optimizer_steps[index]
-                ):
-                    self._advance(config)
-
-    def _inside(self, config: Any) -> bool:
-        """Return whether a composed step advances this schedule."""
-        return any(config in step.configs for step in self.automatic)
-
-    def _advance_plateaus_by_step(self) -> None:
-        if not self.module.automatic_optimization:
-            return
-        for config in self.trainer.lr_scheduler_configs:
-            index = config.optimizer_index
-            if (
-                config.reduce_on_plateau
-                and config.interval == "step"
-                and index in self.progress.stepped
-                and due_after_step(config, self.progress.optimizer_steps[index])
-            ):
-                self._advance(config)
-        self.progress.stepped = []
-
-    def _advance(self, config: Any) -> None:
-        self.module._log_refused = "lr_scheduler_step"
-        try:
-            advance(self.module, config, self.trainer.metrics.callback)
-        finally:
-            self.module._log_refused = None
-
     def _validation_due(self) -> bool:
         if not self.validation:
             return False
@@ -302,10 +280,7 @@ class FitLoop:
         self._call("on_train_epoch_end")
         metrics.take(module._log_entries, stage="train", per_batch=False, batch_size=1)
         trainer.write(metrics.end_epoch("train", trainer.reduce_metric))
-        if module.automatic_optimization:
-            for config in trainer.lr_scheduler_configs:
-                if config.reduce_on_plateau and due_after_epoch(config, self.progress.epoch):
-                    self._advance(config)
+        self.schedules.after_epoch()
         self.progress.phase = at.EPOCH_DONE
         for hook in trainer.saving_hooks["on_train_epoch_end"]:
             hook()
@@ -321,26 +296,34 @@ class FitLoop:
         trainer, progress = self.trainer, self.progress
         if progress.batches % trainer.log_every_n_steps == 0:
             self.write_due = True
-        manual = not self.module.automatic_optimization
-        if self.write_due and (manual or progress.stepped or progress.window == 0):
+        if self.write_due and (not self.is_automatic or progress.stepped or progress.window == 0):
             self.write_due = False
             trainer.write(trainer.metrics.take_steps())
 
 
 def _manual_outputs(outputs: Any) -> Any:
-    """Return what a manual training step returned.
+    """Return what a manual training step returned, without graphs.
 
     Raises:
         ConfigurationError: It is neither a tensor, nor a dict, nor None.
     """
-    if outputs is None or isinstance(outputs, dict) or hasattr(outputs, "detach"):
-        return outputs.detach() if hasattr(outputs, "detach") else outputs
+    if outputs is None or isinstance(outputs, dict | Tensor):
+        return detached(outputs)
     raise ConfigurationError(
         "training_step of manual optimization returns a tensor, a dict or None",
         at="training_step",
         found=type(outputs).__name__,
         why="its outputs are given to on_train_batch_end",
         hint='return {"loss": loss}, or nothing',
+    )
+
+
+def _changed_its_mind() -> ConfigurationError:
+    return ConfigurationError(
+        "automatic_optimization has changed in the middle of a fit",
+        at="self.automatic_optimization",
+        why="steps, schedules and counters were set up for the other kind when the fit began",
+        hint="set it in __init__, or call fit again",
     )
 
 

@@ -226,7 +226,7 @@ class Callback:
         """Called with a checkpoint before anything is restored from it."""
 
 
-class HookTable:
+class HookTable(dict[str, tuple[Callable[..., Any], ...]]):
     """For every hook the functions to call: the callbacks' first, then the module's.
 
     Only overridden hooks are in it, so that a hook nobody uses costs nothing, and a compiled step
@@ -236,7 +236,7 @@ class HookTable:
     def __init__(
         self, trainer: Trainer, module: Module, callbacks: list[Callback], *, own: bool = True
     ) -> None:
-        self.table: dict[str, tuple[Callable[..., Any], ...]] = {}
+        super().__init__()
         for name in NAMES:
             calls: list[Callable[..., Any]] = [
                 functools.partial(getattr(callback, name), trainer, module)
@@ -245,11 +245,8 @@ class HookTable:
             ]
             if own and overridden(module, ModuleHooks, name):
                 calls.append(getattr(module, name))
-            self.table[name] = tuple(calls)
-
-    def __getitem__(self, name: str) -> tuple[Callable[..., Any], ...]:
-        return self.table[name]
+            self[name] = tuple(calls)
 
     def call(self, name: str, *args: Any) -> list[Any]:
         """Call everything that is registered for a hook; return what was returned."""
-        return [hook(*args) for hook in self.table[name]]
+        return [hook(*args) for hook in self[name]]

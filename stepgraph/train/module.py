@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +15,14 @@ from stepgraph.errors import ConfigurationError
 from stepgraph.train.clipping import checked_algorithm, checked_value
 from stepgraph.train.hooks import ModuleHooks
 from stepgraph.train.hparams import HyperParameters, chosen, init_arguments
-from stepgraph.train.metrics import number_of
+from stepgraph.train.logs import Logs
 
 if TYPE_CHECKING:
     from stepgraph.train.trainer import Trainer
     from stepgraph.train.updates import Updates
 
 
-class Module(ModuleHooks, nn.Module):
+class Module(ModuleHooks, Logs, nn.Module):
     """A `torch.nn.Module` that says how it is trained.
 
     Override `training_step` and `configure_optimizers`. In automatic optimization the trainer
@@ -297,69 +296,6 @@ class Module(ModuleHooks, nn.Module):
         finally:
             self.untoggle_optimizer()
 
-    def log(
-        self,
-        name: str,
-        value: Any,
-        prog_bar: bool = False,
-        logger: bool = True,
-        on_step: bool | None = None,
-        on_epoch: bool | None = None,
-        reduce_fx: str | Callable[[Tensor], Tensor] = "mean",
-        sync_dist: bool = False,
-        batch_size: int | None = None,
-    ) -> None:
-        """Log a number, without waiting for the device.
-
-        Args:
-            name: What it is called.
-            value: A tensor with one element, or a number.
-            prog_bar: Show it in the progress bar.
-            logger: Give it to the loggers.
-            on_step: Keep every value; by default in `training_step`.
-            on_epoch: Reduce it over the epoch; by default in a validation and in epoch hooks. With
-                both, they are called `name_step` and `name_epoch`.
-            reduce_fx: `"mean"`, weighted by batch size, `"sum"`, `"min"`, `"max"`, or a function.
-            sync_dist: Reduce the epoch's value over processes too.
-            batch_size: Weight in the mean; inferred from the batch by default.
-
-        Raises:
-            ConfigurationError: The value is not one number, or nothing may be logged here.
-        """
-        if self._log_refused is not None:
-            self._refuse_log(name)
-            return
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise _not_one_number(name, f"a tensor of shape {tuple(value.shape)}")
-            value = value.detach().clone().reshape(())
-        elif isinstance(value, int | float):
-            value = float(value)
-        else:
-            raise _not_one_number(name, type(value).__name__)
-        weighted = batch_size is not None
-        options = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, weighted)
-        self._log_entries.append(number_of(name, *options))
-        self._log_entries.append(value)
-        if batch_size is not None:
-            self._log_entries.append(batch_size)
-
-    def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
-        """Log several numbers with the same options."""
-        for name, value in dictionary.items():
-            self.log(name, value, **kwargs)
-
-    def _refuse_log(self, name: str) -> None:
-        if self._trainer is None:
-            warnings.warn(f"self.log({name!r}) without a Trainer does nothing", stacklevel=3)
-            return
-        raise ConfigurationError(
-            f"self.log({name!r}) has no step or epoch to belong to",
-            at=str(self._log_refused),
-            why="values are averaged over the batches of an epoch",
-            hint="log in training_step, validation_step, or a batch or epoch hook",
-        )
-
     def _require_updates(self, what: str) -> Updates:
         if self._updates is None:
             raise ConfigurationError(
@@ -384,13 +320,3 @@ class Module(ModuleHooks, nn.Module):
         state = dict(self.__dict__)
         state.update(_trainer=None, _updates=None, _log_entries=[])
         return state
-
-
-def _not_one_number(name: str, found: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"self.log({name!r}) takes one number",
-        at="the argument `value`",
-        found=found,
-        why="it is averaged and written as a number",
-        hint="value.mean(), or several names with self.log_dict",
-    )

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.sync import GradientSync
+from stepgraph.train.sync import GradientSync, share
 
 _OPERATIONS = {"sum": "SUM", "min": "MIN", "max": "MAX"}
 
@@ -77,11 +77,13 @@ class Processes:
 
     def start(self, module: nn.Module) -> None:
         """Give every process the parameters and buffers of the first."""
-        if self.world_size == 1:
-            return
-        with torch.no_grad():
-            for tensor in [*module.parameters(), *module.buffers()]:
-                dist.broadcast(tensor, 0)
+        if self.world_size > 1:
+            share([*module.parameters(), *module.buffers()])
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first: running means are of its batches."""
+        if self.world_size > 1:
+            share(module.buffers())
 
     def sync(self) -> GradientSync | None:
         """Return what reduces gradients, or None in a single process."""
@@ -93,6 +95,14 @@ class Processes:
             return value
         result = value.clone().to(self.device)
         dist.all_reduce(result, getattr(dist.ReduceOp, _OPERATIONS[operation]))
+        return result
+
+    def agreed(self, value: Tensor) -> Tensor:
+        """Return the first process's value: what is decided by it must be the same in all."""
+        if self.world_size == 1:
+            return value
+        result = value.clone().to(self.device)
+        dist.broadcast(result, 0)
         return result
 
     def wait(self) -> None:

@@ -11,9 +11,8 @@ from stepgraph.train.configuration import SchedulerConfig
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
     from stepgraph.train.module import Module
+    from stepgraph.train.trainer import Trainer
 
 
 def by_steps(config: SchedulerConfig) -> bool:
@@ -31,27 +30,85 @@ def due_after_epoch(config: SchedulerConfig, epoch: int) -> bool:
     return config.interval == "epoch" and (epoch + 1) % config.frequency == 0
 
 
-def advance(module: Module, config: SchedulerConfig, metrics: dict[str, Tensor]) -> None:
-    """Advance a schedule through the module's hook.
+class Schedules:
+    """The schedules of automatic optimization that no composed step advances.
 
-    Raises:
-        ConfigurationError: A strict schedule's metric was not logged.
+    Args:
+        trainer: Whose progress and metrics decide.
+        module: Through whose hook schedules advance.
+        configs: The schedules.
     """
-    if not config.reduce_on_plateau:
-        module.lr_scheduler_step(config.scheduler, None)
-        return
-    metric = metrics.get(str(config.monitor))
-    if metric is not None:
-        module.lr_scheduler_step(config.scheduler, metric)
-    elif config.strict:
-        raise missing_metric(type(config.scheduler).__name__, str(config.monitor), list(metrics))
-    else:
-        warnings.warn(
-            f"{type(config.scheduler).__name__} was not advanced: {config.monitor!r} was not "
-            f"logged; there are {list(metrics)}",
-            RuntimeWarning,
-            stacklevel=2,
+
+    def __init__(
+        self, trainer: Trainer, module: Module, configs: Sequence[SchedulerConfig]
+    ) -> None:
+        self.trainer, self.module = trainer, module
+        self.plain = [config for config in configs if not config.reduce_on_plateau]
+        self.plateaus = [config for config in configs if config.reduce_on_plateau]
+
+    def after_batch(self) -> None:
+        """Advance what goes by steps; after the last batch of an epoch, by epochs too."""
+        for config in self.plain:
+            if self._after_step(config) or (
+                self.trainer.is_last_batch and self._after_epoch(config)
+            ):
+                self._advance(config)
+
+    def after_validation(self) -> None:
+        """Advance what watches a metric and goes by steps."""
+        for config in self.plateaus:
+            if self._after_step(config):
+                self._advance(config)
+
+    def after_epoch(self) -> None:
+        """Advance what watches a metric and goes by epochs."""
+        for config in self.plateaus:
+            if self._after_epoch(config):
+                self._advance(config)
+
+    def _after_step(self, config: SchedulerConfig) -> bool:
+        """Return whether a step of its optimizer in the latest batch makes a schedule due."""
+        progress, index = self.trainer.progress, config.optimizer_index
+        return (
+            config.interval == "step"
+            and index in progress.stepped
+            and due_after_step(config, progress.optimizer_steps[index])
         )
+
+    def _after_epoch(self, config: SchedulerConfig) -> bool:
+        return due_after_epoch(config, self.trainer.progress.epoch)
+
+    def _advance(self, config: SchedulerConfig) -> None:
+        """Advance a schedule through the module's hook.
+
+        Raises:
+            ConfigurationError: A strict schedule's metric was not logged.
+        """
+        self.module._log_refused = "lr_scheduler_step"
+        try:
+            if not config.reduce_on_plateau:
+                self.module.lr_scheduler_step(config.scheduler, None)
+                return
+            metrics = self.trainer.metrics.callback
+            metric = metrics.get(str(config.monitor))
+            if metric is not None:
+                metric = self.trainer.processes.agreed(metric)
+                self.module.lr_scheduler_step(config.scheduler, metric)
+            else:
+                _metric_is_missing(config, list(metrics))
+        finally:
+            self.module._log_refused = None
+
+
+def _metric_is_missing(config: SchedulerConfig, known: list[str]) -> None:
+    name = type(config.scheduler).__name__
+    if config.strict:
+        raise missing_metric(name, str(config.monitor), known)
+    warnings.warn(
+        f"{name} was not advanced: {config.monitor!r} was not logged; there are {known}",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def missing_metric(who: str, monitor: str, known: Sequence[str]) -> ConfigurationError:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from stepgraph.errors import CheckpointError
+from stepgraph.errors import CheckpointError, ConfigurationError
 from stepgraph.train import checkpoint as files
-from stepgraph.train.batches import generators_of
-from stepgraph.train.randomness import random_state
+from stepgraph.train.batches import loading_state
+from stepgraph.train.progress import EPOCH_START
 
 if TYPE_CHECKING:
     from stepgraph.train.module import Module
@@ -23,9 +24,10 @@ def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
     """Return the state of a training; tensors are the real ones, not copies."""
     updates, progress = trainer.updates, trainer.progress
     loader_state = trainer.epoch_batches.start if trainer.epoch_batches is not None else {}
-    randomness = {
-        "now": random_state(generators_of(trainer.train_loader)),
-        "epoch_start": loader_state,
+    own = {
+        "random": {"now": loading_state(trainer.train_loader), "epoch_start": loader_state},
+        "gradients": _gradients(trainer, module),
+        "buffers": _detached(module.named_buffers()) if trainer.world_size > 1 else {},
     }
     state: dict[str, Any] = {
         "stepgraph_format": files.FORMAT,
@@ -33,7 +35,6 @@ def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
         "global_step": progress.global_step,
         "state_dict": module.state_dict(),
         "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
-        "gradients": _gradients(trainer, module),
         "optimizer_types": [type(o).__name__ for o in updates.optimizers],
         "optimizer_states": [files.plain(o.state_dict()) for o in updates.optimizers],
         "scheduler_types": [type(s).__name__ for s in trainer.schedulers],
@@ -44,7 +45,7 @@ def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
         "callbacks": {
             c.state_key: files.plain(s) for c in trainer.callbacks if (s := c.state_dict())
         },
-        "random": _of_all_processes(randomness, trainer.world_size),
+        "processes": _of_all_processes(own, trainer.world_size),
         "hyper_parameters": _plain_values(module.hparams),
     }
     trainer.hooks.call("on_save_checkpoint", state)
@@ -61,7 +62,9 @@ def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str
 
     Raises:
         CheckpointError: The checkpoint belongs to another training.
+        ConfigurationError: The trainer would end before the checkpoint.
     """
+    _check_not_over(trainer, state["progress"])
     for problem in _mismatches(trainer, module, state):
         raise CheckpointError(
             "a checkpoint belongs to another training",
@@ -82,15 +85,35 @@ def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str
         scheduler.load_state_dict(saved)
     if updates.scaler is not None:
         updates.scaler.load_state_dict(state["scaler"])
-    for name, gradient in state["gradients"].items():
+    own = state["processes"][trainer.rank]
+    for name, gradient in own["gradients"].items():
         parameters[name].grad = gradient.to(parameters[name].device)
+    module.load_state_dict(own["buffers"], strict=False)
     trainer.progress.load_state_dict(state["progress"])
     trainer.metrics.load_state_dict(state["metrics"])
     for callback in trainer.callbacks:
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])
-    random: dict[str, Any] = state["random"][trainer.rank]
+    random: dict[str, Any] = own["random"]
     return random
+
+
+def _check_not_over(trainer: Trainer, progress: dict[str, Any]) -> None:
+    """Refuse to resume a training that is longer already than this one is to be."""
+    epochs = progress["epoch"] + (progress["phase"] != EPOCH_START)
+    steps = progress["global_step"]
+    for name, limit, reached in (
+        ("max_epochs", trainer.max_epochs, epochs),
+        ("max_steps", trainer.max_steps, steps),
+    ):
+        if 0 <= limit < reached:
+            raise ConfigurationError(
+                f"Trainer: {name} lies before the checkpoint",
+                at=f"the argument `{name}`",
+                found=f"{limit}; the checkpoint has begun epoch {epochs} and made {steps} updates",
+                why="nothing would be trained",
+                hint=f"a larger {name}: it counts from the first start, not from the checkpoint",
+            )
 
 
 def _gradients(trainer: Trainer, module: Module) -> dict[str, Tensor]:
@@ -98,14 +121,19 @@ def _gradients(trainer: Trainer, module: Module) -> dict[str, Tensor]:
     open_window = trainer.progress.in_window > 0
     if module.automatic_optimization and not open_window:
         return {}
-    return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+    return _detached((n, p.grad) for n, p in module.named_parameters() if p.grad is not None)
+
+
+def _detached(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in named}
 
 
 def _of_all_processes(value: Any, world_size: int) -> list[Any]:
     if world_size == 1:
         return [value]
     gathered: list[Any] = [None] * world_size
-    dist.all_gather_object(gathered, value)
+    on_cpu = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, value)
+    dist.all_gather_object(gathered, on_cpu)
     return gathered
 
 
@@ -137,7 +165,7 @@ def _mismatches(
     _compare(found, "schedulers", state["scheduler_types"], schedulers)
     scales = trainer.updates.scaler is not None
     _compare(found, "loss scale", state["scaler"] is not None, scales)
-    _compare(found, "processes", len(state["random"]), trainer.world_size)
+    _compare(found, "processes", len(state["processes"]), trainer.world_size)
     stateful = [c.state_key for c in trainer.callbacks if c.state_dict()]
     _compare(found, "callbacks with a state", sorted(state["callbacks"]), sorted(stateful))
     return found

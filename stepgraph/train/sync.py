@@ -1,8 +1,8 @@
-"""Gradients between processes: one reduction a backward, none while accumulating."""
+"""Between processes: gradients, one reduction a backward and none while accumulating; buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -69,3 +69,17 @@ def _store(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.grad = value.clone()
     else:
         parameter.grad.copy_(value)
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give every process the tensors of the first, in one broadcast for each dtype and device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    with torch.no_grad():
+        for group in groups.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.broadcast(flat, 0)
+            pieces = flat.split([tensor.numel() for tensor in group])
+            for tensor, piece in zip(group, pieces, strict=True):
+                tensor.copy_(piece.view(tensor.shape))

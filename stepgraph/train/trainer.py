@@ -12,15 +12,9 @@ from stepgraph.compiler import CompiledStep
 from stepgraph.errors import ConfigurationError
 from stepgraph.train import checkpoint as files
 from stepgraph.train import state as whole_state
-from stepgraph.train.batches import (
-    Epoch,
-    known_length,
-    limited_length,
-    shared_out,
-)
-from stepgraph.train.checks import check_fit, check_optimizers, undecorated
-from stepgraph.train.composition import composed_steps
-from stepgraph.train.configuration import Configuration, SchedulerConfig, configuration
+from stepgraph.train.batches import Epoch
+from stepgraph.train.checks import check_fit
+from stepgraph.train.configuration import SchedulerConfig
 from stepgraph.train.fit import FitLoop
 from stepgraph.train.hooks import Callback, HookTable
 from stepgraph.train.loggers import loggers_of
@@ -29,10 +23,10 @@ from stepgraph.train.module import Module
 from stepgraph.train.optimizers import OptimizerWrapper
 from stepgraph.train.options import Options
 from stepgraph.train.precision import Precision
+from stepgraph.train.preparation import attach, prepare
 from stepgraph.train.processes import Processes
 from stepgraph.train.progress import Progress
 from stepgraph.train.randomness import seed_everything
-from stepgraph.train.signatures import overridden
 from stepgraph.train.standard_callbacks import standard_callbacks
 from stepgraph.train.updates import Updates
 from stepgraph.train.validation import loaders_of, validate
@@ -101,6 +95,9 @@ class Trainer:
         >>> trainer.global_step
         6
     """
+
+    hooks: HookTable
+    saving_hooks: HookTable
 
     def __init__(
         self,
@@ -257,7 +254,7 @@ class Trainer:
         if self.options.seed is not None:
             seed_everything(self.options.seed)
         try:
-            loop = self._prepare(module, train_dataloaders, loaders_of(val_dataloaders))
+            loop = prepare(self, module, train_dataloaders, loaders_of(val_dataloaders))
             if saved is not None:
                 loop.resumed = whole_state.restore(self, module, saved)
                 self.global_step = self.progress.global_step
@@ -270,6 +267,8 @@ class Trainer:
         finally:
             module._log_refused = "outside of a fit"
             module._log_entries.clear()
+            if self.epoch_batches is not None:
+                self.epoch_batches.close()
             self.stage = None
 
     def _run(self, module: Module, loop: FitLoop) -> None:
@@ -291,62 +290,6 @@ class Trainer:
         for hook in self.saving_hooks["on_fit_end"]:
             hook()
 
-    def _prepare(self, module: Module, loader: Any, validation: list[Any]) -> FitLoop:
-        """Attach the module, configure its optimizers, compose its steps."""
-        self.train_loader = shared_out(loader, self.rank, self.world_size)
-        self.validates = bool(validation)
-        length = known_length(self.train_loader)
-        limit = self.limit_train_batches
-        self.num_training_batches = limited_length(length, limit, "limit_train_batches")
-        self.val_interval = self.options.val_interval(self.num_training_batches)
-        self._attach(module, "fit")
-        self.precision.convert(module)
-        module.to(self.device)
-        self.processes.start(module)
-        self.hooks.call("setup", "fit")
-        automatic = module.automatic_optimization
-        module._log_refused = "configure_optimizers"
-        found = configuration(
-            module.configure_optimizers(),
-            automatic=automatic,
-            custom_step=overridden(module, Module, "lr_scheduler_step"),
-        )
-        self._adopt(module, found)
-        plain, decorated = undecorated(module), module.training_step
-        composed = composed_steps(self, module, plain) if automatic else []
-        compiled = [decorated] if isinstance(decorated, CompiledStep) and not automatic else []
-        if not self.options.compile:
-            compiled = []
-        self.steps = tuple(compiled) or tuple(
-            s.whole for s in composed if isinstance(s.whole, CompiledStep)
-        )
-        step = decorated if compiled else plain
-        return FitLoop(self, module, self.train_loader, validation, step=step, automatic=composed)
-
-    def _attach(self, module: Module, stage: str) -> None:
-        self.module, self.stage = module, stage
-        module._trainer = self
-        module._log_entries.clear()
-        module._log_refused = f"{stage} has not begun"
-        last = [callback for callback in self.callbacks if callback.runs_last]
-        others = [callback for callback in self.callbacks if not callback.runs_last]
-        self.hooks = HookTable(self, module, others)
-        self.saving_hooks = HookTable(self, module, last, own=False)
-        for hook in self.saving_hooks["setup"]:
-            hook(stage)
-
-    def _adopt(self, module: Module, found: Configuration) -> None:
-        scaler = self.precision.scaler()
-        check_optimizers(self, module, found, scaler is not None)
-        self.updates = Updates(found.optimizers, scaler=scaler, sync=self.processes.sync())
-        self.updates.use(self.hooks)
-        self.lr_scheduler_configs, self.frequencies = found.schedulers, found.frequencies
-        self.progress.optimizer_steps = [0] * len(found.optimizers)
-        self.progress.close_window()
-        module._updates = self.updates
-        module._toggled = ()
-        module.__dict__["_optimizers"] = self.updates.optimizers  # their names in step graphs
-
     def validate(self, module: Module, dataloaders: Any) -> list[dict[str, float]]:
         """Evaluate a module; return what it logged, once for all loaders.
 
@@ -354,7 +297,7 @@ class Trainer:
             module: Evaluated; its mode and gradients stay.
             dataloaders: A loader of batches, or a list of `DataLoader`s.
         """
-        self._attach(module, "validate")
+        attach(self, module, "validate")
         module.to(self.device)
         module._log_refused = None
         try:

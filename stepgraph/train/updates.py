@@ -142,7 +142,7 @@ class Updates:
         """
         raw, index = wrapper.optimizer, wrapper._index
         if not tracing() and index in self.stepped:
-            raise _steps_twice(raw)
+            raise _steps_twice(raw, "optimizer.step()")
         result = None if closure is None else closure()
         if not _has_gradients(raw):
             return result
@@ -155,8 +155,14 @@ class Updates:
         return result
 
     def unscale_(self, wrapper: OptimizerWrapper) -> None:
-        """Divide an optimizer's gradients by the loss scale, once between two updates."""
+        """Divide an optimizer's gradients by the loss scale, once between two updates.
+
+        Raises:
+            ConfigurationError: It has stepped in this batch: these gradients are of another update.
+        """
         state = self.scaling[wrapper._index]
+        if self.scaler is not None and not tracing() and wrapper._index in self.stepped:
+            raise _steps_twice(wrapper.optimizer, "clip_gradients")
         if self.scaler is not None and not state.unscaled:
             self.scaler.unscale_(wrapper.optimizer)
             state.unscaled = state.touched = True
@@ -226,11 +232,12 @@ def _count(count: Callable[[], None], *_: Any) -> None:
     count()
 
 
-def _steps_twice(optimizer: Optimizer) -> ConfigurationError:
+def _steps_twice(optimizer: Optimizer, at: str) -> ConfigurationError:
     return ConfigurationError(
-        'an optimizer steps twice in one batch under precision="16-mixed"',
-        at="optimizer.step() in training_step",
-        found=type(optimizer).__name__,
-        why="the loss scale and the overflow checks are updated once a batch",
-        hint='precision="bf16-mixed", or one step() of each optimizer in a batch',
+        'one batch has a second update of an optimizer under precision="16-mixed"',
+        at=f"{at} in training_step",
+        found=f"{type(optimizer).__name__} has stepped in this batch",
+        why="the loss scale changes once a batch, after all optimizers have used it; a GradScaler "
+        "too takes one step() of each optimizer between two update()s",
+        hint='one step() of each optimizer in a batch, or precision="bf16-mixed"',
     )

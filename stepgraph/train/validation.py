@@ -70,7 +70,7 @@ def _validate_loader(
     epoch.begin()
     hooks, arguments = trainer.hooks, step_arguments(module.validation_step)
     batch_idx = 0
-    while epoch.has_next():
+    while epoch.left:
         batch = moved(trainer.precision.convert_batch(epoch.take()), trainer.device)
         hooks.call("on_validation_batch_start", batch, batch_idx)
         given = {"batch": batch, "batch_idx": batch_idx, "dataloader_idx": index}
@@ -85,3 +85,4 @@ def _validate_loader(
             suffix=suffix,
         )
         batch_idx += 1
+    epoch.finish()

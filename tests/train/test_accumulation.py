@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
+from torch.utils.data import DataLoader, TensorDataset
 
 from harness import draw
 from stepgraph import GradientAccumulationScheduler
@@ -341,6 +342,27 @@ def test_is_last_batch_is_known_for_a_stream():
     quiet(max_epochs=2).fit(made(Watches), Stream(regression_batches(3)))
 
     assert seen == [False, False, True] * 2
+
+
+def test_a_loader_is_read_to_its_end_as_by_a_for_loop():
+    """With a generator of its own, a sampler draws from it once more when it is asked for more."""
+    data = TensorDataset(draw(20, 4), draw(20, 2))
+    loaders = [
+        DataLoader(data, 4, shuffle=True, generator=torch.Generator().manual_seed(3))
+        for _ in range(2)
+    ]
+    orders = [[], []]
+
+    class Watches(Regression):
+        def training_step(self, batch, batch_idx):
+            orders[0].append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    quiet(max_epochs=2).fit(made(Watches), loaders[0])
+    for _ in range(2):
+        orders[1] += [x for x, _ in loaders[1]]
+
+    assert all(torch.equal(own, plain) for own, plain in zip(*orders, strict=True))
 
 
 def test_a_loader_with_a_length_is_not_read_ahead():

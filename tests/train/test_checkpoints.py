@@ -2,25 +2,26 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
-import textwrap
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from differences import Walk
 from harness import draw, get_randomness
 from stepgraph import EMA, Callback, EarlyStopping, ModelCheckpoint
 from stepgraph.errors import CheckpointError, ConfigurationError
+from stepgraph.torch_private import stop_workers
 from stepgraph.train import checkpoint as files
-from train.worlds import GAN, Regression, made, quiet, regression_batches
+from train import killed_training
+from train.killed_training import Noisy
+from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated
 
 EPOCHS = 3
 
@@ -30,22 +31,9 @@ def shuffled(batch_size=4):
     return DataLoader(TensorDataset(draw(22, 4), draw(22, 2, seed=1)), batch_size, shuffle=True)
 
 
-class Noisy(Regression):
-    """Uses every source of randomness, a schedule, a running mean and accumulation."""
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        noise = random.random() + float(np.random.rand())
-        loss = (nn.functional.dropout(self.model(x), 0.2) - y).square().mean() * noise
-        self.log("loss", loss, on_epoch=True)
-        return loss
-
+class Validated(Noisy):
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self.compute_loss(batch))
-
-    def configure_optimizers(self):
-        opt = torch.optim.AdamW(self.parameters(), lr=0.01)
-        return [opt], [{"scheduler": StepLR(opt, 2, 0.9), "interval": "step"}]
 
 
 class NoisyManual(Noisy):
@@ -110,12 +98,12 @@ OPTIONS = {
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, options, place):
     path = tmp_path / "middle.ckpt"
     settings = {"max_epochs": EPOCHS, "val_check_interval": 3, **OPTIONS[options]}
-    whole, whole_module = quiet(callbacks=[SavesAt(path, *place)], **settings), seeded(Noisy)
+    whole, whole_module = quiet(callbacks=[SavesAt(path, *place)], **settings), seeded(Validated)
     whole.fit(whole_module, shuffled(), shuffled())
     expected = everything(whole, whole_module)
 
     torch.manual_seed(99)  # whatever was drawn before must not matter
-    resumed, module = quiet(callbacks=[SavesAt(path, 9, 9)], **settings), Noisy()
+    resumed, module = quiet(callbacks=[SavesAt(path, 9, 9)], **settings), Validated()
     resumed.fit(module, shuffled(), shuffled(), ckpt_path=path)
 
     Walk().compare("run", expected, everything(resumed, module))
@@ -145,14 +133,14 @@ def test_a_gan_with_its_average_is_resumed(tmp_path, compiled):
     loader = DataLoader(TensorDataset(draw(20, 8), torch.zeros(20)), 4, shuffle=True)
     path = tmp_path / "middle.ckpt"
 
-    def trainer(epoch):
+    def trainer(epoch, **options):
         callbacks = [EMA(0.9, update_every_n_steps=2, start_step=3), SavesAt(path, epoch, 2)]
-        return quiet(max_epochs=2, callbacks=callbacks, compile=compiled)
+        return quiet(max_epochs=2, callbacks=callbacks, **options)
 
     whole, whole_module = trainer(1), made(Plays)
     whole.fit(whole_module, loader)
     expected = everything(whole, whole_module)
-    resumed, module = trainer(9), Plays()
+    resumed, module = trainer(9, compile=compiled), Plays()
     resumed.fit(module, loader, ckpt_path=path)
 
     Walk().compare("run", expected, everything(resumed, module))
@@ -175,6 +163,69 @@ def test_a_stream_is_resumed_within_a_window(tmp_path):
     resumed.fit(module, loader, ckpt_path=path)
 
     Walk().compare("run", expected, everything(resumed, module))
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Samples that draw random numbers where they are loaded: in a worker."""
+
+    def __init__(self, random):
+        self.random = random
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, i):
+        noise = torch.rand(4) + random.random() + np.random.rand() if self.random else 0.0
+        return draw(4, seed=i) + noise, draw(2, seed=-i - 1)
+
+
+class SavesAfterEpoch(SavesAt):
+    def on_train_epoch_end(self, trainer, module):
+        if self.place == (trainer.current_epoch, "end"):
+            trainer.save_checkpoint(self.path)
+
+
+def with_workers(*, random, persistent):
+    data = Augmented(random)
+    options = {"shuffle": True, "num_workers": 2, "persistent_workers": persistent}
+    return DataLoader(data, 4, **options)
+
+
+@pytest.mark.parametrize(
+    ("persistent", "place"), [(False, (1, 2)), (True, (1, 2)), (True, (0, "end"))]
+)
+def test_a_run_with_workers_is_resumed(tmp_path, persistent, place):
+    """Workers that live through epochs draw no random numbers here: see the next test."""
+    path = tmp_path / "middle.ckpt"
+
+    def run(place, **resume):
+        loader = with_workers(random=not persistent, persistent=persistent)
+        trainer = quiet(max_epochs=2, callbacks=[SavesAfterEpoch(path, *place)])
+        module = seeded(Noisy)
+        with tolerated(DeprecationWarning, RuntimeWarning):  # of os.fork; of the next test
+            trainer.fit(module, loader, **resume)
+        stop_workers(loader)
+        return everything(trainer, module)
+
+    expected = run(place)
+    torch.manual_seed(99)
+
+    Walk().compare("run", expected, run((9, 9), ckpt_path=path))
+
+
+def test_workers_that_do_not_live_on_say_so(tmp_path):
+    path = tmp_path / "some.ckpt"
+    first, second = (with_workers(random=True, persistent=True) for _ in range(2))
+    trainer = quiet(max_epochs=1)
+    with tolerated(DeprecationWarning):
+        trainer.fit(seeded(Noisy), first)
+    trainer.save_checkpoint(path)
+    stop_workers(first)
+
+    with tolerated(DeprecationWarning), pytest.warns(RuntimeWarning, match="persistent_workers"):
+        quiet(max_epochs=2).fit(Noisy(), second, ckpt_path=path)
+
+    stop_workers(second)
 
 
 @pytest.mark.parametrize("with_generator", [False, True])
@@ -274,6 +325,15 @@ def test_a_checkpoint_of_another_training_is_refused_whole(tmp_path, world, opti
     Walk().compare("weights", before, dict(module.state_dict()))
 
 
+@pytest.mark.parametrize("limit", [{"max_epochs": 0}, {"max_epochs": 3, "max_steps": 4}])
+def test_a_checkpoint_beyond_the_end_of_the_training_is_refused(tmp_path, limit):
+    path = saved(tmp_path)  # one epoch of five updates
+
+    with pytest.raises(ConfigurationError, match="before the checkpoint"):
+        quiet(**limit).fit(made(Regression), regression_batches(), ckpt_path=path)
+    quiet(max_epochs=1).fit(made(Regression), regression_batches(), ckpt_path=path)
+
+
 def test_a_damaged_file_is_an_error(tmp_path):
     path = saved(tmp_path)
     path.write_bytes(path.read_bytes()[:-400])
@@ -370,55 +430,22 @@ def test_early_stopping_goes_on_counting_after_a_resume(tmp_path):
     assert resumed.current_epoch == 5
 
 
-SCRIPT = """
-    import sys
-    import torch
-    from stepgraph import ModelCheckpoint, Module, Trainer
+def test_a_training_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
+    """Every kill leaves a whole checkpoint, and the next life goes on from it."""
+    script = Path(killed_training.__file__)
+    root = script.parents[2]
+    path = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
 
-    class Wide(Module):
-        def __init__(self):
-            super().__init__()
-            self.model = torch.nn.Linear(64, 256)
-        def training_step(self, batch):
-            return self.model(batch).square().mean()
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters())
-
-    torch.set_num_threads(1)
-    checkpoint = ModelCheckpoint(
-        sys.argv[1], every_n_train_steps=1, save_last=True, save_top_k=2
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "15"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
-    trainer = Trainer(
-        max_epochs=-1, logger=False, compile=False, callbacks=[checkpoint],
-        enable_progress_bar=False,
-    )
-    print("ready", flush=True)
-    trainer.fit(Wide(), [torch.randn(4, 64) for _ in range(10)])
-"""
 
-
-def test_a_killed_process_leaves_a_loadable_checkpoint(tmp_path):
-    """The process writes checkpoints without pause and is killed at random moments."""
-    chance = random.Random(0)
-    newest = -1
-    for _ in range(3):
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            env=os.environ,
-        ) as process:
-            try:
-                process.stdout.readline()
-                until = time.monotonic() + 30
-                while not (tmp_path / "last.ckpt").exists() and time.monotonic() < until:
-                    time.sleep(0.01)
-                for _ in range(8):  # a reader never sees half of a file either
-                    files.read(tmp_path / "last.ckpt")
-                    time.sleep(chance.random() * 0.02)
-            finally:
-                process.send_signal(signal.SIGKILL)
-        newest = max(newest, files.read(tmp_path / "last.ckpt")["global_step"])
-        for path in tmp_path.glob("*.ckpt"):
-            files.read(path)
-
-    assert newest > 0
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert int(done.stdout) >= 5
+    expected = killed_training.train(tmp_path / "uninterrupted.ckpt")
+    Walk().compare("weights", expected, torch.load(tmp_path / "weights.pt"))

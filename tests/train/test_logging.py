@@ -11,11 +11,17 @@ from rich.console import Console
 
 import stepgraph
 from harness import draw
-from stepgraph import Callback, CSVLogger, LearningRateMonitor, ProgressBar, TensorBoardLogger
+from stepgraph import (
+    EMA,
+    Callback,
+    CSVLogger,
+    LearningRateMonitor,
+    ProgressBar,
+    TensorBoardLogger,
+)
 from stepgraph.errors import ConfigurationError
-from stepgraph.train import metrics as metrics_module
 from stepgraph.train.loggers import Logger
-from train.worlds import GAN, Regression, made, quiet, regression_batches
+from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated
 
 
 class Keeps(Logger):
@@ -81,6 +87,19 @@ def test_reductions(reduction, expected):
     assert float(trainer.callback_metrics["value"]) == expected
 
 
+def test_what_is_logged_twice_in_a_step_is_averaged_whole():
+    class Twice(Regression):
+        def training_step(self, batch, batch_idx):
+            self.log("value", 1.0, on_epoch=True)
+            self.log("value", 2.0 + batch_idx, on_epoch=True)
+            return self.compute_loss(batch)
+
+    trainer, rows = run(made(Twice), regression_batches(2))
+
+    assert rows == [(1, {"value_step": 2.0}), (2, {"value_step": 3.0}), (2, {"value_epoch": 1.75})]
+    assert trainer.callback_metrics["value_epoch"] == 1.75
+
+
 def test_a_mean_is_weighted_by_batch_size():
     batches = [(draw(n, 4), draw(n, 2)) for n in (1, 3)]
 
@@ -138,18 +157,63 @@ def test_several_validation_loaders_are_told_apart():
     assert found == {"val/dataloader_idx_0": 0.0, "val/dataloader_idx_1": 1.0}
 
 
-def test_the_device_is_read_only_every_n_steps(monkeypatch):
+READS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__")
+
+
+@pytest.mark.parametrize(("every", "compiled"), [(3, False), (50, False), (3, True)])
+def test_the_device_is_read_only_every_n_steps(monkeypatch, every, compiled):
+    """Whoever reads: loggers, the progress bar, callbacks, sums over an epoch."""
     reads = []
-    original = metrics_module.numbers
 
-    def counted(values):
-        reads.append(sorted(values))
-        return original(values)
+    def counting(name, plain):
+        def read(self, *args, **kwargs):
+            reads.append((trainer.progress.batches, name))
+            return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr("stepgraph.train.trainer.numbers", counted)
-    run(Logs(), regression_batches(9), log_every_n_steps=4)
+        return read
 
-    assert len(reads) == 2
+    class LogsTensors(Regression):
+        def training_step(self, batch, batch_idx):
+            loss = self.compute_loss(batch)
+            self.log("loss", loss, on_epoch=True, prog_bar=True)
+            self.log_dict({"max": loss, "number": 2.0}, reduce_fx="max", on_step=False)
+            return loss
+
+    bar = ProgressBar(Console(file=io.StringIO(), force_terminal=True))
+    options = {"logger": Keeps(), "log_every_n_steps": every, "compile": compiled}
+    trainer = quiet(max_epochs=1, callbacks=[bar, EMA(), LearningRateMonitor()], **options)
+    module = made(LogsTensors)
+    for name in READS:
+        monkeypatch.setattr(torch.Tensor, name, counting(name, getattr(torch.Tensor, name)))
+
+    trainer.fit(module, regression_batches(12))
+
+    between = [(place, name) for place, name in reads if place % every and place < 12]
+    captures = 1 if compiled else None  # the second batch is traced
+    assert [read for read in between if read[0] != captures] == []
+    assert any(place == 12 for place, _ in reads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_is_waited_for_only_where_a_row_is_written():
+    """torch itself reports every synchronisation; there is none between two rows."""
+
+    class Checks(Logs):
+        def training_step(self, batch, batch_idx):
+            loss = self.compute_loss(batch)
+            self.log("loss", loss, on_epoch=True)
+            return loss
+
+        def on_train_batch_start(self, batch, batch_idx):
+            torch.cuda.set_sync_debug_mode("error" if batch_idx < 9 else "default")
+
+    batches = [tuple(x.cuda() for x in batch) for batch in regression_batches(12)]
+    options = {"accelerator": "cuda", "log_every_n_steps": 10, "logger": Keeps()}
+    try:
+        quiet(max_epochs=1, **options).fit(made(Checks), batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_compiled_step_logs_the_same():
@@ -295,6 +359,20 @@ def test_tensorboard_gets_scalars(tmp_path, monkeypatch):
     )
 
     assert written == [("hparams", "{}"), ("value", 1.0, 2), "flush", "close"]
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    """With the real writer, and TensorBoard's own reader."""
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    reader = pytest.importorskip(name)
+    logger = TensorBoardLogger(tmp_path)
+    with tolerated(DeprecationWarning):
+        quiet(max_epochs=1, logger=logger, log_every_n_steps=2).fit(
+            made(Logs), regression_batches(4)
+        )
+
+    events = reader.EventAccumulator(str(logger.log_dir)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("value")] == [(2, 1.0), (4, 3.0)]
 
 
 def test_learning_rates_are_logged_by_name():

@@ -195,6 +195,11 @@ class TextFromManual(Manual):
         return "done"
 
 
+class ChangesItsMind(Regression):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.automatic_optimization = False
+
+
 class NoStep(Regression):
     training_step = Module.training_step
 
@@ -226,6 +231,7 @@ class TakesTurns(Regression):
         (NoLoss, {}, "returns a loss"),
         (NumberAsLoss, {}, "returns a loss"),
         (TextFromManual, {}, "a tensor, a dict or None"),
+        (ChangesItsMind, {}, "changed in the middle"),
         (NoStep, {}, "no training_step"),
         (Plateau, {}, "was not logged"),
         (Manual, {"gradient_clip_val": 1.0}, "gradient_clip_val"),
@@ -289,6 +295,9 @@ def test_a_loader_that_lies_about_its_length_is_found_out():
 
     with pytest.raises(ConfigurationError, match="fewer batches"):
         quiet().fit(made(Regression), Lies(regression_batches(3)))
+    with pytest.raises(ConfigurationError, match="more batches"):
+        quiet().fit(made(Regression), Lies(regression_batches(5)))
+    quiet(limit_train_batches=2).fit(made(Regression), Lies(regression_batches(5)))
 
 
 def test_intervals_that_never_come_are_refused():

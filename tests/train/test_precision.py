@@ -73,6 +73,43 @@ def test_manual_steps_run_in_mixed_precision(precision, compiled):
     assert_same_weights(expected, module)
 
 
+class TwoUpdates(Manual):
+    def training_step(self, batch, batch_idx):
+        opt = self.optimizers()
+        for _ in range(2):
+            loss = self.compute_loss(batch)
+            opt.zero_grad()
+            self.manual_backward(loss)
+            opt.step()
+        return {"loss": loss}
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        assert not outputs["loss"].requires_grad
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_second_forward_sees_the_weights_of_the_first_update(compiled):
+    """Autocast's cache would cast them once for the whole step."""
+    world = type(
+        "World", (TwoUpdates,), {"training_step": stepgraph.compile(TwoUpdates.training_step)}
+    )
+    module, expected = made(world), made(Regression)
+    trainer = quiet(precision="bf16-mixed", max_epochs=2, compile=compiled)
+
+    trainer.fit(module, regression_batches())
+
+    opt = expected.configure_optimizers()
+    for _ in range(2):
+        for batch in regression_batches():
+            for _ in range(2):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = expected.compute_loss(batch)
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+    assert_same_weights(expected, module)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)]
 )
@@ -224,18 +261,53 @@ def test_a_manual_step_without_gradients_is_no_update():
     assert trainer.global_step == 0
 
 
-def test_stepping_twice_in_a_batch_is_an_error_with_a_loss_scale():
-    class Twice(Manual):
-        def training_step(self, batch, batch_idx):
-            opt = self.optimizers()
-            for _ in range(2):
-                opt.zero_grad()
-                self.manual_backward(self.compute_loss(batch))
+class Twice(Manual):
+    """From the third batch on a second update in the same batch, as with several critics."""
+
+    clips = False
+
+    def training_step(self, batch, batch_idx):
+        opt = self.optimizers()
+        for i in range(1 if batch_idx < 2 else 2):
+            opt.zero_grad()
+            self.manual_backward(self.compute_loss(batch))
+            if self.clips:
+                self.clip_gradients(opt, 0.1)
+            if not self.clips or i == 0:
                 opt.step()
 
-    with pytest.raises(ConfigurationError, match="steps twice"):
-        quiet(precision="16-mixed").fit(made(Twice), regression_batches())
-    quiet(max_epochs=1).fit(made(Twice), regression_batches())
+
+class ClipsAfterwards(Twice):
+    clips = True
+
+
+@pytest.mark.parametrize("world", [Twice, ClipsAfterwards])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_second_update_in_a_batch_is_an_error_with_a_loss_scale(world, compiled):
+    """A `GradScaler` refuses it as well, in other words and with the first update done."""
+    step = stepgraph.compile(Twice.training_step, on_fallback="silent")
+    decorated = type("Decorated", (world,), {"training_step": step})
+    trainer, module = quiet(precision="16-mixed", compile=compiled), made(decorated)
+
+    with pytest.raises(ConfigurationError, match="second update") as caught:
+        trainer.fit(module, regression_batches())
+
+    assert "bf16-mixed" in str(caught.value)
+    assert trainer.global_step == 2
+    parameter = torch.zeros(1, requires_grad=True)
+    opt, scaler = torch.optim.SGD([parameter], lr=0.1), torch.amp.GradScaler("cpu")
+    scaler.scale(parameter.sum()).backward()
+    scaler.step(opt)
+    with pytest.raises(RuntimeError, match=r"after step|since the last"):
+        scaler.unscale_(opt) if world.clips else scaler.step(opt)
+
+
+def test_without_a_loss_scale_an_optimizer_steps_as_often_as_it_likes():
+    trainer = quiet(max_epochs=1)
+
+    trainer.fit(made(Twice), regression_batches(4))
+
+    assert trainer.optimizer_steps == [6]
 
 
 def test_hooks_see_unscaled_and_unclipped_gradients():

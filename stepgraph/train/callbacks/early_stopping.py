@@ -93,7 +93,7 @@ class EarlyStopping(Callback):
             if self.strict:
                 raise missing_metric("EarlyStopping", self.monitor, list(trainer.callback_metrics))
             return
-        value = float(metric)
+        value = float(trainer.processes.agreed(metric))
         if self.check_finite and not math.isfinite(value):
             self._stop(trainer)
         elif self._improves(value):

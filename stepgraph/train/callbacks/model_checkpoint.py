@@ -163,7 +163,7 @@ class ModelCheckpoint(Callback):
         metric = trainer.callback_metrics.get(self.monitor)
         if metric is None:
             raise missing_metric("ModelCheckpoint", self.monitor, list(trainer.callback_metrics))
-        value = float(metric)
+        value = float(trainer.processes.agreed(metric))
         if math.isnan(value):
             return math.inf
         return value if self.mode == "min" else -value

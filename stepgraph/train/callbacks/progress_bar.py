@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from stepgraph.train.trainer import Trainer
 
 
+_REFRESH_S = 0.1
+
+
 class ProgressBar(Callback):
     """Shows epoch, batch, speed, and what was logged with `prog_bar=True`.
 
-    Nothing runs between batches, not even a refreshing thread. Metrics are read from the device
-    every `log_every_n_steps` batches.
+    Nothing runs between batches, not even a refreshing thread. It moves ten times a second; metrics
+    are read from the device every `log_every_n_steps` batches only.
 
     Args:
         console: Where to; standard error by default.
@@ -29,7 +33,8 @@ class ProgressBar(Callback):
         self.console = console or Console(stderr=True)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._shown = 0
+        self._metrics = ""
+        self._refreshed = 0.0
 
     @override
     def on_train_start(self, trainer: Trainer, module: Module) -> None:
@@ -54,7 +59,6 @@ class ProgressBar(Callback):
             self._task = self._bar.add_task(
                 "train", total=total, epoch=trainer.current_epoch, speed="", metrics=""
             )
-            self._shown = 0
 
     @override
     def on_train_batch_end(
@@ -62,22 +66,26 @@ class ProgressBar(Callback):
     ) -> None:
         if self._bar is None:
             return
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
-            self._show(trainer, batch_idx + 1)
+        reads = (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch
+        if reads:
+            shown = trainer.progress_bar_metrics.items()
+            self._metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown)
+        if reads or time.monotonic() - self._refreshed > _REFRESH_S:
+            self._show(batch_idx + 1)
 
-    def _show(self, trainer: Trainer, done: int) -> None:
+    def _show(self, done: int) -> None:
         if self._bar is None or self._task is None:
             return
         task = self._bar.tasks[self._bar.task_ids.index(self._task)]
         elapsed = task.elapsed or 0.0
-        metrics = "  ".join(f"{k} {v:.4g}" for k, v in trainer.progress_bar_metrics.items())
         self._bar.update(
             self._task,
             completed=done,
             speed=f"{done / elapsed:.1f} batches/s" if elapsed else "",
-            metrics=metrics,
+            metrics=self._metrics,
             refresh=True,
         )
+        self._refreshed = time.monotonic()
 
     @override
     def on_train_end(self, trainer: Trainer, module: Module) -> None:

@@ -1,0 +1,99 @@
+"""Bring a module and a trainer together, before the first batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepgraph.compiler import CompiledStep
+from stepgraph.train.batches import known_length, limited_length, shared_out
+from stepgraph.train.checks import check_optimizers, undecorated
+from stepgraph.train.composition import composed_steps
+from stepgraph.train.configuration import Configuration, configuration
+from stepgraph.train.fit import FitLoop
+from stepgraph.train.hooks import HookTable
+from stepgraph.train.module import Module
+from stepgraph.train.signatures import overridden
+from stepgraph.train.updates import Updates
+
+if TYPE_CHECKING:
+    from stepgraph.train.trainer import Trainer
+
+
+def prepare(trainer: Trainer, module: Module, loader: Any, validation: list[Any]) -> FitLoop:
+    """Attach a module, configure its optimizers, compose its steps.
+
+    Args:
+        trainer: Without a training; gets this one.
+        module: Moved to the trainer's device and precision.
+        loader: The training batches.
+        validation: Loaders of validation batches.
+    """
+    _measure_epoch(trainer, loader, validation)
+    attach(trainer, module, "fit")
+    trainer.precision.convert(module)
+    module.to(trainer.device)
+    trainer.processes.start(module)
+    trainer.hooks.call("setup", "fit")
+    automatic = module.automatic_optimization
+    module._log_refused = "configure_optimizers"
+    found = configuration(
+        module.configure_optimizers(),
+        automatic=automatic,
+        custom_step=overridden(module, Module, "lr_scheduler_step"),
+    )
+    _adopt(trainer, module, found)
+    plain, decorated = undecorated(module), module.training_step
+    composed = composed_steps(trainer, module, plain) if automatic else []
+    compiled = [decorated] if isinstance(decorated, CompiledStep) and not automatic else []
+    if not trainer.options.compile:
+        compiled = []
+    trainer.steps = tuple(compiled) or tuple(
+        s.whole for s in composed if isinstance(s.whole, CompiledStep)
+    )
+    step = decorated if compiled else plain
+    return FitLoop(trainer, module, trainer.train_loader, validation, step=step, automatic=composed)
+
+
+def attach(trainer: Trainer, module: Module, stage: str) -> None:
+    """Let a module and the callbacks know their trainer.
+
+    Args:
+        trainer: Gets the tables of hooks.
+        module: May not log before its stage has begun.
+        stage: `"fit"` or `"validate"`.
+    """
+    trainer.module, trainer.stage = module, stage
+    module._trainer = trainer
+    module._log_entries.clear()
+    module._log_refused = f"{stage} has not begun"
+    last = [callback for callback in trainer.callbacks if callback.runs_last]
+    others = [callback for callback in trainer.callbacks if not callback.runs_last]
+    trainer.hooks = HookTable(trainer, module, others)
+    trainer.saving_hooks = HookTable(trainer, module, last, own=False)
+    for hook in trainer.saving_hooks["setup"]:
+        hook(stage)
+
+
+def _measure_epoch(trainer: Trainer, loader: Any, validation: list[Any]) -> None:
+    """Find out how long an epoch is and when validations are due."""
+    trainer.train_loader = shared_out(loader, trainer.rank, trainer.world_size)
+    trainer.validates = bool(validation)
+    length, limit = known_length(trainer.train_loader), trainer.limit_train_batches
+    trainer.num_training_batches = limited_length(length, limit, "limit_train_batches")
+    trainer.val_interval = trainer.options.val_interval(trainer.num_training_batches)
+
+
+def _adopt(trainer: Trainer, module: Module, found: Configuration) -> None:
+    """Take over what `configure_optimizers` returned."""
+    scaler = trainer.precision.scaler()
+    check_optimizers(trainer, module, found, scaler is not None)
+    updates = trainer.updates = Updates(
+        found.optimizers, scaler=scaler, sync=trainer.processes.sync()
+    )
+    updates.use(trainer.hooks)
+    trainer.lr_scheduler_configs, trainer.frequencies = found.schedulers, found.frequencies
+    trainer.progress.optimizer_steps = [0] * len(found.optimizers)
+    trainer.progress.close_window()
+    module._updates = updates
+    module._toggled = ()
+    module.__dict__["_optimizers"] = updates.optimizers  # their names in step graphs
