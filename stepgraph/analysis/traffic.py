@@ -64,7 +64,7 @@ def _of_effect(node: Node, name: str) -> int | None:
     if name == "add_grad_":
         grad, value = marker_argument(node, "grad"), marker_argument(node, "value")
         return 2 * sizes_of([grad]) + sizes_of([value])
-    if name in ("step", "step_part"):
+    if name in ("step", "step_part", "clipped_step"):
         return 2 * sizes_of(marker_argument(node, "params")) + sizes_of(
             marker_argument(node, "grads")
         )

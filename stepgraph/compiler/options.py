@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 
 from stepgraph.capture import Microbatches, Terms
 from stepgraph.errors import ConfigurationError
-from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, Pipeline
+from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, FuseTail, Pipeline
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ class Options:
     def pipeline(self) -> Pipeline:
         """Return the passes to run."""
         default = DEFAULT if self.keep_grads else WITHOUT_GRADIENTS
+        if self.backend == "inductor":
+            default = default.then(FuseTail())
         if self.passes is None:
             return default
         if isinstance(self.passes, Pipeline):

@@ -22,6 +22,7 @@ from stepgraph.runtime import (
 UPDATE_METHODS = {
     "step": "step",
     "step_part": "step",
+    "clipped_step": "step",
     "lr_step": "step",
     "unscale": "unscale_",
     "scaled_step": "step",

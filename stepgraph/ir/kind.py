@@ -38,6 +38,7 @@ _KINDS = {
     "zero_grad": Kind.ZERO_GRAD,
     "step": Kind.STEP,
     "step_part": Kind.STEP,
+    "clipped_step": Kind.STEP,
     "scaled_step": Kind.STEP,
     "lr_step": Kind.LR_STEP,
     "set_hyper": Kind.LR_STEP,

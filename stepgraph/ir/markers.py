@@ -63,6 +63,11 @@ def step_part(
     """
 
 
+@torch.library.custom_op("stepgraph::clipped_step", mutates_args=("params", "grads"))
+def clipped_step(params: list[Tensor], grads: list[Tensor], factor: Tensor, subject: int) -> None:
+    """Multiply `grads` by `factor`, `[]`, and run `optimizer.step()`."""
+
+
 @torch.library.custom_op("stepgraph::lr_step", mutates_args=())
 def lr_step(metric: Tensor | None, subject: int) -> None:
     """Run `scheduler.step()` or `scheduler.step(metric)`."""
@@ -126,6 +131,7 @@ _WITHOUT_RESULT = (
     zero_grad,
     step,
     step_part,
+    clipped_step,
     lr_step,
     unscale,
     scaled_step,
@@ -152,6 +158,7 @@ MARKERS = {
         "zero_grad",
         "step",
         "step_part",
+        "clipped_step",
         "lr_step",
         "unscale",
         "scaled_step",

@@ -31,6 +31,9 @@ from stepgraph.ir.signature import Slot
 OPAQUE = "opaque"
 """The resource of a barrier: every typed node reads it, an opaque step writes it."""
 
+UPDATES = ("step", "step_part", "clipped_step")
+"""Markers that run `optimizer.step()` with nothing around it that decides whether."""
+
 AMBIENT = ("state:", "hyper:", "scale:", "found_inf:", "flag:", "rng", "log", OPAQUE)
 """What exists before the step begins although it is no placeholder."""
 
@@ -163,7 +166,7 @@ def _of_marker(node: Node) -> Access:
         return Access(hyper, frozenset() if name == "hyper" else hyper)
     if name in ("unscale", "scaled_step", "scale_update"):
         return _of_scaler(node, label)
-    return _of_step(node, label) if name in ("step", "step_part") else Access()
+    return _of_step(node, label) if name in UPDATES else Access()
 
 
 def _of_step(node: Node, label: str) -> Access:
@@ -185,7 +188,7 @@ def updates(node: Node) -> dict[str, Access] | None:
 
     So an update is the same whether it is done at once or in parts.
     """
-    if marker_name(node) not in ("step", "step_part") or node.meta.get("stepgraph.opaque", True):
+    if marker_name(node) not in UPDATES or node.meta.get("stepgraph.opaque", True):
         return None
     label = node.meta.get("stepgraph.label", f"subject {_subject(node)}")
     hyper = frozenset(_hyper(node, label))

@@ -109,7 +109,7 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
     if name == "set_grad":
         cleared = (f"{slot_name(argument(n, 'param'))}.grad" for n in run)
         return _enumerate(cleared, limit=4) + " = None"
-    if name in ("step", "step_part", "scaled_step"):
+    if name in ("step", "step_part", "clipped_step", "scaled_step"):
         return _update(step, node, label)
     if kind is Kind.TOGGLE:
         flags = (f"{slot_name(argument(n, 'tensor'))} = {argument(n, 'flag')}" for n in run)
@@ -134,7 +134,8 @@ def _update(step: StepGraph, node: Node, label: str) -> str:
     optimizers = node.meta.get("stepgraph.hyper") or [""]
     if marker_name(node) == "scaled_step":
         return f"{label}: {optimizers[-1]}{barrier} updates {params} unless a gradient is inf"
-    return f"{label}{barrier}: updates {params}"
+    clips = "clips and " if marker_name(node) == "clipped_step" else ""
+    return f"{label}{barrier}: {clips}updates {params}"
 
 
 def _plain_effect(step: StepGraph, node: Node, label: str) -> str:

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import networkx as nx
+import torch
 from torch.fx import Node
 
 from stepgraph.errors import VerifyError
 from stepgraph.ir.effects import draws_random, is_glue, storages_of, written_arguments
-from stepgraph.ir.kind import Kind, marker_kind
+from stepgraph.ir.kind import Kind, marker_kind, marker_name
 from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, accesses, updates
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
+
+
+_FOREACH_MUL = torch.ops.aten._foreach_mul_.Tensor
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,14 @@ def _effects(accessed: Mapping[Node, Access]) -> Iterator[tuple[str, tuple[str, 
             yield deed.what, written
 
 
+def _scaled(node: Node, access: Access) -> list[str]:
+    """Return the gradients that a node clips, whether or not it updates from them as well."""
+    clips = node.meta.get("stepgraph.kind") is Kind.CLIP and node.target is _FOREACH_MUL
+    if not clips and marker_name(node) != "clipped_step":
+        return []
+    return [name for name in sorted(access.writes) if name.startswith("grad:")]
+
+
 def _check_order(found: Meaning, captured: Meaning) -> None:
     """Check that whatever both graphs do reads what the same writer left."""
     was, now = captured.read_from, found.read_from
@@ -193,6 +205,10 @@ def _deeds(accessed: Mapping[Node, Access]) -> Iterator[_Deed]:
     or one by one is the same.
     """
     for node, access in accessed.items():
+        for grad in _scaled(node, access):
+            scaled = frozenset([grad])
+            yield _Deed(f"scale {grad}", "scale", node, Access(scaled, scaled))
+            access = Access(access.reads, access.writes - scaled)
         parts = updates(node)
         if marker_kind(node) is Kind.ZERO_GRAD:
             for resource in sorted(access.writes):

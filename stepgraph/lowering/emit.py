@@ -21,6 +21,7 @@ from stepgraph.runtime import PartOfStep, effects
 _UPDATES = (
     "step",
     "step_part",
+    "clipped_step",
     "lr_step",
     "unscale",
     "scaled_step",
@@ -66,6 +67,9 @@ class Update(Protocol):
 
     def part(self, places: Sequence[int], *, last: bool) -> Callable[[], None]:
         """Return what updates the parameters at `places`; see the marker `step_part`."""
+
+    def clipped(self, factor: Tensor) -> None:
+        """Multiply the gradients by `factor`, then update all parameters."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class _Emitter:
             if self.until_update and EARLY in node.meta:
                 continue  # the rehearsal ends where the captured step has its first update
             if node is stop:
+                self.clip(node)
                 self.body.append("return None")
                 break
             if node.op == "placeholder":
@@ -196,11 +201,17 @@ class _Emitter:
         self.body.append(f"{values}.append({logged}{'.item()' if read else ''})")
 
     def update(self, marker: str, node: Any) -> None:
+        if marker == "clipped_step" and node.args[3] in self.updates:
+            update = self.constant(f"update_{node.args[3]}", self.updates[node.args[3]])
+            self.body.append(f"{update}.clipped({self.argument(node.args[2])})")
+            return
+        self.clip(node)
         own = self.own_update(marker, node)
         if own is not None:
             self.body.append(f"{self.constant(f'update_{node.args[2]}', own)}()")
             return
-        call = self.constant(f"run_{marker}", getattr(effects, f"run_{marker}"))
+        method = "step" if marker == "clipped_step" else marker
+        call = self.constant(f"run_{method}", getattr(effects, f"run_{method}"))
         arguments = []
         for argument, value in zip(node.target._schema.arguments, node.args, strict=True):
             if argument.name in ("subject", "optimizer"):
@@ -211,6 +222,14 @@ class _Emitter:
                 arguments.append(self.argument(value))
         target = f"{self.name(node)} = " if node.users else ""
         self.body.append(f"{target}{call}({', '.join(arguments)})")
+
+    def clip(self, node: Any) -> None:
+        """Multiply the gradients of an update by the factor that clips them, if it has one."""
+        if MARKERS.get(node.target) == "clipped_step":
+            scale = self.constant("foreach_mul_", torch._foreach_mul_)
+            self.body.append(
+                f"{scale}({self.argument(node.args[1])}, {self.argument(node.args[2])})"
+            )
 
     def own_update(self, marker: str, node: Any) -> Callable[[], None] | None:
         """Return what updates in the place of an optimizer's own whole `step()`."""

@@ -48,13 +48,16 @@ class Launch:
     steps: list[Tensor]
     options: dict[str, Any]
 
-    def run(self) -> None:
-        """Advance the counters and update."""
+    def run(self, factor: Tensor | None) -> None:
+        """Advance the counters and update, from gradients multiplied by `factor`."""
+        options = self.options
+        if factor is not None:  # kernels divide, and store what they have divided
+            options = {**options, "grad_scale": factor.reciprocal()}
         if self.steps:
             torch._foreach_add_(self.steps, 1)
-            self.kernel(*self.tensors, self.steps, **self.options)
+            self.kernel(*self.tensors, self.steps, **options)
         else:
-            self.kernel(*self.tensors, **self.options)
+            self.kernel(*self.tensors, **options)
 
     def copied(self) -> Launch:
         """Return the same call on copies."""
@@ -62,8 +65,8 @@ class Launch:
         return Launch(self.kernel, tensors, [t.clone() for t in self.steps], self.options)
 
     def written(self) -> Iterable[Tensor]:
-        """Return what it writes."""
-        return chain(self.tensors[0], *self.tensors[2:], self.steps)
+        """Return what it writes: gradients, too, where they are clipped."""
+        return chain(*self.tensors, self.steps)
 
 
 class FusedUpdate:
@@ -93,21 +96,28 @@ class FusedUpdate:
 
     def __call__(self) -> None:
         """Update the parameters."""
+        self._update(None)
+
+    def clipped(self, factor: Tensor) -> None:
+        """Multiply the gradients by `factor`, `[]`, then update; the kernels do both at once."""
+        self._update(factor)
+
+    def _update(self, factor: Tensor | None) -> None:
         if self._failed:
-            self._own()
+            self._eagerly(factor)
             return
         try:
             launches = self._launches()
         except _DoesNotFit as reason:
             self.refusal = str(reason)
-            self._own()
+            self._eagerly(factor)
             return
         self.refusal = None
         if not self._tried:
-            self._try(launches)
+            self._try(launches, factor)
             return
         for launch in launches:
-            launch.run()
+            launch.run(factor)
         if self._own_step is not None and self._counts:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
 
@@ -117,14 +127,22 @@ class FusedUpdate:
         self.parts.append(made)
         return made
 
-    def _try(self, launches: Sequence[Launch]) -> None:
+    def _eagerly(self, factor: Tensor | None) -> None:
+        """Do what the captured step does: clip, then the optimizer's own `step()`."""
+        if factor is not None:
+            groups = (group["params"] for group in self._optimizer.param_groups)
+            grads = [p.grad for params in groups for p in params if p.grad is not None]
+            torch._foreach_mul_(grads, factor)
+        self._own()
+
+    def _try(self, launches: Sequence[Launch], factor: Tensor | None) -> None:
         copies = [launch.copied() for launch in launches]
         try:
             for copy in copies:
-                copy.run()
+                copy.run(factor)
         except Exception as error:
             self._failed, self.refusal = True, f"the fused kernel fails: {error}"
-        self._own()
+        self._eagerly(factor)
         pairs = zip(launches, copies, strict=True)
         if not self._failed and not all(
             is_close(mine, own)

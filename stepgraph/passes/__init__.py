@@ -4,6 +4,7 @@ from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import DropUnusedNorm
 from stepgraph.passes.dead_gradients import DropDeadGradients, cleared_first, dropped_gradients
 from stepgraph.passes.early_update import EARLY, EarlyUpdate
+from stepgraph.passes.fuse_tail import FuseTail
 from stepgraph.passes.memory_order import OrderForMemory
 from stepgraph.passes.pipeline import PassRecord, Pipeline
 from stepgraph.passes.read_gradients import DropReadGradients
@@ -17,6 +18,7 @@ __all__ = [
     "DropReadGradients",
     "DropUnusedNorm",
     "EarlyUpdate",
+    "FuseTail",
     "OrderForMemory",
     "Pass",
     "PassRecord",

@@ -1,0 +1,91 @@
+"""Clipping and update are one node, where a kernel does both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+from stepgraph.ir import (
+    Kind,
+    StepGraph,
+    accesses,
+    flatten,
+    marker_argument,
+    marker_name,
+    partition,
+)
+from stepgraph.ir.markers import OPS
+from stepgraph.passes.base import Pass
+
+_SCALE = torch.ops.aten._foreach_mul_.Tensor
+
+
+@dataclass(frozen=True)
+class FuseTail(Pass):
+    """Let an update multiply its gradients by the factor that clips them.
+
+    Fused kernels take such a factor along: the gradients are read and written once, not twice.
+
+    Before::                        After::
+
+        factor = clip(norm)             factor = clip(norm)
+        w.grad *= factor                w.grad *= factor; step(w, w.grad)
+        step(w, w.grad)
+
+    Legal where nothing touches the gradients between the two. It belongs to backends that have
+    such kernels, and rounds as they do.
+
+    Preserves: every result, up to the rounding of the kernel.
+    Cost: O(nodes + edges).
+    """
+
+    def __call__(self, step: StepGraph) -> StepGraph:
+        """Return the step with clipping inside the updates."""
+        if not list(_pairs(step.flat().graph)):
+            return step
+        flat = flatten(step)
+        found = list(_pairs(flat.graph))
+        for scale, update in found:
+            _fuse(scale, update)
+        fused = partition(flat)
+        labels = ", ".join(update.meta.get("stepgraph.label", "step") for _, update in found)
+        fused.say(f"clipping inside the update of {labels}")
+        return fused
+
+
+def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
+    """Yield each update with what scales its gradients, if nothing touches them in between."""
+    access = accesses(graph, {node: node for node in graph.nodes})
+    touched: dict[str, Node] = {}
+    for node in graph.nodes:
+        if marker_name(node) == "step" and node.meta.get("stepgraph.divisible", False):
+            latest = {touched.get(name) for name in access[node].reads if name.startswith("grad:")}
+            grads = marker_argument(node, "grads")
+            scale = latest.pop() if len(latest) == 1 else None
+            if grads and scale is not None and _scales(scale, grads):
+                yield scale, node
+        names = access[node].reads | access[node].writes
+        touched.update({name: node for name in names if name.startswith("grad:")})
+
+
+def _scales(node: Node, grads: list[Node]) -> bool:
+    """Return whether `node` clips all of `grads`."""
+    is_clip = node.target is _SCALE and node.meta.get("stepgraph.kind") is Kind.CLIP
+    return is_clip and set(grads) <= set(marker_argument(node, "self"))
+
+
+def _fuse(scale: Node, update: Node) -> None:
+    params, grads, subject = (marker_argument(update, n) for n in ("params", "grads", "subject"))
+    factor = marker_argument(scale, "other")
+    with update.graph.inserting_before(update):
+        arguments = (params, grads, factor, subject)
+        fused = update.graph.call_function(OPS.clipped_step.default, arguments)
+    fused.meta = {**update.meta, "stepgraph.part_of": update.name}
+    update.graph.erase_node(update)
+    left = [grad for grad in marker_argument(scale, "self") if grad not in grads]
+    scale.args = (left, factor)
+    if not left:
+        update.graph.erase_node(scale)
