@@ -43,9 +43,9 @@ class Options:
     def given(self) -> dict[str, Any]:
         """Return the options that are not the default, as plain values."""
         fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        plain = (bool, int, float, str)
+        plain = (bool, int, float, str, type(None))
         return {
-            name: value if isinstance(value, plain) or value is None else repr(value)
+            name: value if isinstance(value, plain) else getattr(value, "__qualname__", repr(value))
             for name, value, default in fields
             if value != default
         }

@@ -73,7 +73,7 @@ def variant_lines(variant: VariantReport) -> list[str]:
     lines += [f"{variant.operators} operators, {variant.launches} launches, {variant.backend}"]
     lines += list(optimizer_lines(variant.optimizers))
     lines += [pass_line(record) for record in variant.passes if record.acted]
-    idle = ", ".join(r.name.partition("(")[0] for r in variant.passes if not r.acted)
+    idle = ", ".join(record.name for record in variant.passes if not record.acted)
     lines += [f"nothing to do for {idle}"] if idle else []
     for region in variant.regions:
         how = "compiled" if region.compiled else f"eager: {region.why}"

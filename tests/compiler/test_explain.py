@@ -129,7 +129,7 @@ def test_passes_say_what_they_removed_and_did():
         "Drop(): 9 -> 8 nodes; 55 -> 46 operators; -3 launches; -102.1 KiB moved; "
         "-1,200 floating-point operations; not computed: gradients of a.w",
         "Early(): early update 3 of 4",
-        "nothing to do for Idle",
+        "nothing to do for Idle()",
     ]
 
 

@@ -94,10 +94,10 @@ def test_a_gan_trains_the_same_without_the_critics_products_in_the_generators_ha
 def test_the_explanation_says_which_gradients_and_how_many_operations():
     _, compiled = assert_same_training(duel)
 
-    text = str(compiled.explain())
+    text = " ".join(str(compiled.explain()).split())
 
     # 6 samples through 5x4 and 1x5 weights, two operations for each multiplication
-    assert f"{2 * 6 * (5 * 4 + 1 * 5)} floating-point operations saved" in text
+    assert f"-{2 * 6 * (5 * 4 + 1 * 5)} floating-point operations" in text
     assert "world.critic.0.weight" in text
     assert "4 in all" in text
 
