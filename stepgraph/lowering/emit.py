@@ -227,9 +227,8 @@ class _Emitter:
         """Multiply the gradients of an update by the factor that clips them, if it has one."""
         if MARKERS.get(node.target) == "clipped_step":
             scale = self.constant("foreach_mul_", torch._foreach_mul_)
-            self.body.append(
-                f"{scale}({self.argument(node.args[1])}, {self.argument(node.args[2])})"
-            )
+            grads, factor = map(self.argument, node.args[1:3])
+            self.body.append(f"{scale}({grads}, {factor})")
 
     def own_update(self, marker: str, node: Any) -> Callable[[], None] | None:
         """Return what updates in the place of an optimizer's own whole `step()`."""

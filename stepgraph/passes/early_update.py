@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import Graph, Node
 
@@ -296,7 +297,7 @@ def _carry_out(plan: _Plan) -> None:
     kept = [grad for grad in grads if grad not in used]
     with node.graph.inserting_before(node):
         arguments = (list(left.values()), kept, subject, list(left), True)
-        last = node.graph.call_function(OPS.step_part.default, arguments)
+        last = _call(node.graph, OPS.step_part.default, arguments)
     last.meta = {**node.meta, "stepgraph.part_of": node.name}
     node.graph.erase_node(node)
 
@@ -312,13 +313,19 @@ def _bring_behind(behind: Node, nodes: list[Node]) -> Node:
     return behind
 
 
+def _call(graph: Graph, marker: Any, arguments: tuple[Any, ...]) -> Node:
+    """Call a marker in a node that has its name."""
+    name = marker.overloadpacket.__name__
+    return graph.create_node("call_function", marker, arguments, name=name)
+
+
 def _insert_part(
     node: Node, behind: Node, params: list[Node], grads: list[Node], places: list[int]
 ) -> Node:
     subject = marker_argument(node, "subject")
     with node.graph.inserting_after(behind):
         arguments = (params, grads, subject, places, False)
-        part = node.graph.call_function(OPS.step_part.default, arguments)
+        part = _call(node.graph, OPS.step_part.default, arguments)
     part.meta = {**node.meta, "stepgraph.part_of": node.name, EARLY: True}
     return part
 
@@ -342,7 +349,7 @@ def _divided(clearing: Node, cleared: list[Node]) -> Node:
     slots = set(map(slot_name, cleared))
     left = [param for param in everything if slot_name(param) not in slots]
     with clearing.graph.inserting_before(clearing):
-        own = clearing.graph.call_function(OPS.zero_grad.default, (cleared, subject))
+        own = _call(clearing.graph, OPS.zero_grad.default, (cleared, subject))
     own.meta = dict(clearing.meta)
     clearing.args = (left, subject)
     if not left:

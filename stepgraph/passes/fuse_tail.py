@@ -82,7 +82,8 @@ def _fuse(scale: Node, update: Node) -> None:
     factor = marker_argument(scale, "other")
     with update.graph.inserting_before(update):
         arguments = (params, grads, factor, subject)
-        fused = update.graph.call_function(OPS.clipped_step.default, arguments)
+        target = OPS.clipped_step.default
+        fused = update.graph.create_node("call_function", target, arguments, name="clipped_step")
     fused.meta = {**update.meta, "stepgraph.part_of": update.name}
     update.graph.erase_node(update)
     left = [grad for grad in marker_argument(scale, "self") if grad not in grads]
