@@ -149,7 +149,16 @@ class CompiledStep:
         return self._call_unmatched(args, kwargs, terms, refused)
 
     def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args if self._owner is None else (self._owner(), *args)
+        if self._owner is None:
+            return args
+        owner = self._owner()
+        if owner is None:
+            raise ConfigurationError(
+                f"{self._function.__qualname__} belongs to an object that is gone",
+                why="a compiled step does not keep the object alive whose method it is",
+                hint="keep a reference to it: model = Model(); model.training_step(...)",
+            )
+        return (owner, *args)
 
     @property
     def owner(self) -> Any:

@@ -15,6 +15,7 @@ from harness import (
     regression,
     same_as_eager,
 )
+from stepgraph.errors import ConfigurationError
 
 
 class World:
@@ -542,6 +543,18 @@ def test_twenty_instances_of_a_class_are_all_captured():
             learner.learn(*regression(index))
 
     assert all(learner.learn.explain().captured for learner in learners)
+
+
+def test_a_method_whose_object_is_gone_says_so():
+    class Learner(World):
+        @stepgraph.compile
+        def learn(self, x, y):
+            return self.train(x, y)
+
+    learn = Learner().learn
+
+    with pytest.raises(ConfigurationError, match="an object that is gone"):
+        learn(*regression(0))
 
 
 def test_a_reset_forgets_the_variants():
