@@ -106,20 +106,29 @@ class _Naming:
 
         Those that nobody touches before they become a gradient have the name of that gradient.
         """
+        written = self._written_elsewhere(graph, units)
+        if not written:
+            return []
         stored: set[Node] = set()
-        written: dict[Node, None] = {}
         early: set[Node] = set()
         for node in graph.nodes:
-            writes = written_arguments(node)
-            for touched in {*_read(node), *writes}:
+            for touched in (*_read(node), *written_arguments(node)):
                 for root in self.storages[touched]:
-                    if root.op != "placeholder" and units[root] != units[node]:
+                    if root in written and units[root] != units[node]:
                         early |= {root} - stored
-                        if touched in writes:
-                            written[root] = None
             if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
                 stored |= self.storages[grad]
         return [root for root in written if root in early]
+
+    def _written_elsewhere(self, graph: Graph, units: Mapping[Node, Hashable]) -> dict[Node, None]:
+        """Return the memories, slots apart, that a unit writes after another allocated them."""
+        return {
+            root: None
+            for node in graph.nodes
+            for touched in written_arguments(node)
+            for root in self.storages[touched]
+            if root.op != "placeholder" and units[root] != units[node]
+        }
 
 
 def slot_name(node: Node) -> str:
