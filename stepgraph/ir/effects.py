@@ -70,9 +70,9 @@ def written_arguments(node: Node) -> tuple[Node, ...]:
     if schema is None:
         quiet = node.op in ("placeholder", "output", "get_attr") or _is_arithmetic(node)
         return () if quiet else tuple(node.all_input_nodes)
-    written = (
-        [a for spec, a in _arguments(node, schema) if spec.is_written] if schema.writes else []
-    )
+    if schema.is_plain:
+        return ()
+    written = [a for spec, a in _arguments(node, schema) if spec.is_written]
     if _updates_statistics(node, schema):
         written += [a for spec, a in _arguments(node, schema) if spec.name.startswith("running_")]
     return tuple(dict.fromkeys(written))
