@@ -2,11 +2,9 @@
 
 from stepgraph.analysis.flops import flops, flops_of
 from stepgraph.analysis.memory import (
+    Memory,
     Peak,
-    allocates,
-    lifetimes,
     live_bytes,
-    memories_of,
     peak,
 )
 from stepgraph.analysis.ownership import keeps_value, stealable
@@ -15,18 +13,16 @@ from stepgraph.analysis.traffic import bytes_of, size_of, sizes_of
 from stepgraph.analysis.work import Work, launches, work
 
 __all__ = [
+    "Memory",
     "Peak",
     "Work",
-    "allocates",
     "bytes_of",
     "flops",
     "flops_of",
     "keeps_value",
     "launches",
-    "lifetimes",
     "live_bytes",
     "may_raise",
-    "memories_of",
     "peak",
     "size_of",
     "sizes_of",

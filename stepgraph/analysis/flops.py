@@ -36,7 +36,7 @@ def flops_of(node: Node) -> int:
 def _value(node: Node) -> Any:
     """Return the fake tensor of a node, its sizes as numbers."""
     value = node.meta.get("val")
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and not all(type(size) is int for size in value.shape):
         sizes = [getattr(getattr(s, "node", s), "hint", s) for s in value.shape]
         return torch.empty(sizes, dtype=value.dtype, device="meta")
     return value

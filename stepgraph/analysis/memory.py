@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Graph, Node
@@ -37,18 +38,7 @@ def live_bytes(graph: Graph) -> dict[Node, int]:
 
     Cost: O(nodes + edges).
     """
-    lives = lifetimes(graph)
-    dying: dict[Node, list[int]] = {}
-    for root, last in lives.items():
-        if last is not None:
-            dying.setdefault(last, []).append(allocates(root))
-    alive, found = 0, {}
-    for node in graph.nodes:
-        alive += allocates(node) if node in lives else 0
-        if node.op == "call_function":
-            found[node] = alive
-        alive -= sum(dying.get(node, ()))
-    return found
+    return Memory(graph, all_storages(graph)).live_bytes(list(graph.nodes))
 
 
 def peak(graph: Graph) -> Peak | None:
@@ -60,40 +50,72 @@ def peak(graph: Graph) -> Peak | None:
     return Peak(found[node], node)
 
 
-def lifetimes(graph: Graph) -> dict[Node, Node | None]:
-    """Return, for every node that allocates memory, the last one to need it.
+class Memory:
+    """The memory of the nodes of a flat graph, in whatever order they run.
 
-    None for what outlives the step: results, and gradients that are not cleared.
+    Attributes:
+        storages: The storages of every node, from `all_storages`.
+        sizes: The bytes that every node allocates.
     """
-    memories = memories_of(graph)
-    last: dict[Node, Node | None] = {}
-    held: dict[str, frozenset[Node]] = {}
-    for node in graph.nodes:
-        for used in (*node.all_input_nodes, node):
-            last.update(dict.fromkeys(memories[used], node))
-        for slot, grad in _stored(node):
-            last.update(dict.fromkeys(held.pop(slot, ()), node))
-            if grad is not None:
-                held[slot] = memories[grad]
-        if node.op == "output":
-            stays = [memories[used] for used in node.all_input_nodes]
-            last.update(dict.fromkeys(frozenset().union(*stays, *held.values())))
-    return {root: node for root, node in last.items() if root.op == "call_function"}
+
+    def __init__(self, graph: Graph, storages: Mapping[Node, frozenset[Node]]) -> None:
+        self.storages = storages
+        self.sizes = {node: _allocates(node) for node in graph.nodes}
+
+    def peak_bytes(self, order: Sequence[Node]) -> int:
+        """Return the most bytes that are alive at once."""
+        return max(self.live_bytes(order).values(), default=0)
+
+    def live_bytes(self, order: Sequence[Node]) -> dict[Node, int]:
+        """Return, for every node that computes, the bytes alive while it runs; see `live_bytes`."""
+        last = self._lifetimes(order)
+        dying: dict[Node, int] = defaultdict(int)
+        for root, node in last.items():
+            if node is not None:
+                dying[node] += self.sizes[root]
+        alive, found = 0, {}
+        for node in order:
+            alive += self.sizes[node] if node in last else 0
+            if node.op == "call_function":
+                found[node] = alive
+            alive -= dying.get(node, 0)
+        return found
+
+    def held_by(self, order: Sequence[Node]) -> Mapping[Node, frozenset[Node]]:
+        """Return the memories of every node; a gradient that is its value has that of the value."""
+        stolen = stealable(order, self.storages)
+        values = {node: self.storages[marker_argument(node, "value")] for node in stolen}
+        if not values:
+            return self.storages
+        held = dict(self.storages)
+        for node, roots in self.storages.items():
+            if not values.keys().isdisjoint(roots):
+                held[node] = frozenset().union(*(values.get(root, (root,)) for root in roots))
+        return held
+
+    def _lifetimes(self, order: Sequence[Node]) -> dict[Node, Node | None]:
+        """Return, for every node that allocates memory, the last one to need it.
+
+        None for what outlives the step: results, and gradients that are not cleared.
+        """
+        memories = self.held_by(order)
+        last: dict[Node, Node | None] = {}
+        grads: dict[str, frozenset[Node]] = {}
+        for node in order:
+            for used in (*node.all_input_nodes, node):
+                for root in memories[used]:
+                    last[root] = node
+            for slot, grad in _stored(node):
+                last.update(dict.fromkeys(grads.pop(slot, ()), node))
+                if grad is not None:
+                    grads[slot] = memories[grad]
+            if node.op == "output":
+                stays = [memories[used] for used in node.all_input_nodes]
+                last.update(dict.fromkeys(frozenset().union(*stays, *grads.values())))
+        return {root: node for root, node in last.items() if root.op == "call_function"}
 
 
-def memories_of(graph: Graph) -> dict[Node, frozenset[Node]]:
-    """Return the storages of every node; a gradient that is its value has that of the value."""
-    storages = all_storages(graph)
-    values = {node: storages[marker_argument(node, "value")] for node in stealable(graph)}
-    if not values:
-        return storages
-    return {
-        node: frozenset().union(*(values.get(root, (root,)) for root in roots))
-        for node, roots in storages.items()
-    }
-
-
-def allocates(node: Node) -> int:
+def _allocates(node: Node) -> int:
     """Return the bytes of what `node` allocates; the pieces of a tuple count for themselves."""
     value = node.meta.get("val")
     return 0 if isinstance(value, list | tuple) else size_of(value)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from stepgraph.ir import all_storages, marker_argument, marker_name
+from stepgraph.ir import marker_argument, marker_name
 
 
-def stealable(graph: Graph) -> set[Node]:
+def stealable(order: Sequence[Node], storages: Mapping[Node, frozenset[Node]]) -> set[Node]:
     """Return the `first_grad` nodes whose value may itself become the gradient.
 
     As in autograd: nobody else may hold the memory, and it must be laid out like the parameter.
 
+    Args:
+        order: The nodes of a flat graph, in the order they run.
+        storages: The storages of every node, from `all_storages`.
+
     Cost: O(nodes + edges).
     """
-    storages = all_storages(graph)
     last_reader: dict[Node, Node] = {}
-    for node in graph.nodes:
+    for node in order:
         for used in node.all_input_nodes:
-            last_reader.update(dict.fromkeys(storages[used], node))
+            for root in storages[used]:
+                last_reader[root] = node
     found = set()
-    for node in graph.nodes:
+    for node in order:
         if marker_name(node) != "first_grad":
             continue
         param, value = marker_argument(node, "param"), marker_argument(node, "value")

@@ -73,4 +73,4 @@ def _of_effect(node: Node, name: str) -> int | None:
 
 def _hint(size: Any) -> int:
     """Return a size as a number: that of the traced call, where it is symbolic."""
-    return int(getattr(getattr(size, "node", size), "hint", size))
+    return size if isinstance(size, int) else int(getattr(size.node, "hint", size))

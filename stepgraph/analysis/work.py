@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from stepgraph.analysis.flops import flops
-from stepgraph.analysis.memory import peak
+from stepgraph.analysis.memory import Memory
 from stepgraph.analysis.traffic import MOVE_NOTHING, bytes_of
-from stepgraph.ir import all_storages, marker_name
+from stepgraph.ir import StepGraph, marker_name
 from stepgraph.ir.effects import is_glue
 
 _LAUNCH_NOTHING = (*MOVE_NOTHING, "first_grad", "check")
@@ -33,20 +33,15 @@ class Work:
     peak_bytes: int
 
 
-def work(flat: GraphModule) -> Work:
-    """Return the work of a flat graph.
-
-    Args:
-        flat: A flat graph whose nodes carry fake tensors in `meta["val"]`.
-    """
-    storages = all_storages(flat.graph)
-    highest = peak(flat.graph)
+def work(step: StepGraph) -> Work:
+    """Return the work of a step, whose nodes carry fake tensors in `meta["val"]`."""
+    flat, storages = step.flat(), step.storages()
     launched = [node for node in flat.graph.nodes if launches(node)]
     return Work(
         launches=len(launched),
         bytes=sum(bytes_of(node, storages) or 0 for node in launched),
         flops=flops(flat),
-        peak_bytes=highest.bytes if highest else 0,
+        peak_bytes=Memory(flat.graph, storages).peak_bytes(list(flat.graph.nodes)),
     )
 
 

@@ -19,6 +19,7 @@ from stepgraph.ir import (
     Kind,
     Role,
     accesses,
+    all_storages,
     draws_random,
     marker_argument,
     marker_name,
@@ -40,7 +41,7 @@ def check_parts(graph: Graph, traced: GraphModule, split: Microbatches) -> None:
     Raises:
         ConfigurationError: Something in it would be another thing for the whole batch.
     """
-    access = accesses(graph, {node: node for node in graph.nodes})
+    access = accesses(graph, all_storages(graph))
     if not split.allow_randomness:
         _check_draws(graph)
     if not split.allow_batch_statistics:

@@ -110,7 +110,7 @@ def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
         step = applied(step)
         if isinstance(applied, DropDeadGradients):
             dropped = dropped_gradients(step.flat().graph)
-    now, then = work(after.flat()), work(step.flat())
+    now, then = work(after), work(step)
     slots = [node.meta["stepgraph.slot"] for node in step.nodes if node.op == "placeholder"]
     names = [slot.name for slot in slots if slot.role is Role.PARAM and slot.name in dropped]
     saved = []

@@ -70,7 +70,7 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) 
         flat=flat,
         records=records,
         dropped=dropped_gradients(flat.graph),
-        clears=cleared_first(flat.graph),
+        clears=cleared_first(graph),
         lowered=_lowered(captured, flat, backend),
         backend="inductor" if backend == "inductor" else "eager",
     )

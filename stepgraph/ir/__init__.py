@@ -8,10 +8,9 @@ from stepgraph.ir.effects import (
     writes_of,
     written_arguments,
 )
-from stepgraph.ir.flatten import flatten
+from stepgraph.ir.flatten import flatten, partition
 from stepgraph.ir.kind import Kind, marker_kind, marker_name
 from stepgraph.ir.kind import argument as marker_argument
-from stepgraph.ir.region import partition
 from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph

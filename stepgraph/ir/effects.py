@@ -1,7 +1,7 @@
 """Which storages the nodes of a flat graph stand for, read and write.
 
 The answers come from operator schemas, so a new operator needs no entry anywhere. What schemas
-leave out is listed at the top. Where an answer is not known - a Python function, a higher-order
+leave out is listed in `schema.py`. Where an answer is not known - a Python function, a higher-order
 operator - it errs on the safe side: its results may share memory with all its arguments, and it
 may write all of them.
 """
@@ -16,56 +16,9 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from stepgraph.ir.kind import argument
-from stepgraph.ir.schema import Argument, schema_of
-
-_HIDDEN_VIEWS = {
-    "aten::_unsafe_view",
-    "aten::unsafe_chunk",
-    "aten::unsafe_split",
-    "aten::unsafe_split_with_sizes",
-}
-"""Operators that return views although their schemas promise new memory."""
-
-_MAY_COPY = {
-    "aten::_autocast_to_full_precision",
-    "aten::_autocast_to_reduced_precision",
-    "aten::contiguous",
-    "aten::flatten",
-    "aten::pin_memory",
-    "aten::ravel",
-    "aten::reshape",
-    "aten::reshape_as",
-    "aten::resolve_conj",
-    "aten::resolve_neg",
-    "aten::to",
-    "aten::type_as",
-}
-"""Operators that return either a view or a copy, so that they may read the values."""
-
-_OVERWRITES = {
-    "aten::_foreach_copy_",
-    "aten::_foreach_zero_",
-    "aten::copy_",
-    "aten::fill_",
-    "aten::zero_",
-}
-"""Operators that write their first argument without reading it."""
-
-_RUNNING_STATISTICS = {
-    "aten::_batch_norm_impl_index": "training",
-    "aten::batch_norm": "training",
-    "aten::batch_norm_gather_stats": None,
-    "aten::batch_norm_gather_stats_with_counts": None,
-    "aten::batch_norm_update_stats": None,
-    "aten::cudnn_batch_norm": "training",
-    "aten::instance_norm": "use_input_stats",
-    "aten::miopen_batch_norm": "training",
-    "aten::native_batch_norm": "training",
-}
-"""Operators that update running statistics unannounced, and the flag that makes them do so."""
+from stepgraph.ir.schema import Argument, Schema, schema_of
 
 _ARITHMETIC_MODULES = ("_operator", "builtins", "math")
-_NUMBERS = ("int", "SymInt", "float", "bool", "number", "Scalar")
 
 
 def storages_of(node: Node) -> frozenset[Node]:
@@ -101,8 +54,8 @@ def all_storages(graph: Graph) -> dict[Node, frozenset[Node]]:
             found[node] = frozenset([owners.setdefault(_memory(node), node)])
             continue
         sources = _sources(node)
-        roots = (frozenset([s]) if s is node else found.get(s, frozenset([s])) for s in sources)
-        found[node] = frozenset().union(*roots)
+        roots = [frozenset([s]) if s is node else found.get(s, frozenset([s])) for s in sources]
+        found[node] = roots[0] if len(roots) == 1 else frozenset().union(*roots)
     return found
 
 
@@ -113,16 +66,15 @@ def writes_of(node: Node) -> frozenset[Node]:
 
 def written_arguments(node: Node) -> tuple[Node, ...]:
     """Return the arguments whose memory `node` writes."""
-    if node.op in ("placeholder", "output", "get_attr") or _is_arithmetic(node):
-        return ()
     schema = schema_of(node.target)
     if schema is None:
-        return tuple(node.all_input_nodes)
-    if not schema.writes and schema.name not in _RUNNING_STATISTICS:
+        quiet = node.op in ("placeholder", "output", "get_attr") or _is_arithmetic(node)
+        return () if quiet else tuple(node.all_input_nodes)
+    if schema.is_plain:
         return ()
-    written = [a for spec, a in _arguments(node) if spec.is_written]
-    if _updates_statistics(node):
-        written += [a for spec, a in _arguments(node) if spec.name.startswith("running_")]
+    written = [a for spec, a in _arguments(node, schema) if spec.is_written]
+    if _updates_statistics(node, schema):
+        written += [a for spec, a in _arguments(node, schema) if spec.name.startswith("running_")]
     return tuple(dict.fromkeys(written))
 
 
@@ -130,7 +82,8 @@ def read_arguments(node: Node) -> tuple[Node, ...]:
     """Return the arguments whose values `node` reads; a view reads none."""
     if is_glue(node):
         return ()
-    if _name(node) in _OVERWRITES:
+    schema = schema_of(node.target)
+    if schema is not None and schema.overwrites:
         first, *others = _arguments_by_position(node)
         return tuple(dict.fromkeys(n for nodes in others for n in nodes if n not in first))
     return tuple(node.all_input_nodes)
@@ -138,51 +91,47 @@ def read_arguments(node: Node) -> tuple[Node, ...]:
 
 def draws_random(node: Node) -> bool:
     """Return whether `node` draws from torch's random state, and so advances it."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded in target.tags
-    return False
+    schema = schema_of(node.target)
+    return schema is not None and schema.draws
 
 
 def is_glue(node: Node) -> bool:
     """Return whether `node` computes nothing: a view, an item of a tuple, a size, a constant."""
-    if node.op == "get_attr" or _is_arithmetic(node):
-        return True
     schema = schema_of(node.target)
-    if schema is None or written_arguments(node):
-        return False
-    if schema.returns and all(spec.type in _NUMBERS for spec in schema.returns):
-        return schema.name.startswith("aten::sym_")
-    views = bool(schema.returns) and all(spec.aliases is not None for spec in schema.returns)
-    return (views and schema.name not in _MAY_COPY) or schema.name in _HIDDEN_VIEWS
+    if schema is None:
+        return node.op == "get_attr" or _is_arithmetic(node)
+    return schema.is_glue
 
 
 def _sources(node: Node) -> tuple[Node, ...]:
     """Return whose memory the result of `node` may be; `node` itself where it allocates."""
-    if node.op in ("placeholder", "get_attr", "output"):
+    schema = schema_of(node.target)
+    if schema is None:
+        return _sources_in_python(node)
+    if schema.is_plain:
         return (node,)
+    viewed = _viewed(node, schema)
+    return (*viewed, node) if schema.may_copy else viewed or (node, *_pieces(node))
+
+
+def _sources_in_python(node: Node) -> tuple[Node, ...]:
+    """Return the same for what is no operator."""
     if node.target is operator.getitem:
         return _piece(node)
-    if _is_arithmetic(node):
+    if node.op in ("placeholder", "get_attr", "output") or _is_arithmetic(node):
         return (node,)
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return (node, *node.all_input_nodes)
-    viewed = _viewed(node)
-    copies = _name(node) in _MAY_COPY
-    return (*viewed, node) if copies else viewed or (node, *_pieces(node))
+    return (node, *node.all_input_nodes)
 
 
-def _viewed(node: Node) -> tuple[Node, ...]:
-    if _name(node) in _HIDDEN_VIEWS:
+def _viewed(node: Node, schema: Schema) -> tuple[Node, ...]:
+    if schema.is_hidden_view:
         return tuple(node.all_input_nodes[:1])
-    schema = schema_of(node.target)
-    assert schema is not None
     if not schema.has_aliases:
         return ()
     aliases = [spec.aliases for spec in schema.returns if spec.aliases is not None]
     return tuple(
         value
-        for spec, value in _arguments(node)
+        for spec, value in _arguments(node, schema)
         if spec.aliases is not None and any(not a or a & spec.aliases for a in aliases)
     )
 
@@ -192,7 +141,8 @@ def _piece(node: Node) -> tuple[Node, ...]:
     source = node.args[0]
     if not isinstance(source, Node):
         return (node,)
-    if not isinstance(source.target, torch._ops.OpOverload) or _viewed(source):
+    schema = schema_of(source.target)
+    if schema is None or _viewed(source, schema):
         return (source,)
     same = (user for user in source.users if user.args == node.args and _is_item(user))
     return (next(same, node),)
@@ -206,10 +156,8 @@ def _is_item(node: Node) -> bool:
     return node.target is operator.getitem
 
 
-def _arguments(node: Node) -> Iterator[tuple[Argument, Node]]:
+def _arguments(node: Node, schema: Schema) -> Iterator[tuple[Argument, Node]]:
     """Yield the schema entry and the node of each argument of an operator."""
-    schema = schema_of(node.target)
-    assert schema is not None
     for spec in schema.arguments:
         value = argument(node, spec.name)
         for item in value if isinstance(value, list | tuple) else [value]:
@@ -223,17 +171,9 @@ def _arguments_by_position(node: Node) -> list[list[Node]]:
     return [[item for item in items if isinstance(item, Node)] for items in lists]
 
 
-def _updates_statistics(node: Node) -> bool:
-    name = _name(node)
-    if name not in _RUNNING_STATISTICS:
-        return False
-    flag = _RUNNING_STATISTICS[name]
-    return flag is None or bool(argument(node, flag))
-
-
-def _name(node: Node) -> str | None:
-    schema = schema_of(node.target)
-    return None if schema is None else schema.name
+def _updates_statistics(node: Node, schema: Schema) -> bool:
+    flag = schema.statistics
+    return flag == "" or (flag is not None and bool(argument(node, flag)))
 
 
 def _is_arithmetic(node: Node) -> bool:

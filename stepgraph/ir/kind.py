@@ -7,7 +7,6 @@ from typing import Any
 
 from torch.fx import Node
 
-from stepgraph.ir.markers import MARKERS
 from stepgraph.ir.schema import schema_of
 
 
@@ -54,7 +53,8 @@ _KINDS = {
 
 def marker_name(node: Node) -> str | None:
     """Return the name of the marker `node` calls, or None for any other node."""
-    return MARKERS.get(node.target) if node.op == "call_function" else None
+    schema = schema_of(node.target)
+    return None if schema is None else schema.marker
 
 
 def marker_kind(node: Node) -> Kind | None:

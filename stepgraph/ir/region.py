@@ -1,39 +1,24 @@
-"""partition: cut a flat graph of ATen nodes into the typed nodes of a step graph."""
+"""Regions: the typed graph of a step, cut out of a flat graph of ATen nodes."""
 
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir.effects import is_glue
-from stepgraph.ir.kind import Kind, marker_kind
+from stepgraph.ir.cut import Unit, cut
+from stepgraph.ir.effects import all_storages
 from stepgraph.ir.resources import Access, accesses
-from stepgraph.ir.step_graph import StepGraph
 from stepgraph.torch_private import graph_module
 
 
-@dataclass(eq=False)
-class _Unit:
-    """Nodes of a flat graph that become one top-level node."""
+def cut_out(flat: GraphModule) -> GraphModule:
+    """Build the typed graph of a flat one, keeping program order.
 
-    kind: Kind | None = None
-    phase: int | None = None
-    nodes: list[Node] = field(default_factory=list)
-    is_region: bool = False
-
-
-def partition(flat: GraphModule) -> StepGraph:
-    """Cut a flat graph into typed nodes, keeping program order.
-
-    A region is a maximal run of computing nodes of one kind and phase between two effects. It
-    becomes a `call_module`; values that cross its border become arguments and outputs. Views and
-    sizes make no region of their own: they go with the computation beside them.
+    A region becomes a `call_module`; values that cross its border become arguments and outputs.
 
     Before::                                After::
 
@@ -45,14 +30,14 @@ def partition(flat: GraphModule) -> StepGraph:
         stepgraph.set_grad(weight, gw)
 
     Args:
-        flat: ATen nodes and markers in program order, with the metadata of a capture. Unchanged.
+        flat: ATen nodes and markers in program order, with the metadata of a capture.
 
     Returns:
-        A step graph whose nodes state what they read and write.
+        A graph whose nodes state what they read and write.
     """
-    units = _cut(flat.graph)
+    units = cut(flat.graph)
     unit_of = {node: unit for unit in units for node in unit.nodes}
-    access = accesses(flat.graph, unit_of)
+    access = accesses(flat.graph, all_storages(flat.graph), unit_of)
     builder = _Builder(flat, unit_of)
     for unit in units:
         node = builder.add(unit)
@@ -62,77 +47,41 @@ def partition(flat: GraphModule) -> StepGraph:
         node.meta["stepgraph.writes"] = tuple(sorted(total.writes))
         if unit.is_region and total.writes:
             builder.attributes[str(node.target)]._is_impure = True
-    return StepGraph(builder.finish())
+    return builder.finish()
 
 
-def _cut(graph: Graph) -> list[_Unit]:
-    """Return the units in program order."""
-    cutter = _Cutter()
-    for node in graph.nodes:
-        cutter.add(node)
-    return cutter.units
+def region_of(typed: GraphModule, node: Node) -> GraphModule | None:
+    """Return the ATen nodes that a node of a typed graph stands for; None if it is no region."""
+    if node.op != "call_module":
+        return None
+    module = typed.get_submodule(str(node.target))
+    return module if isinstance(module, GraphModule) else None
 
 
-class _Cutter:
-    """Collects runs; glue waits until it is clear which run it goes with."""
+def dissolve(typed: GraphModule) -> GraphModule:
+    """Return the flat graph of a typed one, the inverse of `cut_out`.
 
-    def __init__(self) -> None:
-        self.units: list[_Unit] = []
-        self.run: _Unit | None = None
-        self.waiting: list[Node] = []
-
-    def add(self, node: Node) -> None:
-        kind = marker_kind(node)
-        if node.op == "get_attr":
-            self._before_run(_Unit(nodes=[node]))
-        elif node.op in ("placeholder", "output") or kind is not None:
-            self._close()
-            self.units.append(_Unit(kind, node.meta.get("stepgraph.phase"), [node]))
-        elif is_glue(node) and not self._belongs(node):
-            self.waiting.append(node)
-        else:
-            self._compute(node)
-
-    def _belongs(self, glue: Node) -> bool:
-        """Return whether a piece of glue clearly is part of the open run."""
-        if self.run is None or self.waiting:
-            return False
-        piece = glue.target is operator.getitem and glue.args[0] in self.run.nodes[-1:]
-        return piece or _key(glue) == (self.run.kind, self.run.phase)
-
-    def _compute(self, node: Node) -> None:
-        if self.run is None or _key(node) != (self.run.kind, self.run.phase):
-            self.run = _Unit(*_key(node), is_region=True)
-            self.units.append(self.run)
-        self.run.nodes += [*self.waiting, node]
-        self.waiting = []
-
-    def _close(self) -> None:
-        self.units += [_Unit(nodes=[node]) for node in self.waiting]
-        self.run, self.waiting = None, []
-
-    def _before_run(self, unit: _Unit) -> None:
-        place = len(self.units) if self.run is None else self.units.index(self.run)
-        self.units.insert(place, unit)
-
-
-def _key(node: Node) -> tuple[Kind, int | None]:
-    kind = Kind(node.meta.get("stepgraph.kind") or Kind.FORWARD)
-    return kind, node.meta.get("stepgraph.phase")
+    Every node that belongs to a typed node has its name in `meta["stepgraph.node"]`.
+    """
+    dissolver = _Dissolver(typed)
+    for node in typed.graph.nodes:
+        dissolver.add(node)
+    module = graph_module(dissolver.attributes, dissolver.graph)
+    module.meta = typed.meta
+    return module
 
 
 class _Builder:
     """Builds the top-level graph, one unit after the other."""
 
-    def __init__(self, flat: GraphModule, unit_of: dict[Node, _Unit]) -> None:
+    def __init__(self, flat: GraphModule, unit_of: dict[Node, Unit]) -> None:
         self.flat = flat
         self.unit_of = unit_of
         self.graph = Graph()
         self.attributes: dict[str, Any] = {}
         self.values: dict[Node, Node] = {}
-        self.counted: Counter[Kind | None] = Counter()
 
-    def add(self, unit: _Unit) -> Node:
+    def add(self, unit: Unit) -> Node:
         """Add the top-level node of `unit` and return it."""
         if unit.is_region:
             return self._add_region(unit)
@@ -145,13 +94,11 @@ class _Builder:
 
     def finish(self) -> GraphModule:
         module = graph_module(self.attributes, self.graph)
-        module.meta.update(self.flat.meta)
+        module.meta = self.flat.meta
         return module
 
-    def _add_region(self, unit: _Unit) -> Node:
-        assert unit.kind is not None
-        name = f"{unit.kind.value}_{self.counted[unit.kind]}"
-        self.counted[unit.kind] += 1
+    def _add_region(self, unit: Unit) -> Node:
+        name = unit.name
         inputs, outputs = self._inputs(unit), self._outputs(unit)
         self.attributes[name] = _submodule(unit.nodes, inputs, outputs, name)
         call = self.graph.create_node(
@@ -172,14 +119,14 @@ class _Builder:
             self.values[node] = item
         return call
 
-    def _inputs(self, unit: _Unit) -> list[Node]:
+    def _inputs(self, unit: Unit) -> list[Node]:
         used = (source for node in unit.nodes for source in node.all_input_nodes)
         return list(dict.fromkeys(n for n in used if self.unit_of[n] is not unit))
 
-    def _outputs(self, unit: _Unit) -> list[Node]:
+    def _outputs(self, unit: Unit) -> list[Node]:
         return [node for node in unit.nodes if any(self._outside(unit, node))]
 
-    def _outside(self, unit: _Unit, node: Node) -> Iterator[bool]:
+    def _outside(self, unit: Unit, node: Node) -> Iterator[bool]:
         return (self.unit_of[user] is not unit for user in node.users)
 
 
@@ -195,3 +142,58 @@ def _submodule(
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(tuple(values[node] for node in outputs))
     return graph_module({}, graph, name)
+
+
+class _Dissolver:
+    def __init__(self, typed: GraphModule) -> None:
+        self.typed = typed
+        self.graph = Graph()
+        self.attributes: dict[str, Any] = {}
+        self.values: dict[Node, Any] = {}
+
+    def add(self, node: Node) -> None:
+        """Copy a top-level node, or what it stands for."""
+        region = region_of(self.typed, node)
+        source = node.args[0] if node.target is operator.getitem else None
+        if region is not None:
+            self.values[node] = self.inline(node, region)
+        elif isinstance(source, Node) and isinstance(self.values[source], tuple):
+            self.values[node] = self.values[source][node.args[1]]
+        else:
+            new = self.copy(node, self.values, self.typed, node.target)
+            self.values[node] = new
+            if node.meta.get("stepgraph.kind") is not None:
+                new.meta["stepgraph.node"] = node.name
+
+    def inline(self, call: Node, region: GraphModule) -> Any:
+        """Copy the nodes of a region; return its outputs."""
+        inputs = (self.values[argument] for argument in call.all_input_nodes)
+        values: dict[Node, Any] = {}
+        for node in region.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(inputs)
+            elif node.op == "output":
+                return tuple(values[result] for result in node.args[0])
+            else:
+                own_name = f"{call.target}_{node.target}"
+                new = values[node] = self.copy(node, values, region, own_name)
+                new.meta["stepgraph.node"] = call.name
+        return ()
+
+    def copy(self, node: Node, values: dict[Node, Any], owner: GraphModule, name: Any) -> Node:
+        new = self.graph.node_copy(node, lambda argument: values[argument])
+        if node.op in ("get_attr", "call_module"):
+            new.target = name
+            self.attributes[name] = operator.attrgetter(str(node.target))(owner)
+        return new
+
+
+def copied(flat: GraphModule) -> GraphModule:
+    """Return a flat graph of its own, with nodes of the same names."""
+    graph = Graph()
+    values: dict[Node, Node] = {}
+    for node in flat.graph.nodes:
+        values[node] = graph.node_copy(node, values.__getitem__)
+    module = graph_module(flat, graph)
+    module.meta.update(flat.meta)
+    return module

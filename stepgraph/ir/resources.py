@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from stepgraph.ir.effects import (
-    all_storages,
     draws_random,
     read_arguments,
     storages_of,
@@ -49,19 +48,25 @@ class Access:
         return Access(self.reads | other.reads, self.writes | other.writes)
 
 
-def accesses(graph: Graph, units: Mapping[Node, Hashable]) -> dict[Node, Access]:
+def accesses(
+    graph: Graph,
+    storages: Mapping[Node, frozenset[Node]],
+    units: Mapping[Node, Hashable] | None = None,
+) -> dict[Node, Access]:
     """Return what every node of a flat graph reads and writes.
 
     Args:
         graph: A flat graph, in program order.
-        units: Which node belongs to which unit. What happens to an intermediate memory inside the
-            unit that allocated it is nobody else's business and gets no name.
+        storages: The storages of every node, from `all_storages`.
+        units: Which node belongs to which unit; None where every node is one. What happens to an
+            intermediate memory inside the unit that allocated it is nobody else's business and
+            gets no name.
 
     Returns:
         The accesses, by node. The output reads whatever was written: when the step returns, the
         user can look at all of it.
     """
-    naming = _Naming(graph, units)
+    naming = _Naming(graph, storages, units or {node: node for node in graph.nodes})
     found = {node: naming.access(node) for node in graph.nodes}
     written = frozenset().union(*(access.writes for access in found.values()))
     for node in graph.nodes:
@@ -73,8 +78,13 @@ def accesses(graph: Graph, units: Mapping[Node, Hashable]) -> dict[Node, Access]
 class _Naming:
     """The names of every memory, while a walk in program order stores gradients in slots."""
 
-    def __init__(self, graph: Graph, units: Mapping[Node, Hashable]) -> None:
-        self.storages = all_storages(graph)
+    def __init__(
+        self,
+        graph: Graph,
+        storages: Mapping[Node, frozenset[Node]],
+        units: Mapping[Node, Hashable],
+    ) -> None:
+        self.storages = storages
         self.names: dict[Node, set[str]] = {}
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -91,12 +101,14 @@ class _Naming:
             writes |= {name for name in self.names[node] if name.startswith("value:")}
         if draws_random(node):
             reads, writes = reads | {"rng"}, writes | {"rng"}
+        if marker_name(node) is None:
+            return Access(reads, writes)
         self._store_gradient(node)
         return Access(reads, writes) | _of_marker(node)
 
     def _of(self, arguments: tuple[Node, ...]) -> frozenset[str]:
         roots = (root for node in arguments for root in self.storages[node])
-        return frozenset(name for root in roots for name in self.names.get(root, ()))
+        return frozenset().union(*(self.names[root] for root in roots if root in self.names))
 
     def _store_gradient(self, node: Node) -> None:
         if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
@@ -109,24 +121,35 @@ class _Naming:
 
         Those that nobody touches before they become a gradient have the name of that gradient.
         """
+        written = self._written_elsewhere(graph, units)
+        if not written:
+            return []
         stored: set[Node] = set()
-        written: dict[Node, None] = {}
         early: set[Node] = set()
         for node in graph.nodes:
-            writes = written_arguments(node)
-            for touched in {*_read(node), *writes}:
+            for touched in (*_read(node), *written_arguments(node)):
                 for root in self.storages[touched]:
-                    if root.op != "placeholder" and units[root] != units[node]:
+                    if root in written and units[root] != units[node]:
                         early |= {root} - stored
-                        if touched in writes:
-                            written[root] = None
             if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
                 stored |= self.storages[grad]
         return [root for root in written if root in early]
 
+    def _written_elsewhere(self, graph: Graph, units: Mapping[Node, Hashable]) -> dict[Node, None]:
+        """Return the memories, slots apart, that a unit writes after another allocated them."""
+        return {
+            root: None
+            for node in graph.nodes
+            for touched in written_arguments(node)
+            for root in self.storages[touched]
+            if root.op != "placeholder" and units[root] != units[node]
+        }
+
 
 def slot_name(node: Node) -> str:
     """Return the name of the slot that `node` is, or is a view of."""
+    if node.op == "placeholder":
+        return _slot(node).name
     root = min(storages_of(node), key=lambda root: root.name)
     return _slot(root).name if root.op == "placeholder" else root.name
 
@@ -150,7 +173,7 @@ def _read(node: Node) -> tuple[Node, ...]:
 def _of_marker(node: Node) -> Access:
     """Return what a marker reads and writes apart from the tensors its schema speaks of."""
     name = marker_name(node)
-    label = node.meta.get("stepgraph.label", f"subject {_subject(node)}") if name else ""
+    label = node.meta.get("stepgraph.label", f"subject {_subject(node)}")
     if name == "set_grad":
         return Access(writes=frozenset([f"grad:{slot_name(argument(node, 'param'))}"]))
     if name == "zero_grad":

@@ -1,12 +1,61 @@
-"""The schema of an operator, read once: asking torch for it again and again is slow."""
+"""What an operator does, read from its schema once: asking torch again and again is slow."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
+
+from stepgraph.ir.markers import MARKERS
+
+_HIDDEN_VIEWS = {
+    "aten::_unsafe_view",
+    "aten::unsafe_chunk",
+    "aten::unsafe_split",
+    "aten::unsafe_split_with_sizes",
+}
+"""Operators that return views although their schemas promise new memory."""
+
+_MAY_COPY = {
+    "aten::_autocast_to_full_precision",
+    "aten::_autocast_to_reduced_precision",
+    "aten::contiguous",
+    "aten::flatten",
+    "aten::pin_memory",
+    "aten::ravel",
+    "aten::reshape",
+    "aten::reshape_as",
+    "aten::resolve_conj",
+    "aten::resolve_neg",
+    "aten::to",
+    "aten::type_as",
+}
+"""Operators that return either a view or a copy, so that they may read the values."""
+
+_OVERWRITES = {
+    "aten::_foreach_copy_",
+    "aten::_foreach_zero_",
+    "aten::copy_",
+    "aten::fill_",
+    "aten::zero_",
+}
+"""Operators that write their first argument without reading it."""
+
+_RUNNING_STATISTICS = {
+    "aten::_batch_norm_impl_index": "training",
+    "aten::batch_norm": "training",
+    "aten::batch_norm_gather_stats": "",
+    "aten::batch_norm_gather_stats_with_counts": "",
+    "aten::batch_norm_update_stats": "",
+    "aten::cudnn_batch_norm": "training",
+    "aten::instance_norm": "use_input_stats",
+    "aten::miopen_batch_norm": "training",
+    "aten::native_batch_norm": "training",
+}
+"""Operators that update running statistics unannounced, and the flag that makes them do so."""
+
+_NUMBERS = ("int", "SymInt", "float", "bool", "number", "Scalar")
 
 
 @dataclass(frozen=True)
@@ -31,43 +80,95 @@ class Argument:
 
 @dataclass(frozen=True)
 class Schema:
-    """What an operator takes and returns.
+    """What an operator takes, returns and does.
 
     Attributes:
+        operator: The operator itself.
         name: With its namespace, without its overload: `aten::add`.
+        marker: Its name if it is a marker; see `markers.py`.
         arguments: In order.
         returns: In order.
         positions: Where each argument stands, by name.
         writes: Whether it writes an argument.
+        overwrites: Whether it writes its first argument without reading it.
+        statistics: The flag that makes it update running statistics, which its schema does not
+            say. Empty: it always does. None: it has none.
+        draws: Whether it draws from torch's random state.
         has_aliases: Whether a result may be the memory of an argument.
+        is_hidden_view: Whether it returns views although its schema promises new memory.
+        may_copy: Whether it returns either a view or a copy.
+        is_glue: Whether it computes nothing: a view, a size.
+        is_plain: Whether it returns one tensor or number of its own and does nothing else. Most
+            operators are, and need no closer look.
     """
 
+    operator: torch._ops.OpOverload
     name: str
+    marker: str | None
     arguments: tuple[Argument, ...]
     returns: tuple[Argument, ...]
     positions: dict[str, int]
     writes: bool
+    overwrites: bool
+    statistics: str | None
+    draws: bool
     has_aliases: bool
+    is_hidden_view: bool
+    may_copy: bool
+    is_glue: bool
+    is_plain: bool
+
+
+_known: dict[int, Schema] = {}
+"""By identity: torch hashes operators in Python. A schema keeps its operator alive."""
 
 
 def schema_of(target: Any) -> Schema | None:
     """Return the schema of an operator; None for a Python function, a method or a module."""
-    return _read(target) if isinstance(target, torch._ops.OpOverload) else None
+    known = _known.get(id(target))
+    if known is None and isinstance(target, torch._ops.OpOverload):
+        known = _known[id(target)] = _read(target)
+    return known
 
 
-@cache
 def _read(operator: torch._ops.OpOverload) -> Schema:
     schema = operator._schema
+    name = schema.name
     arguments = tuple(map(_argument, schema.arguments))
     returns = tuple(map(_argument, schema.returns))
+    writes = any(argument.is_written for argument in arguments)
+    has_aliases = any(returned.aliases is not None for returned in returns)
+    is_hidden_view, may_copy = name in _HIDDEN_VIEWS, name in _MAY_COPY
+    statistics = _RUNNING_STATISTICS.get(name)
+    shares = writes or has_aliases or is_hidden_view or may_copy
+    returns_one = len(returns) == 1 and not returns[0].type.startswith("List")
     return Schema(
-        name=schema.name,
+        operator=operator,
+        name=name,
+        marker=MARKERS.get(operator),
         arguments=arguments,
         returns=returns,
         positions={argument.name: i for i, argument in enumerate(arguments)},
-        writes=any(argument.is_written for argument in arguments),
-        has_aliases=any(returned.aliases is not None for returned in returns),
+        writes=writes,
+        overwrites=name in _OVERWRITES,
+        statistics=statistics,
+        draws=torch.Tag.nondeterministic_seeded in operator.tags,
+        has_aliases=has_aliases,
+        is_hidden_view=is_hidden_view,
+        may_copy=may_copy,
+        is_glue=not writes and statistics is None and _is_glue(name, returns),
+        is_plain=returns_one and not shares and statistics is None,
     )
+
+
+def _is_glue(name: str, returns: tuple[Argument, ...]) -> bool:
+    """Return whether an operator that writes nothing computes nothing either."""
+    if not returns:
+        return False
+    if all(returned.type in _NUMBERS for returned in returns):
+        return name.startswith("aten::sym_")
+    views = all(returned.aliases is not None for returned in returns)
+    return (views and name not in _MAY_COPY) or name in _HIDDEN_VIEWS
 
 
 def _argument(spec: Any) -> Argument:

@@ -2,44 +2,70 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import networkx as nx
 from torch.fx import GraphModule, Node
 
+from stepgraph.ir.cut import cut
 from stepgraph.ir.dependencies import dependency_graph
 from stepgraph.ir.dot import to_dot
-from stepgraph.ir.flatten import flatten
+from stepgraph.ir.effects import all_storages
 from stepgraph.ir.kind import Kind
-from stepgraph.ir.resources import OPAQUE
+from stepgraph.ir.region import copied, cut_out, dissolve, region_of
+from stepgraph.ir.resources import OPAQUE, Access, accesses
 from stepgraph.ir.signature import Slot
 from stepgraph.ir.text import describe
 from stepgraph.ir.verify import Meaning, verify
 
-_EDITED = ("stepgraph.kind", "stepgraph.reads", "stepgraph.writes")
+_EDITED = tuple(
+    f"stepgraph.{name}"
+    for name in (
+        *("kind", "phase", "slot", "reads", "writes"),
+        *("label", "hyper", "opaque", "divisible", "part_of"),
+    )
+)
 """Metadata that views are built from."""
 
 _SAID = "stepgraph.said"
 
 
-@dataclass(frozen=True, eq=False)
 class StepGraph:
     """One training step: typed nodes in program order, and what they read and write.
 
     Top-level nodes are placeholders (the slots), regions of ATen nodes (`call_module`), effects
     (the markers), one output, and glue between them: `getitem` and views, which have no kind.
 
-    Attributes:
-        graph_module: The FX graph. The only source of truth; passes edit it.
+    A step graph begins as one flat graph. The typed one is built when somebody asks for it; from
+    then on it may be edited, and is the only source of truth.
+
+    Args:
+        flat: ATen nodes and markers in program order, with the metadata of a capture. Belongs to
+            the step graph from now on; see `partition` for one that does not take it.
     """
 
-    graph_module: GraphModule
-    _views: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    def __init__(self, flat: GraphModule) -> None:
+        cut(flat.graph)
+        self._flat: GraphModule | None = flat
+        self._typed: GraphModule | None = None
+        self._cut_at: tuple[Any, ...] = ()
+        self._views: dict[str, Any] = {}
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """The typed FX graph. It may be edited."""
+        if self._typed is None:
+            self._typed = cut_out(self.flat())
+            self._cut_at = self.version()
+        return self._typed
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether the typed graph has been built, and so may have been edited."""
+        return self._typed is not None
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -68,42 +94,76 @@ class StepGraph:
 
     def region(self, node: Node) -> GraphModule | None:
         """Return the ATen nodes that `node` stands for, or None if it is no region."""
-        if node.op != "call_module":
-            return None
-        module = self.graph_module.get_submodule(str(node.target))
-        return module if isinstance(module, GraphModule) else None
+        return region_of(self.graph_module, node)
 
     def dependencies(self) -> nx.DiGraph[Node]:
         """Return the dependency graph of the present order: a frozen view, see `dependencies.py`.
 
         It is built once and again after any edit of the FX graph.
         """
-        view: nx.DiGraph[Node] = self._view("dependencies", dependency_graph)
+        view: nx.DiGraph[Node] = self._view(
+            "dependencies",
+            (self.graph_module, self.version()),
+            lambda: dependency_graph(self),
+        )
         return view
 
     def flat(self) -> GraphModule:
-        """Return the step as one flat graph, to be read only; see `flatten`.
+        """Return the step as one flat graph, to be read only.
 
-        It is built once and again after any edit of the FX graph, that of a region included.
+        It is built again after any edit of the typed graph, that of a region included.
         """
-        view: GraphModule = self._view("flat", flatten)
-        return view
+        assert self._flat is not None, "the flat graph of this step was taken to be edited"
+        if self._typed is not None and (version := self.version()) != self._cut_at:
+            self._flat, self._cut_at = dissolve(self._typed), version
+        return self._flat
+
+    def take_flat(self) -> GraphModule:
+        """Return the flat graph, to be edited and made a step graph again: `StepGraph(flat)`.
+
+        A pass takes it when it has decided what to do. Nothing is copied, so this step graph must
+        not be used any more.
+        """
+        flat = self.flat()
+        self._flat = self._typed = None
+        self._views.clear()
+        return flat
+
+    def graphs(self) -> tuple[GraphModule, ...]:
+        """Return the FX graphs of the step: the flat one, or the typed one with its regions."""
+        if self._typed is None:
+            return (self.flat(),)
+        return (self._typed, *filter(None, map(self.region, self.nodes)))
 
     def version(self) -> tuple[Any, ...]:
         """Return a value that is another one after any edit of the FX graphs."""
-        modules = [self.graph_module, *filter(None, map(self.region, self.nodes))]
         return tuple(
             (node, node.target, node.args, node.kwargs, *map(node.meta.get, _EDITED))
-            for module in modules
+            for module in self.graphs()
             for node in module.graph.nodes
         )
 
-    def _view(self, name: str, build: Callable[[StepGraph], Any]) -> Any:
-        version = self.version()
+    def accesses(self) -> dict[Node, Access]:
+        """Return what every node of the flat graph reads and writes; a view, too."""
+        flat = self.flat()
+        view: dict[Node, Access] = self._view(
+            "accesses", flat, lambda: accesses(flat.graph, self.storages())
+        )
+        return view
+
+    def storages(self) -> dict[Node, frozenset[Node]]:
+        """Return the storages of every node of the flat graph; a view, too."""
+        flat = self.flat()
+        view: dict[Node, frozenset[Node]] = self._view(
+            "storages", flat, lambda: all_storages(flat.graph)
+        )
+        return view
+
+    def _view(self, name: str, of: object, build: Callable[[], Any]) -> Any:
         known, view = self._views.get(name, (None, None))
-        if known != version:
-            view = build(self)
-            self._views[name] = version, view
+        if known != of:
+            view = build()
+            self._views[name] = of, view
         return view
 
     def count(self) -> dict[Kind, int]:
@@ -117,15 +177,16 @@ class StepGraph:
         Short, with numbers first where there are any: "early update 121 of 148 (27 wait for:
         gradient norm)". A note survives `flatten` and `partition`.
         """
-        self.graph_module.meta.setdefault(_SAID, []).append(sentence)
+        meta = self.graphs()[0].meta
+        meta[_SAID] = (*meta.get(_SAID, ()), sentence)
 
     def said(self) -> tuple[str, ...]:
         """Return what passes have said since this was asked last; the pipeline asks."""
-        return tuple(self.graph_module.meta.pop(_SAID, ()))
+        return tuple(self.graphs()[0].meta.pop(_SAID, ()))
 
     def copy(self) -> StepGraph:
         """Return a step graph of its own; edits of one do not show in the other."""
-        return StepGraph(copy.deepcopy(self.graph_module))
+        return StepGraph(copied(self.flat()))
 
     def reordered(self, order: Iterable[Node]) -> StepGraph:
         """Return this step with its nodes in `order`, a permutation of `nodes`.

@@ -14,7 +14,7 @@ from torch.fx import Node
 from stepgraph.errors import VerifyError
 from stepgraph.ir.effects import draws_random, is_glue, storages_of, written_arguments
 from stepgraph.ir.kind import Kind, marker_kind, marker_name
-from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, accesses, updates
+from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, updates
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
@@ -38,9 +38,8 @@ class Meaning:
 
 def meaning(step: StepGraph) -> Meaning:
     """Return what `step` does."""
-    graph = step.flat().graph
-    access = accesses(graph, {node: node for node in graph.nodes})
-    return Meaning(Counter(_effects(access)), _read_from(access))
+    deeds = list(_deeds(step.accesses()))
+    return Meaning(Counter(_effects(deeds)), _read_from(deeds))
 
 
 def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> None:
@@ -48,7 +47,8 @@ def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> No
 
     Without a reference: the FX graphs are sound; every computing node has a kind and says what it
     reads and writes; nothing is written in silence; every read has a writer or is an input; the
-    dependencies are acyclic.
+    dependencies are acyclic. Where the typed graph has not been built, and so not been edited,
+    what it will say follows from the flat one.
 
     With one: no effect is lost or doubled, and every operator and effect that both graphs have
     reads, from every resource, what the same writer left there. So no node reads a weight after a
@@ -61,11 +61,12 @@ def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> No
     Cost: O(nodes + edges) of the flat graphs.
     """
     _check_form(step)
-    for node in step.nodes:
-        _check_declared(step, node)
-    _check_reads(step)
-    if not nx.is_directed_acyclic_graph(step.dependencies()):
-        raise VerifyError("the dependencies of a step graph have a cycle")
+    if step.is_typed:
+        for node in step.nodes:
+            _check_declared(step, node)
+        _check_reads(step)
+        if not nx.is_directed_acyclic_graph(step.dependencies()):
+            raise VerifyError("the dependencies of a step graph have a cycle")
     if against is not None:
         expected = against if isinstance(against, Meaning) else meaning(against)
         compare(meaning(step), expected)
@@ -82,8 +83,7 @@ def compare(found: Meaning, expected: Meaning) -> None:
 
 
 def _check_form(step: StepGraph) -> None:
-    modules = [step.graph_module, *filter(None, map(step.region, step.nodes))]
-    for module in modules:
+    for module in step.graphs():
         try:
             module.graph.lint()
         except (RuntimeError, ValueError) as error:
@@ -148,9 +148,9 @@ def _check_effects(found: Meaning, expected: Meaning) -> None:
             )
 
 
-def _effects(accessed: Mapping[Node, Access]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _effects(deeds: list[_Deed]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield what the user can see a step do: the operator, and the resources it writes."""
-    for deed in _deeds(accessed):
+    for deed in deeds:
         written = tuple(sorted(r for r in deed.access.writes if not r.startswith("value:")))
         if written or (marker_kind(deed.node) is not None and deed.node.is_impure()):
             yield deed.what, written
@@ -177,11 +177,11 @@ def _check_order(found: Meaning, captured: Meaning) -> None:
             )
 
 
-def _read_from(accessed: Mapping[Node, Access]) -> dict[tuple[str, str], str]:
+def _read_from(deeds: list[_Deed]) -> dict[tuple[str, str], str]:
     """Return, for every node and resource it reads, who wrote that resource last."""
     found: dict[tuple[str, str], str] = {}
     writers: dict[str, str] = {}
-    for deed in _deeds(accessed):
+    for deed in deeds:
         is_free = is_glue(deed.node) or deed.node.op == "placeholder"
         for resource in sorted({*deed.access.reads, *(() if is_free else (OPAQUE,))}):
             found[deed.name, resource] = writers.get(resource, "")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.analysis import stealable
+from stepgraph.ir import all_storages
 from stepgraph.ir.markers import MARKERS
 from stepgraph.lowering.region import Region
 from stepgraph.passes import EARLY
@@ -123,7 +124,7 @@ class _Emitter:
 
     def emit(self) -> Emitted:
         self.last_use = _last_uses(self.graph)
-        self.stolen = stealable(self.graph)
+        self.stolen = stealable(list(self.graph.nodes), all_storages(self.graph))
         self.plain = plain_numbers(self.graph)
         stop = first_update(self.graph) if self.until_update else None
         inputs = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from stepgraph.ir import Kind, StepGraph, draws_random, flatten, marker_name, partition
+from stepgraph.ir import Kind, StepGraph, draws_random, marker_name
 from stepgraph.ir import written_arguments as written
 from stepgraph.passes.base import Pass
 
@@ -31,24 +31,26 @@ class DropUnusedNorm(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step without norms that nobody uses."""
-        flat = flatten(step)
-        kinds = (Kind.GRAD_NORM, Kind.CLIP)
-        norms = {n for n in flat.graph.nodes if n.meta.get("stepgraph.kind") in kinds}
-        erased = erase(flat.graph, lambda node: node in norms and not is_effect(node))
-        return partition(flat) if erased else step
+        if not any(not node.users and _is_norm(node) for node in step.flat().graph.nodes):
+            return step
+        flat = step.take_flat()
+        erase(flat.graph, _is_norm)
+        return StepGraph(flat)
 
 
-def erase(graph: Graph, unwanted: Callable[[Node], bool]) -> int:
-    """Erase the unwanted nodes whose values nobody uses, users first; return how many.
+def _is_norm(node: Node) -> bool:
+    """Return whether `node` only computes something for a norm, or a factor."""
+    return node.meta.get("stepgraph.kind") in (Kind.GRAD_NORM, Kind.CLIP) and not is_effect(node)
+
+
+def erase(graph: Graph, unwanted: Callable[[Node], bool]) -> None:
+    """Erase the unwanted nodes whose values nobody uses, users first.
 
     Cost: O(nodes).
     """
-    erased = 0
     for node in reversed(graph.nodes):
         if node.op in ("call_function", "get_attr") and not node.users and unwanted(node):
             graph.erase_node(node)
-            erased += 1
-    return erased
 
 
 def is_effect(node: Node) -> bool:

@@ -13,11 +13,8 @@ from stepgraph.ir import (
     Role,
     Slot,
     StepGraph,
-    accesses,
-    flatten,
     marker_argument,
     marker_name,
-    partition,
     slot_name,
 )
 from stepgraph.ir.markers import OPS
@@ -57,25 +54,25 @@ class DropDeadGradients(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step without gradients that nobody reads."""
-        flat = flatten(step)
-        graph = flat.graph
-        dead = _dead_stores(graph)
+        dead = _dead_stores(step)
         if not dead:
             return step
+        flat = step.take_flat()
+        graph = flat.graph
         params = parameters(graph)
         keep_from_output(graph, {slot for _, slot in dead})
         for store, slot in dead:
             _store_none(graph, store, params[slot])
         erase(graph, lambda node: _is_product(node) or marker_name(node) == "first_grad")
-        return partition(flat)
+        return StepGraph(flat)
 
 
-def _dead_stores(graph: Graph) -> list[tuple[Node, str]]:
+def _dead_stores(step: StepGraph) -> list[tuple[Node, str]]:
     """Return what stores in, or adds to, gradients that nothing reads afterwards, with slots."""
-    access = accesses(graph, {node: node for node in graph.nodes})
-    unread = set(_cleared_first(graph, access))
+    access = step.accesses()
+    unread = set(cleared_first(step))
     dead: list[tuple[Node, str]] = []
-    for node in reversed(graph.nodes):
+    for node in reversed(step.flat().graph.nodes):
         if node.op in ("output", "placeholder"):
             continue
         slot = _stored_slot(node, access[node])
@@ -88,9 +85,17 @@ def _dead_stores(graph: Graph) -> list[tuple[Node, str]]:
     return dead
 
 
-def cleared_first(graph: Graph) -> frozenset[str]:
-    """Return the slots whose gradients a flat graph clears before it does anything with them."""
-    return _cleared_first(graph, accesses(graph, {node: node for node in graph.nodes}))
+def cleared_first(step: StepGraph) -> frozenset[str]:
+    """Return the slots whose gradients a step clears before it does anything with them."""
+    touched: set[str] = set()
+    cleared: set[str] = set()
+    for node, access in step.accesses().items():
+        if marker_name(node) == "zero_grad":
+            names = {slot_name(param) for param in marker_argument(node, "params")}
+            cleared |= names - touched
+        elif node.op not in ("placeholder", "output"):
+            touched |= {_name(resource) for resource in access.reads | access.writes}
+    return frozenset(cleared)
 
 
 def dropped_gradients(graph: Graph) -> frozenset[str]:
@@ -104,18 +109,6 @@ def parameters(graph: Graph) -> dict[str, Node]:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     slots: dict[Node, Slot] = {node: node.meta["stepgraph.slot"] for node in inputs}
     return {slot.name: node for node, slot in slots.items() if slot.role is Role.PARAM}
-
-
-def _cleared_first(graph: Graph, access: dict[Node, Access]) -> frozenset[str]:
-    touched: set[str] = set()
-    cleared: set[str] = set()
-    for node in graph.nodes:
-        if marker_name(node) == "zero_grad":
-            names = {slot_name(param) for param in marker_argument(node, "params")}
-            cleared |= names - touched
-        elif node.op not in ("placeholder", "output"):
-            touched |= {_name(r) for r in access[node].reads | access[node].writes}
-    return frozenset(cleared)
 
 
 def _stored_slot(node: Node, access: Access) -> str | None:

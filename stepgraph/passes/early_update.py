@@ -16,12 +16,9 @@ from stepgraph.ir import (
     Access,
     Kind,
     StepGraph,
-    accesses,
-    flatten,
     marker_argument,
     marker_kind,
     marker_name,
-    partition,
     slot_name,
     updates,
 )
@@ -69,20 +66,20 @@ class EarlyUpdate(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step with updates in buckets, each where its gradients are final."""
-        found = list(self._plans(step.flat().graph))
+        found = list(self._plans(step))
         if sum(plan.bytes for plan in found) < self.bucket_bytes:
             return step
         step.say(_sentence(found))
         if not any(plan.buckets for plan in found):
             return step
-        flat = flatten(step)
-        for plan in self._plans(flat.graph):
+        flat = step.take_flat()
+        for plan in found:
             _carry_out(plan)
-        return partition(flat)
+        return StepGraph(flat)
 
-    def _plans(self, graph: Graph) -> Iterator[_Plan]:
-        timeline = _Timeline(graph)
-        for node in graph.nodes:
+    def _plans(self, step: StepGraph) -> Iterator[_Plan]:
+        timeline = _Timeline(step)
+        for node in timeline.nodes:
             if marker_name(node) == "step":
                 yield self._plan(node, timeline)
 
@@ -158,10 +155,10 @@ class _Plan:
 class _Timeline:
     """When everything happens in a flat graph."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.nodes = list(graph.nodes)
+    def __init__(self, step: StepGraph) -> None:
+        self.nodes = list(step.flat().graph.nodes)
         self.order = {node: i for i, node in enumerate(self.nodes)}
-        self.access = accesses(graph, {node: node for node in graph.nodes})
+        self.access = step.accesses()
         self.reads: dict[str, list[int]] = defaultdict(list)
         self.writes: dict[str, list[int]] = defaultdict(list)
         self.barriers: list[int] = []

@@ -6,17 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from stepgraph.ir import (
-    Kind,
-    StepGraph,
-    accesses,
-    flatten,
-    marker_argument,
-    marker_name,
-    partition,
-)
+from stepgraph.ir import Kind, StepGraph, marker_argument, marker_name
 from stepgraph.ir.markers import OPS
 from stepgraph.passes.base import Pass
 
@@ -44,30 +36,29 @@ class FuseTail(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step with clipping inside the updates."""
-        if not list(_pairs(step.flat().graph)):
+        found = list(_pairs(step))
+        if not found:
             return step
-        flat = flatten(step)
-        found = list(_pairs(flat.graph))
+        flat = step.take_flat()
         for scale, update in found:
             _fuse(scale, update)
-        fused = partition(flat)
+        fused = StepGraph(flat)
         labels = ", ".join(update.meta.get("stepgraph.label", "step") for _, update in found)
         fused.say(f"clipping inside the update of {labels}")
         return fused
 
 
-def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
+def _pairs(step: StepGraph) -> Iterator[tuple[Node, Node]]:
     """Yield each update with what scales its gradients, if nothing touches them in between."""
-    access = accesses(graph, {node: node for node in graph.nodes})
     touched: dict[str, Node] = {}
-    for node in graph.nodes:
+    for node, access in step.accesses().items():
         if marker_name(node) == "step" and node.meta.get("stepgraph.divisible", False):
-            latest = {touched.get(name) for name in access[node].reads if name.startswith("grad:")}
+            latest = {touched.get(name) for name in access.reads if name.startswith("grad:")}
             grads = marker_argument(node, "grads")
             scale = latest.pop() if len(latest) == 1 else None
             if grads and scale is not None and _scales(scale, grads):
                 yield scale, node
-        names = access[node].reads | access[node].writes
+        names = access.reads | access.writes
         touched.update({name: node for name in names if name.startswith("grad:")})
 
 

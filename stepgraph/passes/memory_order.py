@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,16 +12,8 @@ import networkx as nx
 import torch
 from torch.fx import Graph, Node
 
-from stepgraph.analysis import allocates, may_raise, memories_of, peak
-from stepgraph.ir import (
-    Access,
-    StepGraph,
-    accesses,
-    flat_dependencies,
-    flatten,
-    marker_name,
-    partition,
-)
+from stepgraph.analysis import Memory, may_raise
+from stepgraph.ir import Access, StepGraph, flat_dependencies, marker_name
 from stepgraph.passes.base import Pass
 
 
@@ -57,42 +50,61 @@ class OrderForMemory(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step in the order with the lowest peak."""
-        now = _peak_bytes(step)
+        graph = step.flat().graph
+        memory = Memory(graph, step.storages())
+        now = memory.peak_bytes(list(graph.nodes))
         if now <= self.least_bytes:
             return step
-        flat = flatten(step)
-        _free_constants(flat.graph)
-        _reorder(flat.graph)
-        ordered = partition(flat)
-        then = _peak_bytes(ordered)
+        order = _ordered(step, memory)
+        then = memory.peak_bytes(order)
         if now - then < max(self.least_bytes, self.least_share * now):
             return step
+        flat = step.take_flat()
+        _apply(flat.graph, order)
+        ordered = StepGraph(flat)
         ordered.say(f"peak {now:,} -> {then:,} bytes in another order")
         return ordered
 
 
-def _peak_bytes(step: StepGraph) -> int:
-    found = peak(step.flat().graph)
-    return 0 if found is None else found.bytes
-
-
-def _reorder(graph: Graph) -> None:
-    """Put a flat graph in an order that gives memory back soon."""
-    access = accesses(graph, {node: node for node in graph.nodes})
-    dependencies = flat_dependencies(graph, access)
-    pinned = [node for node in graph.nodes if _is_pinned(node, access[node])]
+def _ordered(step: StepGraph, memory: Memory) -> list[Node]:
+    """Return the nodes in an order that the dependencies allow and that gives memory back soon."""
+    nodes, access = list(step.flat().graph.nodes), step.accesses()
+    dependencies = flat_dependencies(step.flat().graph, access)
+    pinned = [node for node in nodes if _is_pinned(node, access[node])]
     dependencies.add_edges_from(pairwise(pinned))
-    order = _ordered(graph, dependencies)
+    constants = filter(_is_constant, nodes)
+    dependencies.remove_edges_from((n, node) for node in constants for n in node.all_input_nodes)
+    place = {node: i for i, node in enumerate(nodes)}
+    progress = _Progress(nodes, memory)
+
+    def key(node: Node) -> tuple[int, int, int]:
+        if node.op in ("placeholder", "get_attr"):
+            return -sys.maxsize, 0, place[node]
+        return *progress.urgency(node), place[node]
+
+    order = []
+    for node in nx.lexicographical_topological_sort(dependencies, key):
+        progress.run(node)
+        order.append(node)
+    return order
+
+
+def _is_constant(node: Node) -> bool:
+    """Return whether `node` is the one that a backward begins with: a number of a known size."""
+    return node.target is torch.ops.aten.ones_like.default and node.meta["val"].shape == ()
+
+
+def _needed(node: Node) -> list[Node]:
+    """Return what must be computed before `node`."""
+    return [] if _is_constant(node) else node.all_input_nodes
+
+
+def _apply(graph: Graph, order: Sequence[Node]) -> None:
+    """Put nodes in order; constants do not look at the loss for its size any more."""
     for node, following in pairwise(order):
         node.append(following)
-
-
-def _free_constants(graph: Graph) -> None:
-    """Make the ones that a backward begins with without looking at the loss for its size."""
-    for node in list(graph.nodes):
-        value = node.meta.get("val")
-        if node.target is not torch.ops.aten.ones_like.default or value.shape != ():
-            continue
+    for node in filter(_is_constant, order):
+        value = node.meta["val"]
         with graph.inserting_before(node):
             kind = {"dtype": value.dtype, "device": value.device}
             ones = graph.call_function(torch.ops.aten.full.default, ([], 1), kind)
@@ -109,65 +121,36 @@ def _is_pinned(node: Node, access: Access) -> bool:
     return writes or marker_name(node) is not None or may_raise(node)
 
 
-@dataclass
 class _Progress:
     """What has run so far while an order is made.
 
     Attributes:
+        used: The memories that every node reads or writes, those apart that the caller owns.
+        allocated: The bytes that every node adds when it runs; a view adds none.
         done: The place of every node that has run.
         waiting: How many nodes that have not run use each memory.
-        memories: The memories of every node.
     """
 
-    done: dict[Node, int]
-    waiting: dict[Node, int]
-    memories: Mapping[Node, frozenset[Node]]
+    def __init__(self, nodes: Sequence[Node], memory: Memory) -> None:
+        held = memory.held_by(nodes)
+        self.used = {
+            node: {m for n in _needed(node) for m in held[n] if m.op == "call_function"}
+            for node in nodes
+        }
+        self.allocated = {node: memory.sizes[node] if node in held[node] else 0 for node in nodes}
+        self.sizes = memory.sizes
+        self.done: dict[Node, int] = {}
+        self.waiting = Counter(memory for used in self.used.values() for memory in used)
 
     def run(self, node: Node) -> None:
         """Note that a node has run."""
         self.done[node] = len(self.done)
-        for memory in self.used(node):
+        for memory in self.used[node]:
             self.waiting[memory] -= 1
-
-    def allocated(self, node: Node) -> int:
-        """Return the bytes that a node adds when it runs; a view adds none."""
-        return allocates(node) if node in self.memories[node] else 0
-
-    def released(self, node: Node) -> int:
-        """Return the bytes that die with a node if it runs next."""
-        dying = (m for m in self.used(node) if m.op == "call_function" and self.waiting[m] == 1)
-        return sum(map(allocates, dying))
-
-    def recency(self, node: Node) -> int:
-        """Return how long ago, as a negative number, the latest of its values was computed."""
-        computed = (memory for memory in self.used(node) if memory.op == "call_function")
-        return -max((self.done.get(m, len(self.done)) for m in computed), default=0)
-
-    def used(self, node: Node) -> frozenset[Node]:
-        """Return the memories that a node reads or writes."""
-        used = (self.memories[source] for source in node.all_input_nodes)
-        return frozenset().union(*used)
 
     def urgency(self, node: Node) -> tuple[int, int]:
         """Return a number for a node: lower for what gives back more, then for what goes on."""
-        return self.allocated(node) - self.released(node), self.recency(node)
-
-
-def _ordered(graph: Graph, dependencies: nx.DiGraph[Node]) -> list[Node]:
-    """Return the nodes in an order that the dependencies allow, the most urgent first."""
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    progress = _Progress({}, dict.fromkeys(graph.nodes, 0), memories_of(graph))
-    for node in graph.nodes:
-        for memory in progress.used(node):
-            progress.waiting[memory] += 1
-
-    def key(node: Node) -> tuple[int, int, int]:
-        if node.op in ("placeholder", "get_attr"):
-            return -sys.maxsize, 0, place[node]
-        return *progress.urgency(node), place[node]
-
-    order = []
-    for node in nx.lexicographical_topological_sort(dependencies, key):
-        progress.run(node)
-        order.append(node)
-    return order
+        used = self.used[node]
+        released = sum(self.sizes[memory] for memory in used if self.waiting[memory] == 1)
+        latest = max((self.done.get(memory, len(self.done)) for memory in used), default=0)
+        return self.allocated[node] - released, -latest

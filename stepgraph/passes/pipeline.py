@@ -112,7 +112,7 @@ class _Looked:
     @classmethod
     def at(cls, step: StepGraph) -> _Looked:
         nodes, operators = _size(step)
-        return cls(step.version(), meaning(step), work(step.flat()), nodes, operators)
+        return cls(step.version(), meaning(step), work(step), nodes, operators)
 
 
 def _record(
@@ -160,7 +160,6 @@ def _verified(step: StepGraph, applied: Pass, expected: Meaning) -> _Looked:
 
 def _size(step: StepGraph) -> tuple[int, int]:
     """Return the numbers of typed nodes and of operators."""
-    typed = [node for node in step.nodes if step.kind(node) is not None]
-    regions = [region for region in map(step.region, typed) if region is not None]
-    inner = sum(n.op == "call_function" for region in regions for n in region.graph.nodes)
-    return len(typed), inner + len(typed) - len(regions)
+    owners = (node.meta.get("stepgraph.node") for node in step.flat().graph.nodes)
+    owned = [owner for owner in owners if owner is not None]
+    return len(set(owned)), len(owned)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from stepgraph.analysis import size_of
 from stepgraph.ir import (
     Kind,
     StepGraph,
-    accesses,
-    flatten,
     marker_argument,
     marker_kind,
     marker_name,
-    partition,
     slot_name,
 )
 from stepgraph.ir.markers import OPS
@@ -50,35 +47,34 @@ class DropReadGradients(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step that leaves no gradient behind that it has used."""
-        if not _last_readers(step.flat().graph):
+        found = _last_readers(step)
+        if not found:
             return step
-        flat = flatten(step)
-        found = _last_readers(flat.graph)
+        flat = step.take_flat()
         params = parameters(flat.graph)
         n_bytes = sum(size_of(params[slot].meta.get("val")) for slot in found)
         keep_from_output(flat.graph, set(found))
         for slot, reader in found.items():
             _clear_behind(reader, params[slot])
-        cleared = partition(flat)
+        cleared = StepGraph(flat)
         cleared.say(f"{len(found)} gradients of {n_bytes:,} bytes end where they are read last")
         return cleared
 
 
-def _last_readers(graph: Graph) -> dict[str, Node]:
+def _last_readers(step: StepGraph) -> dict[str, Node]:
     """Return the last node to touch each gradient that the step stores and leaves behind."""
-    access = accesses(graph, {node: node for node in graph.nodes})
     stored: set[str] = set()
     last: dict[str, Node] = {}
-    for node in graph.nodes:
+    for node, access in step.accesses().items():
         if node.op in ("placeholder", "output"):
             continue
         if marker_name(node) == "set_grad" and marker_argument(node, "grad") is not None:
             stored.add(slot_name(marker_argument(node, "param")))
-        touched = access[node].reads | access[node].writes
+        touched = access.reads | access.writes
         for resource in sorted(touched):
             if resource.startswith("grad:"):
                 last[resource.removeprefix("grad:")] = node
-    wanted = cleared_first(graph) & stored
+    wanted = cleared_first(step) & stored
     return {
         slot: node
         for slot, node in last.items()

@@ -13,10 +13,8 @@ from stepgraph.ir import (
     Kind,
     Role,
     StepGraph,
-    flatten,
     marker_kind,
     marker_name,
-    partition,
     writes_of,
 )
 from stepgraph.passes.base import Pass
@@ -63,7 +61,7 @@ class UpdateFromShortWindow(Pass):
         Raises:
             ConfigurationError: The update uses what only the forward pass gives.
         """
-        flat = flatten(step)
+        flat = step.take_flat()
         graph = flat.graph
         effects = [node for node in graph.nodes if is_effect(node)]
         kept = {node for node in effects if _is_update(node)} | _clearings_after(graph)
@@ -78,7 +76,7 @@ class UpdateFromShortWindow(Pass):
             if not own and (is_effect(node) or node in overwritten):
                 raise _not_alone(node)
         self._correct(graph)
-        return partition(flat)
+        return StepGraph(flat)
 
     def _correct(self, graph: Graph) -> None:
         """Multiply the gradients in front of everything else."""

@@ -26,7 +26,8 @@ def bytes_moved(graph: Graph, subjects: Mapping[int, Subject]) -> dict[Node, int
     Returns:
         Bytes by node; None where they are not known.
     """
-    storages, stolen = all_storages(graph), stealable(graph)
+    storages = all_storages(graph)
+    stolen = stealable(list(graph.nodes), storages)
     found: dict[Node, int | None] = {}
     for node in graph.nodes:
         if node.op != "call_function":

@@ -9,7 +9,7 @@ import networkx as nx
 from torch.fx import Node
 
 from stepgraph.analysis import bytes_of, flops_of, launches
-from stepgraph.ir import OPAQUE, Line, StepGraph, all_storages, flatten, lines
+from stepgraph.ir import OPAQUE, Line, StepGraph, lines
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,9 @@ def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
 
 def _loads(step: StepGraph) -> dict[str, Load]:
     """Return the load of every typed node, by its name."""
-    flat = flatten(step)
-    storages = all_storages(flat.graph)
+    storages = step.storages()
     loads: dict[str, Load] = {}
-    for node in flat.graph.nodes:
+    for node in step.flat().graph.nodes:
         name = node.meta.get("stepgraph.node")
         if name is not None and launches(node):
             own = Load(1, bytes_of(node, storages) or 0, flops_of(node))

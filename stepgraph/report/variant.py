@@ -8,7 +8,7 @@ from html import escape
 from stepgraph.analysis import live_bytes
 from stepgraph.compiler.explanation import RegionReport, VariantReport
 from stepgraph.compiler.words import count_of, pass_differences
-from stepgraph.ir import StepGraph, flatten, readable
+from stepgraph.ir import StepGraph, readable
 from stepgraph.passes import PassRecord
 from stepgraph.profiling import Profile
 from stepgraph.report.boxes import boxes
@@ -136,7 +136,7 @@ def _alive(step: StepGraph) -> list[Alive]:
             kind=getattr(node.meta.get("stepgraph.kind"), "value", ""),
             bytes=n_bytes,
         )
-        for node, n_bytes in live_bytes(flatten(step).graph).items()
+        for node, n_bytes in live_bytes(step.flat().graph).items()
     ]
 
 

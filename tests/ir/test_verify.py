@@ -71,6 +71,8 @@ def test_accepts_what_partition_makes(drawn):
     step = partition(drawn[0])
 
     step.verify()
+    assert step.nodes  # from here on it has typed nodes, too
+    step.verify()
     step.verify(against=step.copy())
 
 
