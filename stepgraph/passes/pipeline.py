@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +87,10 @@ class Pipeline:
         Raises:
             VerifyError: A pass left a step that is malformed, or that means something else.
         """
+        with _no_garbage_collection():
+            return self._run(step)
+
+    def _run(self, step: StepGraph) -> tuple[StepGraph, tuple[PassRecord, ...]]:
         records = []
         before = _Looked.at(step)
         for applied in self.passes:
@@ -97,6 +103,21 @@ class Pipeline:
             records.append(_record(applied, ms, before, after, step.said()))
             before = after
         return step, tuple(records)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Scope without garbage collections: passes make many objects and hardly any garbage.
+
+    Each collection would look at all of them; on large graphs that is a third of the time.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @dataclass(frozen=True)
