@@ -9,6 +9,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import flop_registry
 
+from stepgraph.analysis.sizes import hint_of
+
 
 def flops(flat: GraphModule) -> int:
     """Return the floating-point operations of the products in a flat graph.
@@ -37,6 +39,5 @@ def _value(node: Node) -> Any:
     """Return the fake tensor of a node, its sizes as numbers."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor) and not all(type(size) is int for size in value.shape):
-        sizes = [getattr(getattr(s, "node", s), "hint", s) for s in value.shape]
-        return torch.empty(sizes, dtype=value.dtype, device="meta")
+        return torch.empty(list(map(hint_of, value.shape)), dtype=value.dtype, device="meta")
     return value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from stepgraph.analysis.sizes import hint_of
 from stepgraph.ir import marker_argument, marker_name, written_arguments
 
 MOVE_NOTHING = ("zero_grad", "set_grad", "toggle", "lr_step", "hyper", "set_hyper", "log")
@@ -23,7 +24,7 @@ def size_of(value: Any) -> int:
     if not isinstance(value, Tensor):
         return 0
     strides = zip(value.shape, value.stride(), strict=True)
-    return math.prod(_hint(n) for n, stride in strides if stride != 0) * value.element_size()
+    return math.prod(hint_of(n) for n, stride in strides if stride != 0) * value.element_size()
 
 
 def sizes_of(nodes: Iterable[Node]) -> int:
@@ -69,8 +70,3 @@ def _of_effect(node: Node, name: str) -> int | None:
             marker_argument(node, "grads")
         )
     return None
-
-
-def _hint(size: Any) -> int:
-    """Return a size as a number: that of the traced call, where it is symbolic."""
-    return size if isinstance(size, int) else int(getattr(size.node, "hint", size))
