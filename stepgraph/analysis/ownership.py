@@ -50,8 +50,7 @@ def keeps_value(param: Tensor, value: Tensor) -> bool:
 def _fills(root: Node, value: Tensor) -> bool:
     """Return whether `value` is the whole of the memory that `root` allocated."""
     allocated = root.meta.get("val")
-    return (
-        root.op == "call_function"
-        and isinstance(allocated, Tensor)
-        and allocated.numel() == value.numel()
-    )
+    if root.op != "call_function" or not isinstance(allocated, Tensor):
+        return False
+    elements = allocated.numel()  # of a symbolic size: larger than a gradient, or not known
+    return isinstance(elements, int) and elements == value.numel()

@@ -24,7 +24,8 @@ def size_of(value: Any) -> int:
     if not isinstance(value, Tensor):
         return 0
     strides = zip(value.shape, value.stride(), strict=True)
-    return math.prod(hint_of(n) for n, stride in strides if stride != 0) * value.element_size()
+    counted = (n for n, stride in strides if not (isinstance(stride, int) and stride == 0))
+    return math.prod(map(hint_of, counted)) * value.element_size()
 
 
 def sizes_of(nodes: Iterable[Node]) -> int:
