@@ -67,6 +67,8 @@ def may_raise(node: Node) -> bool:
         return True
     if schema.name in _QUIET or schema.name.startswith("aten::_foreach_"):
         return False
+    if schema.draws:
+        return True  # the parameters of distributions are checked
     return torch.Tag.pointwise not in node.target.tags or not _is_float(node)  # type: ignore[union-attr]
 
 

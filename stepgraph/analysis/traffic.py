@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from stepgraph.analysis.sizes import hint_of
-from stepgraph.ir import marker_argument, marker_name, written_arguments
+from stepgraph.ir import UPDATES, marker_argument, marker_name, written_arguments
 
 MOVE_NOTHING = ("zero_grad", "set_grad", "toggle", "lr_step", "hyper", "set_hyper", "log")
 """Effects that handle objects and numbers, no tensors of any size."""
@@ -66,7 +66,7 @@ def _of_effect(node: Node, name: str) -> int | None:
     if name == "add_grad_":
         grad, value = marker_argument(node, "grad"), marker_argument(node, "value")
         return 2 * sizes_of([grad]) + sizes_of([value])
-    if name in ("step", "step_part", "clipped_step"):
+    if name in UPDATES:
         return 2 * sizes_of(marker_argument(node, "params")) + sizes_of(
             marker_argument(node, "grads")
         )

@@ -275,7 +275,7 @@ def _why_not_fused(variant: Variant, number: int) -> str | None:
     update = variant.rewritten.lowered.updates.get(
         number, "the eager backend runs the optimizer's own step()"
     )
-    return update if isinstance(update, str) else update.refusal
+    return update if isinstance(update, str) else update.why_not()
 
 
 def _regions(variant: Variant) -> tuple[RegionReport, ...]:

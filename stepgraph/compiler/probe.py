@@ -166,7 +166,7 @@ class Probe:
 def with_backend(step: CompiledStep, backend: str) -> CompiledStep:
     """Return the same step, compiled anew with another backend; its refusals are silent."""
     options = dataclasses.replace(step._options, backend=backend, on_fallback="silent")
-    return type(step)(step._function, options, step._owner)
+    return type(step)(step._plain, options, step._owner)
 
 
 class _Before:

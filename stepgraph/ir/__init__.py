@@ -11,7 +11,7 @@ from stepgraph.ir.effects import (
 from stepgraph.ir.flatten import flatten, partition
 from stepgraph.ir.kind import Kind, marker_kind, marker_name
 from stepgraph.ir.kind import argument as marker_argument
-from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name, updates
+from stepgraph.ir.resources import OPAQUE, UPDATES, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph
 from stepgraph.ir.text import Line, lines, readable
@@ -19,6 +19,7 @@ from stepgraph.ir.verify import Meaning, meaning
 
 __all__ = [
     "OPAQUE",
+    "UPDATES",
     "Access",
     "Kind",
     "Line",

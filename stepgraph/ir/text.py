@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from stepgraph.ir.kind import Kind, argument, marker_name
-from stepgraph.ir.resources import OPAQUE, slot_name
+from stepgraph.ir.resources import OPAQUE, UPDATES, slot_name
 from stepgraph.ir.signature import Role
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
     if name == "set_grad":
         cleared = (f"{slot_name(argument(n, 'param'))}.grad" for n in run)
         return _enumerate(cleared, limit=4) + " = None"
-    if name in ("step", "step_part", "clipped_step", "scaled_step"):
+    if name in (*UPDATES, "scaled_step"):
         return _update(step, node, label)
     if kind is Kind.TOGGLE:
         flags = (f"{slot_name(argument(n, 'tensor'))} = {argument(n, 'flag')}" for n in run)

@@ -51,8 +51,11 @@ class Launch:
     def run(self, factor: Tensor | None) -> None:
         """Advance the counters and update, from gradients multiplied by `factor`."""
         options = self.options
-        if factor is not None:  # kernels divide, and store what they have divided
+        if factor is not None and factor.dtype is torch.float32:
+            # kernels divide by a float32, and store what they have divided
             options = {**options, "grad_scale": factor.reciprocal()}
+        elif factor is not None:
+            torch._foreach_mul_(self.tensors[1], factor)
         if self.steps:
             torch._foreach_add_(self.steps, 1)
             self.kernel(*self.tensors, self.steps, **options)
@@ -90,7 +93,7 @@ class FusedUpdate:
         self._launch = _LAUNCHES[type(optimizer)]
         self._own_step = vars(optimizer).get("step")
         self._tried = self._failed = False
-        self.parts: list[FusedUpdate] = []
+        self._parts: dict[tuple[tuple[int, ...], bool], FusedUpdate] = {}
         self._known: list[State] = []
         self._order: list[list[State]] = []
 
@@ -123,9 +126,16 @@ class FusedUpdate:
 
     def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
         """Return a fused update of the parameters at `places`; see the marker `step_part`."""
-        made = FusedUpdate(self._optimizer, PartOfStep(self._optimizer, places, last=last))
-        self.parts.append(made)
-        return made
+        key = tuple(places), last
+        if key not in self._parts:
+            own = PartOfStep(self._optimizer, places, last=last)
+            self._parts[key] = FusedUpdate(self._optimizer, own)
+        return self._parts[key]
+
+    def why_not(self) -> str | None:
+        """Return why the latest update, or a part of it, was not fused; None if it was."""
+        refusals = (part.refusal for part in self._parts.values())
+        return self.refusal or next(filter(None, refusals), None)
 
     def _eagerly(self, factor: Tensor | None) -> None:
         """Do what the captured step does: clip, then the optimizer's own `step()`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,14 +99,7 @@ class EarlyUpdate(Pass):
             elif move is not None:
                 moves.append(move)
         moves.sort(key=lambda move: timeline.order[move.behind])
-        bucket: list[_Move] = []
-        for move in moves:
-            bucket.append(move)
-            if sum(size_of(m.grad.meta.get("val")) for m in bucket) >= self.bucket_bytes:
-                plan.buckets.append(bucket)
-                bucket = []
-        if bucket:
-            plan.waits["wait for: a full bucket"] += len(bucket)
+        plan.fill(moves, self.bucket_bytes)
         return plan
 
 
@@ -142,6 +135,19 @@ class _Plan:
     node: Node
     buckets: list[list[_Move]] = field(default_factory=list)
     waits: Counter[str] = field(default_factory=Counter)
+
+    def fill(self, moves: Sequence[_Move], bucket_bytes: int) -> None:
+        """Put moves into buckets, in order; those of the last one stay unless it is full."""
+        bucket: list[_Move] = []
+        held = 0
+        for move in moves:
+            bucket.append(move)
+            held += size_of(move.grad.meta.get("val"))
+            if held >= bucket_bytes:
+                self.buckets.append(bucket)
+                bucket, held = [], 0
+        if bucket:
+            self.waits["wait for: a full bucket"] += len(bucket)
 
     @property
     def moved(self) -> int:

@@ -16,6 +16,7 @@ from harness import Program, assert_captured, draw, regression, same_as_eager
 from split_by_hand import PAIRS, World, beside, parts_of, plain_with_closure, sized
 from stepgraph import Microbatches
 from stepgraph.analysis import peak
+from stepgraph.compiler.probe import with_backend
 from stepgraph.ir import Kind, flatten
 
 
@@ -99,6 +100,21 @@ def test_the_activations_of_one_part_are_alive_at_a_time(backend):
     if backend == "inductor":  # no region spans two parts
         assert all(region.refusal is None for region in lowered.regions)
         assert len([region for region in lowered.regions if region.operators > 8]) == 4
+
+
+def test_a_step_that_is_compiled_anew_for_another_backend_is_split_once():
+    world = World(2)
+    step = stepgraph.compile(
+        lambda x, y: plain_with_closure(world, x, y), microbatches=2, on_fallback="error"
+    )
+
+    again = with_backend(step, "eager")
+    for index in range(2):
+        again(*sized(8, 8)(index))
+
+    (variant,) = again.explain().variants
+    assert variant.parts == 2
+    assert variant.nodes["backward"] == 2
 
 
 def test_splitting_goes_with_accumulation_and_a_short_window():

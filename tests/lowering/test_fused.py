@@ -179,6 +179,31 @@ def test_hooks_that_come_later_run():
     twins.close()
 
 
+def test_a_part_that_is_left_to_step_is_named():
+    twins = Twins(AdamW)
+    update = FusedUpdate(twins.mine)
+    first, last = update.part([0, 1], last=False), update.part([2, 3], last=True)
+
+    def both():
+        first()
+        last()
+
+    twins.step(both)
+    twins.step(both)
+    twins.step(both)
+    assert update.part([0, 1], last=False) is first
+    assert update.why_not() is None
+
+    twins.gradients()
+    for model in twins.models:
+        model[0].weight.grad = model[0].weight.grad.t().contiguous().t()
+    both()
+    twins.own.step()
+
+    assert "laid out differently" in update.why_not()
+    twins.close()
+
+
 def test_another_layout_of_a_gradient_is_left_to_step():
     twins = Twins(AdamW)
     update = FusedUpdate(twins.mine)

@@ -96,18 +96,20 @@ def test_without_kernels_it_is_the_same_bit_for_bit(name):
     assert "clipping inside" in str(result.explain())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("factor", [0.25, 1.0])
-def test_a_kernel_clips_and_updates(factor):
+def test_a_kernel_clips_and_updates(factor, dtype):
     worlds = []
     for fused in (False, True):
         torch.manual_seed(0)
-        net = nn.Linear(7, 3)
+        net = nn.Linear(7, 3, dtype=dtype)
         optimizer = optim.AdamW(net.parameters(), lr=0.1)
         update = FusedUpdate(optimizer)
         for call in range(4):
-            net.weight.grad, net.bias.grad = draw(3, 7, seed=call), draw(3, seed=-call - 1)
+            net.weight.grad = draw(3, 7, seed=call).to(dtype)
+            net.bias.grad = draw(3, seed=-call - 1).to(dtype)
             if fused and call:
-                update.clipped(torch.tensor(factor))
+                update.clipped(torch.tensor(factor, dtype=dtype))
             else:
                 torch._foreach_mul_([net.weight.grad, net.bias.grad], factor)
                 optimizer.step()
