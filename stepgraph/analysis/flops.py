@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils.flop_counter import flop_registry
@@ -30,14 +31,31 @@ def flops_of(node: Node) -> int:
     formula: Any = flop_registry.get(packet)
     if formula is None:
         return 0
-    args = map_arg(node.args, _value)
-    kwargs = map_arg(node.kwargs, _value)
-    return int(formula(*args, **kwargs, out_val=_value(node)))
+    # underneath is the formula that takes shapes; looking for tensors in the arguments costs more
+    of_shapes: Any = getattr(formula, "__wrapped__", None)
+    if of_shapes is None:
+        args, kwargs = map_arg(node.args, _value), map_arg(node.kwargs, _value)
+        return int(formula(*args, **kwargs, out_val=_value(node)))
+    args, kwargs = map_arg(node.args, _shape), map_arg(node.kwargs, _shape)
+    return int(of_shapes(*args, **kwargs, out_shape=_shape(node)))
 
 
 def _value(node: Node) -> Any:
     """Return the fake tensor of a node, its sizes as numbers."""
     value = node.meta.get("val")
-    if isinstance(value, torch.Tensor) and not all(type(size) is int for size in value.shape):
-        return torch.empty(list(map(hint_of, value.shape)), dtype=value.dtype, device="meta")
+    if isinstance(value, Tensor) and not all(type(size) is int for size in value.shape):
+        return torch.empty(_shape_of(value), dtype=value.dtype, device="meta")
+    return value
+
+
+def _shape(node: Node) -> Any:
+    """Return the sizes of a node's tensor, or tensors, as numbers; any other value as it is."""
+    return _shape_of(node.meta.get("val"))
+
+
+def _shape_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(map(hint_of, value.shape))
+    if isinstance(value, list | tuple):
+        return tuple(map(_shape_of, value))
     return value

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch.fx import Graph, Node
 
 from stepgraph.analysis.ownership import stealable
 from stepgraph.analysis.traffic import size_of
-from stepgraph.ir import all_storages, marker_argument, marker_name, slot_name
+from stepgraph.ir import StepGraph, all_storages, marker_argument, marker_name, slot_name
 
 
 @dataclass(frozen=True)
@@ -38,36 +39,63 @@ def live_bytes(graph: Graph) -> dict[Node, int]:
 
     Cost: O(nodes + edges).
     """
-    return Memory(graph, all_storages(graph)).live_bytes(list(graph.nodes))
+    return Memory(graph, all_storages(graph)).live_bytes()
+
+
+def memory_of(step: StepGraph) -> Memory:
+    """Return the memory of the nodes of a step, looked at once."""
+    return step.view("memory", lambda: Memory(step.flat().graph, step.storages()))
 
 
 def peak(graph: Graph) -> Peak | None:
     """Return the place of a flat graph where most bytes are alive; None for one without nodes."""
-    found = live_bytes(graph)
-    if not found:
-        return None
-    node = max(found, key=lambda node: found[node])
-    return Peak(found[node], node)
+    return Memory(graph, all_storages(graph)).peak
 
 
 class Memory:
     """The memory of the nodes of a flat graph, in whatever order they run.
 
     Attributes:
+        nodes: The nodes in program order, which is meant where no other order is given.
         storages: The storages of every node, from `all_storages`.
         sizes: The bytes that every node allocates.
     """
 
     def __init__(self, graph: Graph, storages: Mapping[Node, frozenset[Node]]) -> None:
+        self.nodes = list(graph.nodes)
         self.storages = storages
-        self.sizes = {node: _allocates(node) for node in graph.nodes}
+        self.sizes = {node: _allocates(node) for node in self.nodes}
+
+    @cached_property
+    def peak(self) -> Peak | None:
+        """Where most bytes are alive in program order; None where nothing computes."""
+        found = self.live_bytes()
+        node = max(found, key=lambda node: found[node], default=None)
+        return None if node is None else Peak(found[node], node)
+
+    @cached_property
+    def held(self) -> Mapping[Node, frozenset[Node]]:
+        """The memories of every node in program order; see `held_by`."""
+        return self.held_by(self.nodes)
 
     def peak_bytes(self, order: Sequence[Node]) -> int:
         """Return the most bytes that are alive at once."""
         return max(self.live_bytes(order).values(), default=0)
 
-    def live_bytes(self, order: Sequence[Node]) -> dict[Node, int]:
+    def inevitable_bytes(self, node: Node) -> int:
+        """Return the bytes that are alive while `node` runs in whatever order.
+
+        Those are its own and those that are computed for it and needed for what follows from it.
+        """
+        before = _reached(node, lambda n: n.all_input_nodes)
+        after = _reached(node, lambda n: n.users)
+        needed = {root for n in after for source in n.all_input_nodes for root in self.held[source]}
+        needed |= self.held[node]
+        return sum(self.sizes[root] for root in needed & before if root.op == "call_function")
+
+    def live_bytes(self, order: Sequence[Node] | None = None) -> dict[Node, int]:
         """Return, for every node that computes, the bytes alive while it runs; see `live_bytes`."""
+        order = self.nodes if order is None else order
         last = self._lifetimes(order)
         dying: dict[Node, int] = defaultdict(int)
         for root, node in last.items():
@@ -98,7 +126,7 @@ class Memory:
 
         None for what outlives the step: results, and gradients that are not cleared.
         """
-        memories = self.held_by(order)
+        memories = self.held if order is self.nodes else self.held_by(order)
         last: dict[Node, Node | None] = {}
         grads: dict[str, frozenset[Node]] = {}
         for node in order:
@@ -113,6 +141,16 @@ class Memory:
                 stays = [memories[used] for used in node.all_input_nodes]
                 last.update(dict.fromkeys(frozenset().union(*stays, *grads.values())))
         return {root: node for root, node in last.items() if root.op == "call_function"}
+
+
+def _reached(node: Node, neighbours: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """Return `node` and what its neighbours lead to."""
+    found, todo = {node}, [node]
+    while todo:
+        new = set(neighbours(todo.pop())) - found
+        found |= new
+        todo += new
+    return found
 
 
 def _allocates(node: Node) -> int:

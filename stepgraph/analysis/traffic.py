@@ -28,12 +28,17 @@ def size_of(value: Any) -> int:
     return math.prod(map(hint_of, counted)) * value.element_size()
 
 
-def sizes_of(nodes: Iterable[Node]) -> int:
-    """Return the bytes of the values of all `nodes`."""
-    return sum(size_of(node.meta.get("val")) for node in nodes)
+def sizes_of(nodes: Iterable[Node], known: Mapping[Node, int] | None = None) -> int:
+    """Return the bytes of the values of all `nodes`, of those that are `known` without looking."""
+    sizes = known or {}
+    return sum(sizes.get(node) or size_of(node.meta.get("val")) for node in nodes)
 
 
-def bytes_of(node: Node, storages: Mapping[Node, frozenset[Node]]) -> int | None:
+def bytes_of(
+    node: Node,
+    storages: Mapping[Node, frozenset[Node]],
+    known: Mapping[Node, int] | None = None,
+) -> int | None:
     """Return the bytes that one node reads and writes; None if that is not known.
 
     Every operator counts the elements it is given and those it makes or writes, once each;
@@ -43,6 +48,7 @@ def bytes_of(node: Node, storages: Mapping[Node, frozenset[Node]]) -> int | None
     Args:
         node: A node of a flat graph, with a fake tensor in `meta["val"]`.
         storages: The storages of every node, from `all_storages`.
+        known: The sizes of values that have been computed before.
     """
     name = marker_name(node)
     if name is not None:
@@ -54,8 +60,8 @@ def bytes_of(node: Node, storages: Mapping[Node, frozenset[Node]]) -> int | None
     written = written_arguments(node)
     if not written and node not in storages[node]:
         return 0  # a view
-    made = 0 if written else size_of(node.meta.get("val"))
-    return sizes_of(node.all_input_nodes) + sizes_of(written) + made
+    made = () if written else (node,)
+    return sizes_of((*node.all_input_nodes, *written, *made), known)
 
 
 def _of_effect(node: Node, name: str) -> int | None:

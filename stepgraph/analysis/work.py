@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from stepgraph.analysis.flops import flops
-from stepgraph.analysis.memory import Memory
+from stepgraph.analysis.memory import memory_of
 from stepgraph.analysis.traffic import MOVE_NOTHING, bytes_of
 from stepgraph.ir import StepGraph, marker_name
 from stepgraph.ir.effects import is_glue
@@ -35,13 +35,13 @@ class Work:
 
 def work(step: StepGraph) -> Work:
     """Return the work of a step, whose nodes carry fake tensors in `meta["val"]`."""
-    flat, storages = step.flat(), step.storages()
+    flat, memory, storages = step.flat(), memory_of(step), step.storages()
     launched = [node for node in flat.graph.nodes if launches(node)]
     return Work(
         launches=len(launched),
-        bytes=sum(bytes_of(node, storages) or 0 for node in launched),
+        bytes=sum(bytes_of(node, storages, memory.sizes) or 0 for node in launched),
         flops=flops(flat),
-        peak_bytes=Memory(flat.graph, storages).peak_bytes(list(flat.graph.nodes)),
+        peak_bytes=memory.peak.bytes if memory.peak else 0,
     )
 
 

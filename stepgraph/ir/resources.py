@@ -25,6 +25,7 @@ from stepgraph.ir.effects import (
     written_arguments,
 )
 from stepgraph.ir.kind import argument, marker_name
+from stepgraph.ir.schema import schema_of
 from stepgraph.ir.signature import Slot
 
 OPAQUE = "opaque"
@@ -35,6 +36,9 @@ UPDATES = ("step", "step_part", "clipped_step")
 
 AMBIENT = ("state:", "hyper:", "scale:", "found_inf:", "flag:", "rng", "log", OPAQUE)
 """What exists before the step begins although it is no placeholder."""
+
+
+_NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ class _Naming:
     def access(self, node: Node) -> Access:
         """Return what `node` reads and writes; to be asked once a node, in program order."""
         reads = self._of(_read(node))
+        schema = schema_of(node.target)
+        if schema is not None and schema.only_computes and node not in self.names:
+            return Access(reads)
         writes = self._of(written_arguments(node))
         if node.op != "placeholder" and node in self.names and node in self.storages[node]:
             writes |= {name for name in self.names[node] if name.startswith("value:")}
@@ -107,8 +114,8 @@ class _Naming:
         return Access(reads, writes) | _of_marker(node)
 
     def _of(self, arguments: tuple[Node, ...]) -> frozenset[str]:
-        roots = (root for node in arguments for root in self.storages[node])
-        return frozenset().union(*(self.names[root] for root in roots if root in self.names))
+        roots = [root for node in arguments for root in self.storages[node] if root in self.names]
+        return frozenset().union(*map(self.names.__getitem__, roots)) if roots else _NOTHING
 
     def _store_gradient(self, node: Node) -> None:
         if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:

@@ -100,6 +100,7 @@ class Schema:
         is_glue: Whether it computes nothing: a view, a size.
         is_plain: Whether it returns one tensor or number of its own and does nothing else. Most
             operators are, and need no closer look.
+        only_computes: Whether it is plain, draws no random numbers and is no marker.
     """
 
     operator: torch._ops.OpOverload
@@ -117,6 +118,7 @@ class Schema:
     may_copy: bool
     is_glue: bool
     is_plain: bool
+    only_computes: bool
 
 
 _known: dict[int, Schema] = {}
@@ -142,22 +144,25 @@ def _read(operator: torch._ops.OpOverload) -> Schema:
     statistics = _RUNNING_STATISTICS.get(name)
     shares = writes or has_aliases or is_hidden_view or may_copy
     returns_one = len(returns) == 1 and not returns[0].type.startswith("List")
+    is_plain = returns_one and not shares and statistics is None
+    marker, draws = MARKERS.get(operator), torch.Tag.nondeterministic_seeded in operator.tags
     return Schema(
         operator=operator,
         name=name,
-        marker=MARKERS.get(operator),
+        marker=marker,
         arguments=arguments,
         returns=returns,
         positions={argument.name: i for i, argument in enumerate(arguments)},
         writes=writes,
         overwrites=name in _OVERWRITES,
         statistics=statistics,
-        draws=torch.Tag.nondeterministic_seeded in operator.tags,
+        draws=draws,
         has_aliases=has_aliases,
         is_hidden_view=is_hidden_view,
         may_copy=may_copy,
         is_glue=not writes and statistics is None and _is_glue(name, returns),
-        is_plain=returns_one and not shares and statistics is None,
+        is_plain=is_plain,
+        only_computes=is_plain and marker is None and not draws,
     )
 
 

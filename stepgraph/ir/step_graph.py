@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import networkx as nx
 from torch.fx import GraphModule, Node
@@ -31,6 +31,8 @@ _EDITED = tuple(
 """Metadata that views are built from."""
 
 _SAID = "stepgraph.said"
+
+View = TypeVar("View")
 
 
 class StepGraph:
@@ -101,7 +103,7 @@ class StepGraph:
 
         It is built once and again after any edit of the FX graph.
         """
-        view: nx.DiGraph[Node] = self._view(
+        view: nx.DiGraph[Node] = self._keep(
             "dependencies",
             (self.graph_module, self.version()),
             lambda: dependency_graph(self),
@@ -146,20 +148,24 @@ class StepGraph:
     def accesses(self) -> dict[Node, Access]:
         """Return what every node of the flat graph reads and writes; a view, too."""
         flat = self.flat()
-        view: dict[Node, Access] = self._view(
-            "accesses", flat, lambda: accesses(flat.graph, self.storages())
-        )
-        return view
+        return self.view("accesses", lambda: accesses(flat.graph, self.storages()))
 
     def storages(self) -> dict[Node, frozenset[Node]]:
         """Return the storages of every node of the flat graph; a view, too."""
         flat = self.flat()
-        view: dict[Node, frozenset[Node]] = self._view(
-            "storages", flat, lambda: all_storages(flat.graph)
-        )
-        return view
+        return self.view("storages", lambda: all_storages(flat.graph))
 
-    def _view(self, name: str, of: object, build: Callable[[], Any]) -> Any:
+    def view(self, name: str, build: Callable[[], View]) -> View:
+        """Return what `build` finds in the flat graph; it is found once, and again after edits.
+
+        Args:
+            name: Tells what it is: one for each `build`.
+            build: An analysis of `flat()`.
+        """
+        found: View = self._keep(name, self.flat(), build)
+        return found
+
+    def _keep(self, name: str, of: object, build: Callable[[], Any]) -> Any:
         known, view = self._views.get(name, (None, None))
         if known != of:
             view = build()

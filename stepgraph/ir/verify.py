@@ -151,6 +151,8 @@ def _check_effects(found: Meaning, expected: Meaning) -> None:
 def _effects(deeds: list[_Deed]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield what the user can see a step do: the operator, and the resources it writes."""
     for deed in deeds:
+        if not deed.access.writes and marker_name(deed.node) is None:
+            continue
         written = tuple(sorted(r for r in deed.access.writes if not r.startswith("value:")))
         if written or (marker_kind(deed.node) is not None and deed.node.is_impure()):
             yield deed.what, written
@@ -167,14 +169,15 @@ def _scaled(node: Node, access: Access) -> list[str]:
 def _check_order(found: Meaning, captured: Meaning) -> None:
     """Check that whatever both graphs do reads what the same writer left."""
     was, now = captured.read_from, found.read_from
-    for (name, resource), writer in now.items():
-        expected = was.get((name, resource), writer)
-        if writer != expected and (name, resource) in was:
-            raise VerifyError(
-                f"{name} reads {resource} as {_after(writer)} left it",
-                found=f"the captured program reads what {_after(expected)} left",
-                why="a node was moved across one that it depends on",
-            )
+    wrong = [read for read, writer in now.items() if was.get(read, writer) != writer]
+    if wrong:
+        first = min(read for read in wrong if read[0] == wrong[0][0])
+        name, resource = first
+        raise VerifyError(
+            f"{name} reads {resource} as {_after(now[first])} left it",
+            found=f"the captured program reads what {_after(was[first])} left",
+            why="a node was moved across one that it depends on",
+        )
 
 
 def _read_from(deeds: list[_Deed]) -> dict[tuple[str, str], str]:
@@ -182,10 +185,12 @@ def _read_from(deeds: list[_Deed]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     writers: dict[str, str] = {}
     for deed in deeds:
-        is_free = is_glue(deed.node) or deed.node.op == "placeholder"
-        for resource in sorted({*deed.access.reads, *(() if is_free else (OPAQUE,))}):
+        for resource in deed.access.reads:
             found[deed.name, resource] = writers.get(resource, "")
-        writers.update(dict.fromkeys(deed.access.writes, deed.name))
+        if not is_glue(deed.node) and deed.node.op != "placeholder":
+            found[deed.name, OPAQUE] = writers.get(OPAQUE, "")
+        for resource in deed.access.writes:
+            writers[resource] = deed.name
     return found
 
 
@@ -205,6 +210,9 @@ def _deeds(accessed: Mapping[Node, Access]) -> Iterator[_Deed]:
     or one by one is the same.
     """
     for node, access in accessed.items():
+        if not access.writes and marker_name(node) is None:
+            yield _Deed(node.name, "compute", node, access)
+            continue
         for grad in _scaled(node, access):
             scaled = frozenset([grad])
             yield _Deed(f"scale {grad}", "scale", node, Access(scaled, scaled))

@@ -12,7 +12,7 @@ import networkx as nx
 import torch
 from torch.fx import Graph, Node
 
-from stepgraph.analysis import Memory, may_raise
+from stepgraph.analysis import Memory, may_raise, memory_of
 from stepgraph.ir import Access, StepGraph, flat_dependencies, marker_name
 from stepgraph.passes.base import Pass
 
@@ -35,7 +35,7 @@ class OrderForMemory(Pass):
     Legal in any order that the dependencies allow, in which effects, writes to slots, random
     draws, and operators that may raise keep theirs. What gives back more memory comes first; among
     equals, what goes on with the latest values. The program's own order stays unless this one
-    lowers the peak by enough.
+    lowers the peak by enough; where every order has nearly all of the peak, none is tried.
 
     Preserves: every result, bit for bit.
     Cost: O(E + V log V) in the dependency graph of the operators.
@@ -50,14 +50,16 @@ class OrderForMemory(Pass):
 
     def __call__(self, step: StepGraph) -> StepGraph:
         """Return the step in the order with the lowest peak."""
-        graph = step.flat().graph
-        memory = Memory(graph, step.storages())
-        now = memory.peak_bytes(list(graph.nodes))
-        if now <= self.least_bytes:
+        memory = memory_of(step)
+        if memory.peak is None:
+            return step
+        now, node = memory.peak.bytes, memory.peak.node
+        least = max(self.least_bytes, self.least_share * now)
+        if now < least or now - memory.inevitable_bytes(node) < least:
             return step
         order = _ordered(step, memory)
         then = memory.peak_bytes(order)
-        if now - then < max(self.least_bytes, self.least_share * now):
+        if now - then < least:
             return step
         flat = step.take_flat()
         _apply(flat.graph, order)

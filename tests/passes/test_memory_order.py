@@ -8,12 +8,13 @@ from torch.nn import functional
 from harness import Program, assert_captured, draw, draw_labels, same_as_eager
 from ir.drawn import flat_graphs
 from ir.reference import run, same
-from stepgraph.analysis import peak
+from stepgraph.analysis import live_bytes, memory_of, peak
 from stepgraph.ir import Kind, flatten, marker_name, partition
 from stepgraph.ir import build as b
 from stepgraph.ir.build import flat_graph, part, step, store
-from stepgraph.passes import OrderForMemory, Pipeline
+from stepgraph.passes import OrderForMemory, Pipeline, memory_order
 
+ATEN = torch.ops.aten
 ALWAYS = Pipeline((OrderForMemory(least_bytes=1, least_share=0.0),))
 
 
@@ -68,6 +69,52 @@ def test_a_gain_that_is_too_small_leaves_the_order_alone():
     _, (record,) = Pipeline((OrderForMemory(least_bytes=10_000),))(graph_of())
 
     assert not record.acted
+
+
+def one_chain(x, y, w):
+    """A forward whose activations the backward needs, all of them at its start."""
+    with part(Kind.FORWARD):
+        loss = torch.tanh(torch.tanh(x @ w) @ w).sum()
+    with part(Kind.BACKWARD):
+        (first,) = torch.autograd.grad(loss, [w])
+    step([w], [store(w, first)])
+
+
+def test_no_other_order_is_tried_where_every_order_has_the_peak(monkeypatch):
+    tried = []
+
+    def order(step, memory):
+        tried.append(step)
+        return memory.nodes
+
+    monkeypatch.setattr(memory_order, "_ordered", order)
+    chain, two = graph_of(one_chain), graph_of()
+
+    OrderForMemory(least_bytes=500)(chain)
+    OrderForMemory(least_bytes=500)(two)
+
+    assert tried == [two]
+
+
+def test_what_is_computed_before_and_needed_after_a_node_is_inevitable():
+    graph = graph_of(one_chain)
+    first, second = (n for n in graph.flat().graph.nodes if n.target is ATEN.tanh.default)
+
+    # the result of each, which the backward needs, and the product the second is computed from
+    assert memory_of(graph).inevitable_bytes(first) == 2 * 50 * 3 * 4
+    assert memory_of(graph).inevitable_bytes(second) == 3 * 50 * 3 * 4
+
+
+@given(flat_graphs())
+def test_no_order_has_less_than_what_is_inevitable(drawn):
+    step = partition(drawn[0])
+    memory = memory_of(step)
+    bounds = {n.name: memory.inevitable_bytes(n) for n in memory.nodes if n.op == "call_function"}
+
+    ordered, _ = ALWAYS(step)
+
+    for node, n_bytes in live_bytes(ordered.flat().graph).items():
+        assert bounds.get(node.name, 0) <= n_bytes
 
 
 def draws(x, y, w):
