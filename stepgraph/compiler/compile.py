@@ -49,8 +49,8 @@ def compile(
             `stepgraph.Microbatches` lets some of that pass.
         precision: None; `"bf16-mixed"`, autocast to bfloat16; `"16-mixed"`, autocast to float16
             with a loss scale of the step's own. Backward and updates are not autocast.
-            `"bf16-true"`, for a model in bfloat16: floating-point arguments are cast to it. No
-            float32 copies of the weights are kept.
+            `"bf16-true"`, for a model in bfloat16: floating-point arguments are cast to it.
+            Fused updates work on float32 copies of weights and state that the step keeps.
         clip_norm: Clip the norm of each optimizer's gradients right before its `step()`.
         clip_value: Clip the absolute values of the gradients right before `step()`.
         backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles what

@@ -89,6 +89,7 @@ class CompiledStep:
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
         self._window = Window(self._terms)
+        self._masters = self._options.masters()
         self._scope = scope_reader(self._function)
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
@@ -327,8 +328,9 @@ class CompiledStep:
         try:
             self._admit()
             captured = self._capture(args, kwargs, terms)
+            options = self._options
             rewritten = self._attempt(
-                rewrite, captured, self._options.pipeline, self._options.backend
+                rewrite, captured, options.pipeline, options.backend, self._masters
             )
             self._check_dropped(rewritten)
             call = self._attempt(RehearsedCall, rewritten, terms, self._subjects)

@@ -19,7 +19,7 @@ from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variant import Variant
 from stepgraph.compiler.words import describe, sentence, verdict
 from stepgraph.ir import Kind, StepGraph, marker_argument, marker_kind
-from stepgraph.lowering import launched, misfit
+from stepgraph.lowering import FusedUpdate, launched, misfit
 from stepgraph.passes import PassRecord
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _report(variant: Variant) -> VariantReport:
                 fused=(why := _why_not_fused(variant, subject.number)) is None,
                 why=why or "",
                 misfit=misfit(subject.value) or "",
-                note=_note(subject),
+                note=_note(variant, subject),
             )
             for subject in variant.captured.optimizers
             if subject.number in stepped
@@ -265,17 +265,25 @@ def _place(terms: Terms) -> str:
     return f"the calls in the middle of a window of {terms.micro_batches}"
 
 
-def _note(subject: OptimizerSubject) -> str:
+def _note(variant: Variant, subject: OptimizerSubject) -> str:
     """Return what there is to say about the parameters of an optimizer."""
-    low = {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}
-    return "no float32 master weights: updates round to the type of the parameters" if low else ""
+    if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
+        return ""
+    update = _update(variant, subject.number)
+    if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
+        return "float32 master weights and state"
+    return "no float32 master weights: updates round to the type of the parameters"
 
 
 def _why_not_fused(variant: Variant, number: int) -> str | None:
-    update = variant.rewritten.lowered.updates.get(
-        number, "the eager backend runs the optimizer's own step()"
-    )
+    update = _update(variant, number)
     return update if isinstance(update, str) else update.why_not()
+
+
+def _update(variant: Variant, number: int) -> FusedUpdate | str:
+    """Return what updates in the place of an optimizer's own `step()`, or why nothing does."""
+    updates = variant.rewritten.lowered.updates
+    return updates.get(number, "the eager backend runs the optimizer's own step()")
 
 
 def _regions(variant: Variant) -> tuple[RegionReport, ...]:

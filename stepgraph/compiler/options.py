@@ -11,6 +11,7 @@ from torch.amp import GradScaler
 
 from stepgraph.capture import Microbatches, Terms
 from stepgraph.errors import ConfigurationError
+from stepgraph.lowering import Masters
 from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, FuseTail, Pipeline
 
 
@@ -74,6 +75,10 @@ class Options:
             scaler=_scaler() if self.precision == "16-mixed" else None,
             split=self.split,
         )
+
+    def masters(self) -> Masters | None:
+        """Return what keeps the float32 copies of weights and state, if fused updates should."""
+        return Masters() if self.precision == "bf16-true" else None
 
     def pipeline(self) -> Pipeline:
         """Return the passes to run."""

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from stepgraph.capture import Captured
 from stepgraph.ir import Role, Slot, StepGraph, partition
-from stepgraph.lowering import Lowered, compile_region, lower
+from stepgraph.lowering import Lowered, Masters, compile_region, lower
 from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradients
 
 
@@ -55,8 +55,19 @@ class Rewritten:
         return [f"{s.name}.grad" if s.role is Role.GRAD else s.name for s in self.slots]
 
 
-def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) -> Rewritten:
+def rewrite(
+    captured: Captured,
+    pipeline: Callable[[], Pipeline],
+    backend: str,
+    masters: Masters | None = None,
+) -> Rewritten:
     """Cut a captured step into typed nodes, run the passes over them and lower the result.
+
+    Args:
+        captured: What the trace gave.
+        pipeline: Makes the passes to run.
+        backend: `"inductor"`, or another name for eager replay.
+        masters: Float32 copies for fused updates to work on, if they should have some.
 
     Raises:
         VerifyError: A pass left a step graph that does not verify.
@@ -71,13 +82,15 @@ def rewrite(captured: Captured, pipeline: Callable[[], Pipeline], backend: str) 
         records=records,
         dropped=dropped_gradients(flat.graph),
         clears=cleared_first(graph),
-        lowered=_lowered(captured, flat, backend),
+        lowered=_lowered(captured, flat, backend, masters),
         backend="inductor" if backend == "inductor" else "eager",
     )
 
 
-def _lowered(captured: Captured, flat: GraphModule, backend: str) -> Lowered:
+def _lowered(
+    captured: Captured, flat: GraphModule, backend: str, masters: Masters | None
+) -> Lowered:
     if backend != "inductor":
         return Lowered(flat)
     optimizers = {subject.number: subject.value for subject in captured.optimizers}
-    return lower(flat, compile_region, optimizers)
+    return lower(flat, compile_region, optimizers, masters)

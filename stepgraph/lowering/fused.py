@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -21,6 +21,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.masters import Masters
 from stepgraph.runtime import PartOfStep
 from stepgraph.runtime.effects import run_step
 
@@ -41,31 +42,49 @@ class Launch:
         tensors: The lists: parameters, gradients, then state. Parameters and state are written.
         steps: The step counters, advanced before the kernel runs; the last list, or empty.
         options: Hyper-parameters as they are now.
+        masters: Float32 copies to work on, or None to work on the tensors themselves.
     """
 
     kernel: Callable[..., Any]
     tensors: tuple[list[Tensor], ...]
     steps: list[Tensor]
     options: dict[str, Any]
+    masters: Masters | None = None
 
     def run(self, factor: Tensor | None) -> None:
         """Advance the counters and update, from gradients multiplied by `factor`."""
-        options = self.options
-        if factor is not None and factor.dtype is torch.float32:
+        if self.masters is not None:
+            self._run_on_masters(self.masters, factor)
+        elif factor is not None and factor.dtype is torch.float32:
             # kernels divide by a float32, and store what they have divided
-            options = {**options, "grad_scale": factor.reciprocal()}
-        elif factor is not None:
+            self._call(self.tensors, {**self.options, "grad_scale": factor.reciprocal()})
+        else:
+            self._scale(factor)
+            self._call(self.tensors, self.options)
+
+    def _run_on_masters(self, masters: Masters, factor: Tensor | None) -> None:
+        params, grads, *states = self.tensors
+        self._scale(factor)
+        wide = [masters.of(params), [g.float() for g in grads], *map(masters.of, states)]
+        self._call(wide, self.options)
+        masters.round_into([*params, *chain(*states)], [*wide[0], *chain(*wide[2:])])
+
+    def _scale(self, factor: Tensor | None) -> None:
+        if factor is not None:
             torch._foreach_mul_(self.tensors[1], factor)
+
+    def _call(self, tensors: Sequence[list[Tensor]], options: dict[str, Any]) -> None:
         if self.steps:
             torch._foreach_add_(self.steps, 1)
-            self.kernel(*self.tensors, self.steps, **options)
+            self.kernel(*tensors, self.steps, **options)
         else:
-            self.kernel(*self.tensors, **options)
+            self.kernel(*tensors, **options)
 
     def copied(self) -> Launch:
-        """Return the same call on copies."""
+        """Return the same call on copies, with masters of their own."""
         tensors = tuple([t.detach().clone() for t in several] for several in self.tensors)
-        return Launch(self.kernel, tensors, [t.clone() for t in self.steps], self.options)
+        masters = None if self.masters is None else Masters()
+        return Launch(self.kernel, tensors, [t.clone() for t in self.steps], self.options, masters)
 
     def written(self) -> Iterable[Tensor]:
         """Return what it writes: gradients, too, where they are clipped."""
@@ -80,13 +99,22 @@ class FusedUpdate:
 
     Args:
         optimizer: An optimizer for which `misfit` returned None.
+        masters: Float32 copies, where the parameters should have some.
+        part: The part of a `step()` to stand for, or None for all of it.
 
     Attributes:
         refusal: Why the latest update was not fused, or None.
+        masters: As given.
     """
 
-    def __init__(self, optimizer: Optimizer, part: PartOfStep | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        masters: Masters | None = None,
+        part: PartOfStep | None = None,
+    ) -> None:
         self.refusal: str | None = None
+        self.masters = masters
         self._optimizer, self._part = optimizer, part
         self._own: Callable[[], None] = part or partial(run_step, optimizer)
         self._counts = part is None or part.last
@@ -129,7 +157,7 @@ class FusedUpdate:
         key = tuple(places), last
         if key not in self._parts:
             own = PartOfStep(self._optimizer, places, last=last)
-            self._parts[key] = FusedUpdate(self._optimizer, own)
+            self._parts[key] = FusedUpdate(self._optimizer, self.masters, own)
         return self._parts[key]
 
     def why_not(self) -> str | None:
@@ -204,12 +232,12 @@ class FusedUpdate:
         for tensors in launch.tensors:
             if not all(map(Tensor.is_contiguous, tensors)) and not _same_layout(params, tensors):
                 raise _DoesNotFit("parameters, gradients and state are laid out differently")
-        return launch
+        return launch if self.masters is None else replace(launch, masters=self.masters)
 
 
-def fused_update(optimizer: Optimizer) -> FusedUpdate | str:
-    """Return a fused update for an optimizer, or why there is none."""
-    return misfit(optimizer) or FusedUpdate(optimizer)
+def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:
+    """Return a fused update for an optimizer, with float32 `masters` if given, or why not."""
+    return misfit(optimizer) or FusedUpdate(optimizer, masters)
 
 
 def misfit(optimizer: Optimizer) -> str | None:

@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
 from stepgraph.lowering.fused import FusedUpdate, fused_update
+from stepgraph.lowering.masters import Masters
 from stepgraph.lowering.region import Region, Unsupported
 from stepgraph.lowering.select import Run, select
 from stepgraph.torch_private import graph_module
@@ -50,7 +51,10 @@ class Lowered:
 
 
 def lower(
-    flat: GraphModule, compile_region: Compile, optimizers: Mapping[int, Any] | None = None
+    flat: GraphModule,
+    compile_region: Compile,
+    optimizers: Mapping[int, Any] | None = None,
+    masters: Masters | None = None,
 ) -> Lowered:
     """Return `flat` with every run that `compile_region` accepts as one call.
 
@@ -58,13 +62,14 @@ def lower(
         flat: A flat step graph. Unchanged.
         compile_region: Called with a graph of ATen operators, `first_grad` and `add_grad_`.
         optimizers: The optimizers that it steps, by number.
+        masters: Float32 copies for what they update, if it should have some.
     """
     lowerer = _Lowerer(flat, compile_region)
     for item in select(flat.graph):
         lowerer.add(item)
     module = graph_module(flat, lowerer.graph)
     module.meta.update(flat.meta)
-    updates = {number: fused_update(owner) for number, owner in (optimizers or {}).items()}
+    updates = {n: fused_update(owner, masters) for n, owner in (optimizers or {}).items()}
     return Lowered(module, tuple(lowerer.regions), tuple(lowerer.refused), updates)
 
 

@@ -42,13 +42,37 @@ def test_a_step_in_bfloat16_is_the_plain_step_on_a_cast_batch():
     assert all(map(torch.equal, world.net.parameters(), plain.net.parameters()))
 
 
-def test_the_explanation_says_that_there_are_no_master_weights():
+def test_the_explanation_of_the_eager_backend_says_that_there_are_no_master_weights():
     world = World()
     compiled = stepgraph.compile(world.step, precision="bf16-true")
     for index in range(3):
         compiled(*batch(index))
 
     assert "no float32 master weights" in str(compiled.explain())
+
+
+@pytest.mark.slow
+def test_fused_updates_keep_float32_masters_for_all_variants_of_a_step():
+    def train(dtype):
+        world = World(dtype)
+        world.optimizer.param_groups[0]["lr"] = 1e-3
+        options = {"precision": "bf16-true"} if dtype is torch.bfloat16 else {}
+        compiled = stepgraph.compile(
+            world.step, backend="inductor", accumulate=2, on_fallback="error", **options
+        )
+        for index in range(160):
+            compiled(*batch(index % 4 + (index // 80)))
+        return world, compiled
+
+    (exact, _), (world, compiled) = train(torch.float32), train(torch.bfloat16)
+    begun = World()
+
+    assert "AdamW" in str(compiled.explain())
+    assert "; float32 master weights and state" in str(compiled.explain())
+    sets = (w.net.parameters() for w in (exact, world, begun))
+    for wanted, found, start in zip(*sets, strict=True):
+        moved = (wanted - start.float()).norm()
+        assert (wanted - found.float()).norm() < 0.2 * moved
 
 
 def test_a_model_in_another_precision_is_refused_before_anything_runs():

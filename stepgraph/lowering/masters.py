@@ -1,0 +1,56 @@
+"""Float32 copies of low-precision weights and optimizer state, kept from update to update.
+
+In bfloat16 an update that is less than a 256th of its weight rounds away, and an average with
+`beta = 0.999` stands still. So the update works on float32 copies, and the optimizer's own tensors
+hold what these round to: the optimizer, its `state_dict()` and the model never see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class Masters:
+    """The float32 copies behind the parameters and the state of optimizers, by tensor.
+
+    A copy counts as long as nobody else has written its tensor: after a `load_state_dict()`, or
+    an update that ran elsewhere, it is made anew from what is there. The copies end with their
+    tensors.
+
+    Example:
+        >>> masters, weight = Masters(), torch.ones(1, dtype=torch.bfloat16)
+        >>> masters.round_into([weight], [torch.tensor([1.001])])
+        >>> weight, masters.of([weight])
+        (tensor([1.], dtype=torch.bfloat16), [tensor([1.0010])])
+    """
+
+    def __init__(self) -> None:
+        self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def of(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return the float32 copy of each tensor, not to be written by anybody but an update.
+
+        Args:
+            tensors: In bfloat16 or another floating-point type; a float32 one stands for itself.
+        """
+        return [t if t.dtype is torch.float32 else self._of(t) for t in tensors]
+
+    def round_into(self, tensors: Sequence[Tensor], masters: Sequence[Tensor]) -> None:
+        """Round float32 copies into their tensors, which are written, and keep them."""
+        low = [(t, m) for t, m in zip(tensors, masters, strict=True) if t is not m]
+        if not low:
+            return
+        torch._foreach_copy_([t for t, _ in low], [m for _, m in low])
+        for tensor, master in low:
+            self._kept[tensor] = master, tensor._version
+
+    def _of(self, tensor: Tensor) -> Tensor:
+        master, version = self._kept.get(tensor, (None, -1))
+        # a write through `.data` has no version: it shows in the values
+        if version == tensor._version and torch.equal(master.to(tensor.dtype), tensor):
+            return master
+        return tensor.detach().float()
