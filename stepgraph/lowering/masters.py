@@ -49,8 +49,10 @@ class Masters:
             self._kept[tensor] = master, tensor._version
 
     def _of(self, tensor: Tensor) -> Tensor:
-        master, version = self._kept.get(tensor, (None, -1))
-        # a write through `.data` has no version: it shows in the values
-        if version == tensor._version and torch.equal(master.to(tensor.dtype), tensor):
-            return master
+        kept: tuple[Tensor, int] | None = self._kept.get(tensor)
+        if kept is not None:
+            master, version = kept
+            # a write through `.data` has no version: it shows in the values
+            if version == tensor._version and torch.equal(master.to(tensor.dtype), tensor):
+                return master
         return tensor.detach().float()

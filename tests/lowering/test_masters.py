@@ -78,6 +78,23 @@ def test_updates_add_up_as_in_float32(make, factor):
         assert value.dtype is (torch.float32 if name == "step" else LOW)
 
 
+def test_parts_of_an_update_share_the_masters():
+    weight = Weight(OPTIMIZERS[0])
+    weight.step(0)
+    whole = weight.update
+    weight.update = whole.part([0], last=True)
+    for index in range(1, 20):
+        weight.step(index)
+    (part_master,) = weight.masters.of([weight.param])
+    weight.update = whole
+    for index in range(20, 22):  # the first of them is the trial of the whole update
+        weight.step(index)
+
+    assert part_master.dtype is torch.float32
+    assert not torch.equal(part_master, part_master.to(LOW).float())
+    assert weight.update.why_not() is None
+
+
 def test_without_masters_the_same_updates_round_away():
     make = OPTIMIZERS[3]
     weight, plain = Weight(make), Weight(make)
