@@ -14,30 +14,25 @@ import torch
 
 from stepgraph import config
 from stepgraph.capture import (
-    Captured,
     Refusal,
     Subjects,
     Terms,
-    capture,
     check_batch,
     entry_reason,
     looped,
     on_terms,
-    refusal_of,
-    scalars_in,
     scope_reader,
-    self_test,
-    varied_number,
 )
 from stepgraph.compiler import views
+from stepgraph.compiler.capturing import Capturing
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explanation import Explanation, explain
-from stepgraph.compiler.fallbacks import Fallbacks
-from stepgraph.compiler.flush import flush
+from stepgraph.compiler.fallbacks import Fallbacks, no_meaning
+from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.rehearsed import RehearsedCall
-from stepgraph.compiler.rewritten import Rewritten, rewrite
+from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.compiler.variant import Variant, build
 from stepgraph.compiler.window import Window
 from stepgraph.errors import (
@@ -84,20 +79,17 @@ class CompiledStep:
 
     def _start_over(self) -> None:
         self._variants: list[Variant] = []
-        self._subjects = Subjects()
+        self._capturing = Capturing(self._options)
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
         self._window = Window(self._terms)
-        self._masters = self._options.masters()
         self._scope = scope_reader(self._function)
-        self._scalars: dict[str, Any] = {}
-        self._dynamic: dict[str, None] = {}
-        self._calls = self._replays = self._captures = self._failures = 0
+        self._calls = self._replays = 0
         self._dropped: frozenset[str] = frozenset()  # gradients that the latest call left out
         self._observed: list[Any] = []  # guards of paths whose subjects are known
         self._first_call_ms: float | None = None
-        self._release = weakref.finalize(self, _release, self._subjects, self._variants)
+        self._release = weakref.finalize(self, _release, self._capturing.subjects, self._variants)
 
     def __get__(self, instance: Any, owner: type | None = None) -> CompiledStep:
         if instance is None:
@@ -175,7 +167,7 @@ class CompiledStep:
         return explain(
             name=self._function.__qualname__,
             variants=self._variants,
-            captures=self._captures,
+            captures=self._capturing.done,
             replays=self._replays,
             calls=self._calls,
             fallbacks=self._fallbacks,
@@ -232,9 +224,9 @@ class CompiledStep:
         terms, (args, kwargs) = self._window.last_terms, self._window.latest
         with terms.casting():
             try:
-                captured = self._capture(self._bound(args), kwargs, terms)
+                captured = self._capturing.capture(self._function, self._bound(args), kwargs, terms)
             except Refusal as refusal:
-                raise self._no_flush(refusal) from refusal
+                raise no_flush(self._function.__qualname__, refusal) from refusal
             flush(captured, factor=terms.micro_batches / self._window.index)
         if terms.scaler is not None:
             terms.scaler.update()
@@ -298,23 +290,13 @@ class CompiledStep:
             return self._eagerly(args, kwargs, terms)
         if refused is not None:
             return self._fall_back(Refusal(refused), args, kwargs, terms)
-        self._note_what_varies(args, kwargs)
+        scope = self._scope(args, kwargs)
+        self._capturing.note_what_varies(self._function, args, kwargs, self._variants, scope)
         if self._first_call_ms is None:
             return self._first_call(args, kwargs, terms)
         if self._loops:
             return self._call_with_closures(args, kwargs)
         return self._capture_and_call(args, kwargs, terms)
-
-    def _note_what_varies(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Let numbers that vary between calls become symbolic: arguments, attributes, globals."""
-        for name, value in scalars_in(self._function, args, kwargs).items():
-            if self._scalars.setdefault(name, value) != value:
-                self._dynamic[name] = None
-        scope = self._scope(args, kwargs) or {}
-        for variant in self._variants if scope else ():
-            varied = varied_number(variant.captured.guards, scope)
-            if varied is not None:
-                self._dynamic[varied] = None
 
     def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         """Run eagerly: optimizers and scalers make their state themselves."""
@@ -324,31 +306,28 @@ class CompiledStep:
         return result
 
     def _capture_and_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
-        started = time.perf_counter()
+        started, capturing = time.perf_counter(), self._capturing
         try:
             self._admit()
-            captured = self._capture(args, kwargs, terms)
-            options = self._options
-            rewritten = self._attempt(
-                rewrite, captured, options.pipeline, options.backend, self._masters
-            )
+            captured = capturing.capture(self._function, args, kwargs, terms)
+            rewritten = capturing.rewrite(captured)
             self._check_dropped(rewritten)
-            call = self._attempt(RehearsedCall, rewritten, terms, self._subjects)
+            call = capturing.rehearsed(rewritten, terms)
         except Refusal as refusal:
             if refusal.keeps_own_loop and terms.plain:
-                self._loops = self._subjects.with_own_loop()
+                self._loops = capturing.subjects.with_own_loop()
                 return self._call_with_closures(args, kwargs)
             return self._fall_back(refusal, args, kwargs, terms)
         result = call(self._function, args, kwargs)
         self._dropped = frozenset()
         if call.refusal is not None:
-            self._failures += 1
+            capturing.failures += 1
             self._fallbacks.note(call.refusal)
         elif call.difference is not None:
-            self._failures += 1
+            capturing.failures += 1
             self._fallbacks.mismatch(call.difference)
         else:
-            self._captures += 1
+            capturing.done += 1
             self._variants.append(build(rewritten, self._function, terms, started))
         return result
 
@@ -379,40 +358,18 @@ class CompiledStep:
         scope = self._scope(args, kwargs)
         if scope is None or not any(guards.check(scope) for guards in self._observed):
             try:
-                captured = self._capture(args, kwargs, terms)
+                captured = self._capturing.capture(self._function, args, kwargs, terms)
             except Refusal as refusal:
-                raise self._no_meaning(refusal) from refusal
+                raise no_meaning(self._function.__qualname__, refusal) from refusal
             captured.around.release()
             self._observed.append(captured.guards)
-        with on_terms(terms, self._subjects):
+        with on_terms(terms, self._capturing.subjects):
             return self._function(*args, **kwargs)
-
-    def _no_flush(self, refusal: Refusal) -> ConfigurationError:
-        return ConfigurationError(
-            f"the window of {self._function.__qualname__} cannot be flushed",
-            at=refusal.at,
-            found=refusal.reason,
-            why="what waits for the last call is found by tracing the latest one again",
-            hint="call the step once in this process before, or come to the end of the window",
-        )
-
-    def _no_meaning(self, refusal: Refusal) -> ConfigurationError:
-        return ConfigurationError(
-            f"the options of {self._function.__qualname__} cannot be honoured",
-            at=refusal.at,
-            found=refusal.reason,
-            why="without a capture it is not known what they are about",
-            hint=refusal.hint or "write in the step what the options say",
-        )
 
     def _admit(self) -> None:
         """Refuse further captures once enough have been made, or have failed."""
+        self._capturing.admit(self._fallbacks.latest)
         limits = config.current()
-        if not self_test().passed:
-            raise Refusal(f"this torch is not supported: {self_test().reason}")
-        latest = self._fallbacks.latest
-        if latest is not None and self._failures >= limits.max_capture_failures:
-            raise latest
         if len(self._variants) < limits.max_variants:
             return
         if self._options.on_fallback == "error":
@@ -423,29 +380,6 @@ class CompiledStep:
                 "STEPGRAPH_MAX_VARIANTS raises the limit",
             )
         raise Refusal(f"no variant for these inputs, and {limits.max_variants} exist already")
-
-    def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Captured:
-        captured: Captured = self._attempt(
-            lambda: capture(
-                self._function,
-                args,
-                kwargs,
-                subjects=self._subjects,
-                terms=terms,
-                dynamic=list(self._dynamic),
-            )
-        )
-        return captured
-
-    def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Do part of a capture; whatever fails there is a refusal, and counted."""
-        try:
-            return work(*args)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # the capture boundary: the eager call shows its own error
-            self._failures += 1
-            raise refusal_of(error) from error
 
     def _call_with_closures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run eagerly, with the closures of LBFGS and its like compiled."""
@@ -470,7 +404,7 @@ class CompiledStep:
         inputs = variant.inputs(self._function, args, kwargs)
         captured = dataclasses.replace(variant.captured, inputs=inputs)
         rewritten = dataclasses.replace(variant.rewritten, captured=captured)
-        call = RehearsedCall(rewritten, variant.terms, self._subjects)
+        call = RehearsedCall(rewritten, variant.terms, self._capturing.subjects)
         result = call(self._function, args, kwargs)
         self._dropped = frozenset()  # the user's Python ran last
         variant.program.calls += 1

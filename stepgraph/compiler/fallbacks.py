@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 
 from stepgraph.capture import Refusal
-from stepgraph.errors import CaptureError, VerificationError
+from stepgraph.errors import CaptureError, ConfigurationError, VerificationError
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
@@ -81,3 +81,14 @@ def _level_of_the_caller() -> int:
 
 def _is_ours(file: str) -> bool:
     return file.startswith((_PACKAGE, contextlib.__file__))
+
+
+def no_meaning(step: str, refusal: Refusal) -> ConfigurationError:
+    """Return the error of options without a capture that says what they are about."""
+    return ConfigurationError(
+        f"the options of {step} cannot be honoured",
+        at=refusal.at,
+        found=refusal.reason,
+        why="without a capture it is not known what they are about",
+        hint=refusal.hint or "write in the step what the options say",
+    )

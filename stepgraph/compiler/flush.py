@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stepgraph.capture import Captured
+from stepgraph.capture import Captured, Refusal
+from stepgraph.errors import ConfigurationError
 from stepgraph.ir import partition
 from stepgraph.lowering import emit
 from stepgraph.passes import Pipeline, UpdateFromShortWindow
@@ -23,3 +24,14 @@ def flush(captured: Captured, *, factor: float) -> None:
     graph, _ = Pipeline((UpdateFromShortWindow(factor),))(partition(captured.flat))
     emitted = emit(graph.flat(), captured.subjects)
     Program(emitted.function, autocast_devices=autocast_devices())(*captured.inputs)
+
+
+def no_flush(step: str, refusal: Refusal) -> ConfigurationError:
+    """Return the error of a window that cannot be flushed, for want of a capture."""
+    return ConfigurationError(
+        f"the window of {step} cannot be flushed",
+        at=refusal.at,
+        found=refusal.reason,
+        why="what waits for the last call is found by tracing the latest one again",
+        hint="call the step once in this process before, or come to the end of the window",
+    )
