@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from stepgraph import torch_private
 from stepgraph.capture import loop, place, traced
-from stepgraph.capture.flatten import flatten, has_symbolic_sizes
+from stepgraph.capture.flatten import flatten, has_symbolic_sizes, user_line
 from stepgraph.capture.holders import holder_of
 from stepgraph.capture.microbatches import Part
 from stepgraph.capture.names import slots
@@ -48,9 +48,10 @@ from stepgraph.capture.unsplit import check_parts
 from stepgraph.capture.window import check_window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
-from stepgraph.torch_private import Around, Traced, TraceHooks, TraceStop
+from stepgraph.torch_private import LIVE_GRAPH, Around, Traced, TraceHooks, TraceStop
 
 _MAX_RESTARTS = 64
+_TRY = {LIVE_GRAPH: "`.detach()` it, or let a backward in the step consume its graph"}
 _LOCK = threading.RLock()
 _FUNCTIONS = (
     (torch, "_is_all_true", traced.is_all_true),
@@ -255,8 +256,9 @@ class _Hooks:
             self.refuse("writes an attribute that an optimizer or schedule may read in the step")
         self.written.append((owner, name))
 
-    def refuse(self, reason: str) -> None:
-        self.stop(Refusal(reason))
+    def refuse(self, reason: str, node: Node | None = None) -> None:
+        """Refuse the step, because of what a node of Dynamo's graph computes if it is known."""
+        self.stop(Refusal(reason, None if node is None else user_line(node), _TRY.get(reason)))
 
     def stop(self, error: TraceStop) -> None:
         self.stopped = error

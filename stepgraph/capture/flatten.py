@@ -17,6 +17,7 @@ from typing_extensions import override
 from stepgraph.capture import loop, traced
 from stepgraph.ir import Kind
 from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.torch_private import LIVE_GRAPH
 
 _CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
 _RESULT_FRAME = re.compile(re.escape(f'"{loop.__file__}"') + r", line \d+, in put_together")
@@ -49,7 +50,7 @@ class Flattener(Interpreter):
         before = graph._root.prev
         result = super().run_node(n)
         kind, phase = self._kind(n), self.phase
-        at, loss = _user_line(n), _loss(n)
+        at, loss = user_line(n), _loss(n)
         _name(mode.tracer, result, n.name)
         is_result = bool(_RESULT_FRAME.search(n.meta.get("stack_trace") or ""))
         node = graph._root.prev
@@ -93,7 +94,7 @@ class Flattener(Interpreter):
         """Check what can be checked only at the end of the step."""
         for value in self.logged:
             if value.requires_grad and not _nodes_of(value) & self.consumed:
-                self.refuse("returns or stores a tensor with a live graph")
+                self.refuse(LIVE_GRAPH)
 
     def _check_grad(self, args: Any, kwargs: Any) -> None:
         """Remember what a backward consumes; refuse one that would miss a leaf."""
@@ -247,7 +248,7 @@ def _loss(node: Node) -> str | None:
     return ", ".join(output.name for output in outputs if isinstance(output, Node)) or None
 
 
-def _user_line(node: Node) -> str | None:
+def user_line(node: Node) -> str | None:
     """Return `file:line` of the innermost user frame that led to `node`.
 
     None for what splits a batch: no line of the user's says that.

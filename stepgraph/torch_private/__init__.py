@@ -7,7 +7,7 @@ torch at hand behaves as expected before anything is captured.
 """
 
 from stepgraph.torch_private.errors import is_unsupported, user_stack
-from stepgraph.torch_private.hooks import TraceHooks, TraceStop
+from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
 from stepgraph.torch_private.lazy import graph_module
 from stepgraph.torch_private.profiler import is_profiling
@@ -23,6 +23,7 @@ from stepgraph.torch_private.tracing import (
 from stepgraph.torch_private.workers import has_live_workers, stop_workers
 
 __all__ = [
+    "LIVE_GRAPH",
     "Around",
     "FakeInputs",
     "TraceHooks",

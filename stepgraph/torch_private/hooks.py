@@ -12,6 +12,10 @@ class TraceStop(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by a hook of ours to end a trace; never leaves the capture floor."""
 
 
+LIVE_GRAPH = "returns or stores a tensor with a live graph"
+"""The reason to refuse a step whose caller could call backward on what it gets."""
+
+
 @dataclass
 class TraceHooks:
     """What the capture floor puts in the place of parts of Dynamo while it traces.
@@ -25,7 +29,8 @@ class TraceHooks:
         functions: Functions of torch that a trace replaces: `(module, name, replacement)`.
         quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
         toggled: Fake tensors whose flag the trace has changed, once for every change.
-        refuse: Called with a reason to refuse the step; raises `TraceStop`.
+        refuse: Called with a reason to refuse the step, and with the node of Dynamo's graph that
+            it is about if there is one; raises `TraceStop`.
         write: Called with a user object and the name of an attribute that is stored to.
     """
 
@@ -33,7 +38,7 @@ class TraceHooks:
     backward: Callable[..., None]
     set_grad: Any
     toggle: Any
-    refuse: Callable[[str], None]
+    refuse: Callable[..., None]
     grow: Callable[[Any, Any, Callable[[Any], Any]], None]
     is_subject: Callable[[Any], bool]
     write: Callable[[Any, str], None]

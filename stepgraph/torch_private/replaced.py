@@ -20,7 +20,7 @@ from torch._dynamo.variables.lists import CommonListMethodsVariable, ListVariabl
 from torch._dynamo.variables.tensor import TensorVariable
 from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 
-from stepgraph.torch_private.hooks import TraceHooks
+from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks
 from stepgraph.torch_private.sources import source_name
 
 _SETATTR = (  # where Dynamo traces an attribute store: a class of its own since torch 2.13
@@ -237,11 +237,12 @@ def _check_outputs(hooks: TraceHooks) -> Callable[..., None]:
         for variable in rv:
             if not isinstance(variable, TensorVariable) or variable.source is not None:
                 continue
-            fake = variable.as_proxy().node.meta.get("example_value")
+            node = variable.as_proxy().node
+            fake = node.meta.get("example_value")
             if not isinstance(fake, torch.Tensor) or not fake.requires_grad:
                 continue
             reachable = collect_reachable_grad_fns([(fake, None)])
             if fake.grad_fn is None or not reachable & consumed:
-                hooks.refuse("returns or stores a tensor with a live graph")
+                hooks.refuse(LIVE_GRAPH, node)
 
     return check

@@ -662,6 +662,25 @@ def test_a_result_with_a_live_graph_can_be_backpropagated_by_the_caller(body):
     assert_falls_back(steps[0], "live graph")
 
 
+def test_of_a_live_graph_the_line_that_made_the_value_is_told():
+    scale = torch.ones((), requires_grad=True)
+    world = World()
+
+    @stepgraph.compile(on_fallback="silent")
+    def step(x, y):
+        loss = world.loss(x, y)
+        world.update(loss)
+        return loss, scale.exp()
+
+    for index in range(2):
+        step(*regression(index))
+
+    (fallback,) = step.explain().fallbacks
+    line = step.__wrapped__.__code__.co_firstlineno + 4
+    assert fallback.at == f"{__file__}:{line}"
+    assert "detach" in fallback.hint
+
+
 def test_a_live_graph_kept_in_a_list_of_the_user_is_not_detached():
     def body(world, x, y):
         loss = world.loss(x, y)
