@@ -35,6 +35,9 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "record_runtime_overhead": False,  # it would measure in every call
 }
 
+_QUIET = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor")
+"""Loggers: a refusal is no error of the user's, and eager shows those that are."""
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _COMPILER_CONFIG: Any = torch.compiler.config  # its `patch` is added at import
@@ -54,7 +57,7 @@ def tracing(hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False) 
         stack.enter_context(dynamo_config.patch(**_known(options)))
         stack.enter_context(_COMPILER_CONFIG.patch(dynamic_sources=",".join(dynamic)))
         stack.enter_context(shield_constants())
-        for name in ("torch._guards", "torch._dynamo"):  # a refusal is no error of the user's
+        for name in _QUIET:
             stack.enter_context(mock.patch.object(logging.getLogger(name), "disabled", True))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the user's warnings belong to the eager call

@@ -1,6 +1,7 @@
 """What cannot be captured runs eagerly, exactly, and says why."""
 
 import itertools
+import logging
 import random
 import warnings
 from collections import Counter
@@ -679,6 +680,20 @@ def test_of_a_live_graph_the_line_that_made_the_value_is_told():
     line = step.__wrapped__.__code__.co_firstlineno + 4
     assert fallback.at == f"{__file__}:{line}"
     assert "detach" in fallback.hint
+
+
+def test_an_error_in_the_step_is_told_by_eager_alone(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    world = World()
+    step = stepgraph.compile(lambda x, y: world.update(world.loss(x, y)), on_fallback="silent")
+    x, y = regression(0)
+    step(x, y)
+    step(x, y)
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        step(x[:, :2], y)
+
+    assert not caplog.records
 
 
 def test_a_live_graph_kept_in_a_list_of_the_user_is_not_detached():
