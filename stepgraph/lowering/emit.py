@@ -206,6 +206,11 @@ class _Emitter:
             update = self.constant(f"update_{node.args[3]}", self.updates[node.args[3]])
             self.body.append(f"{update}.clipped({self.argument(node.args[2])})")
             return
+        if marker == "scaled_step":
+            scaled = getattr(self.updates.get(node.args[3]), "scaled", None)
+            if scaled is not None:
+                self.scaled(scaled, node)
+                return
         self.clip(node)
         own = self.own_update(marker, node)
         if own is not None:
@@ -223,6 +228,11 @@ class _Emitter:
                 arguments.append(self.argument(value))
         target = f"{self.name(node)} = " if node.users else ""
         self.body.append(f"{target}{call}({', '.join(arguments)})")
+
+    def scaled(self, update: Callable[[Any], None], node: Any) -> None:
+        """Let an update take a scaler's part of its own `step()`."""
+        scaler = self.constant(f"subject_{node.args[2]}", self.subjects[node.args[2]].value)
+        self.body.append(f"{self.constant(f'scaled_{node.args[3]}', update)}({scaler})")
 
     def clip(self, node: Any) -> None:
         """Multiply the gradients of an update by the factor that clips them, if it has one."""

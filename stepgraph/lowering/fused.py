@@ -8,8 +8,9 @@ optimizer's own `step()`, which is always right.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
@@ -29,7 +30,7 @@ Group = dict[str, Any]
 State = dict[str, Any]
 
 
-class _DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
+class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
     """This call is left to the optimizer's own step."""
 
 
@@ -118,7 +119,7 @@ class FusedUpdate:
         self._optimizer, self._part = optimizer, part
         self._own: Callable[[], None] = part or partial(run_step, optimizer)
         self._counts = part is None or part.last
-        self._launch = _LAUNCHES[type(optimizer)]
+        self._grads: Mapping[int, Tensor] | None = None
         self._own_step = vars(optimizer).get("step")
         self._tried = self._failed = False
         self._parts: dict[tuple[tuple[int, ...], bool], FusedUpdate] = {}
@@ -139,7 +140,7 @@ class FusedUpdate:
             return
         try:
             launches = self._launches()
-        except _DoesNotFit as reason:
+        except DoesNotFit as reason:
             self.refusal = str(reason)
             self._eagerly(factor)
             return
@@ -149,6 +150,10 @@ class FusedUpdate:
             return
         for launch in launches:
             launch.run(factor)
+        self._note_step()
+
+    def _note_step(self) -> None:
+        """Show a schedule that the optimizer stepped."""
         if self._own_step is not None and self._counts:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]
 
@@ -157,7 +162,7 @@ class FusedUpdate:
         key = tuple(places), last
         if key not in self._parts:
             own = PartOfStep(self._optimizer, places, last=last)
-            self._parts[key] = FusedUpdate(self._optimizer, self.masters, own)
+            self._parts[key] = type(self)(self._optimizer, self.masters, own)
         return self._parts[key]
 
     def why_not(self) -> str | None:
@@ -190,19 +195,20 @@ class FusedUpdate:
             self._failed, self.refusal = True, "the fused kernel differs from step()"
         self._tried = True
 
-    def _launches(self) -> list[Launch]:
+    def _launches(self) -> list[Any]:
         optimizer = self._optimizer
         if has_hooks(optimizer) or vars(optimizer).get("step") is not self._own_step:
-            raise _DoesNotFit("code of the user's runs with step()")
+            raise DoesNotFit("code of the user's runs with step()")
         self._look_up_states()
         launches = []
         for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
-            if reason := misfit_of_group(group):
-                raise _DoesNotFit(reason)
+            if reason := self._misfit_of_group(group):
+                raise DoesNotFit(reason)
             params = group["params"]
             if self._part is not None:
                 params, states = self._part.of(i, params), self._part.of(i, states)
-            grads = [p.grad for p in params]
+            given = self._grads
+            grads: list[Any] = [p.grad if given is None else given.get(id(p)) for p in params]
             if any(map(operator.is_, grads, repeat(None))):
                 kept = [i for i, grad in enumerate(grads) if grad is not None]
                 params = [params[i] for i in kept]
@@ -211,6 +217,9 @@ class FusedUpdate:
             if params:
                 launches.append(self._fitting(group, params, grads, states))
         return launches
+
+    def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
+        return misfit_of_group(group)
 
     def _look_up_states(self) -> None:
         """Bind the state of every parameter; again when the optimizer holds other dicts."""
@@ -226,12 +235,12 @@ class FusedUpdate:
         self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
     ) -> Launch:
         try:
-            launch = self._launch(group, params, grads, states)
+            launch = _LAUNCHES[type(self._optimizer)](group, params, grads, states)
         except KeyError:
-            raise _DoesNotFit("it has not stepped every parameter yet") from None
+            raise DoesNotFit("it has not stepped every parameter yet") from None
         for tensors in launch.tensors:
             if not all(map(Tensor.is_contiguous, tensors)) and not _same_layout(params, tensors):
-                raise _DoesNotFit("parameters, gradients and state are laid out differently")
+                raise DoesNotFit("parameters, gradients and state are laid out differently")
         return launch if self.masters is None else replace(launch, masters=self.masters)
 
 
@@ -277,6 +286,28 @@ def has_hooks(optimizer: Optimizer) -> bool:
         or getattr(optimizer, "grad_scale", None) is not None
         or getattr(optimizer, "found_inf", None) is not None
     )
+
+
+@contextlib.contextmanager
+def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
+    """Scope in which `optimizer.step()`, called once, is `step`, which sees the original there."""
+    attributes: dict[str, Any] = vars(optimizer)
+    had, original = "step" in attributes, attributes.get("step")
+
+    def restore() -> None:
+        attributes.pop("step", None)
+        if had:
+            attributes["step"] = original
+
+    def once() -> None:
+        restore()
+        step()
+
+    attributes["step"] = once
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _adam(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:

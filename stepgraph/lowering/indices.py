@@ -3,6 +3,9 @@
 Inductor checks an index inside of a parallel loop, and an exception cannot leave one. So whatever
 a region uses as an index must be one of its inputs, and is checked before the region runs; the
 eager operators then raise what the user expects.
+
+On a GPU nothing is checked here: reading the least index would wait for the device, and eager
+kernels do not raise there either. Both they and Inductor's trap on the device.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def uses(node: Node) -> list[Use]:
         return []
     name = node.target._schema.name.removeprefix("aten::").removeprefix("_").rstrip("_")
     found = _USES.get(name, _none)(node)
-    return [use for use in found if _is_integer(use.index)]
+    return [use for use in found if _is_integer(use.index) and _on_cpu(use.index)]
 
 
 def bounds(graph_module: GraphModule) -> tuple[Bound, ...]:
@@ -143,6 +146,10 @@ _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
 def _size(node: Any, dimension: int) -> Any:
     value: Tensor = node.meta["val"]
     return value.shape[dimension] if value.ndim else 1
+
+
+def _on_cpu(index: Node) -> bool:
+    return bool(index.meta["val"].device.type == "cpu")
 
 
 def _is_integer(index: Any) -> bool:

@@ -11,10 +11,11 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
-from stepgraph.lowering.fused import FusedUpdate, fused_update
+from stepgraph.lowering.fused import FusedUpdate
 from stepgraph.lowering.masters import Masters
 from stepgraph.lowering.region import Region, Unsupported
 from stepgraph.lowering.select import Run, select
+from stepgraph.lowering.updates import fused_update
 from stepgraph.torch_private import graph_module
 
 Compile = Callable[[GraphModule, str], Region]

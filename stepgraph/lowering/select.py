@@ -26,6 +26,7 @@ from stepgraph.lowering.indices import uses
 SMALLEST = 4
 """A run with fewer operators stays eager: a call of compiled code costs as much as they do."""
 
+_DEVICES = ("cpu", "cuda")
 _WAIT = ("set_grad", "zero_grad", "toggle", "log")
 _INSIDE = ("first_grad", "add_grad_")
 _HIDDEN_WRITES = ("aten::native_batch_norm",)
@@ -118,7 +119,7 @@ def _tensor_reason(value: Tensor) -> str | None:
         return "sparse or quantized tensors"
     if value.is_complex():
         return "complex numbers"
-    return None if value.device.type == "cpu" else f"tensors on {value.device.type}"
+    return None if value.device.type in _DEVICES else f"tensors on {value.device.type}"
 
 
 class _Selector:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stepgraph.lowering.indices import Bound, bounds
@@ -52,3 +53,12 @@ def test_a_bound_knows_values_to_ignore(values, holds):
 
 def test_no_values_are_no_wrong_values():
     assert Bound(0, 0, 1, None).holds([torch.zeros(0, dtype=torch.int64)])
+
+
+def test_indices_on_a_gpu_are_left_to_the_device():
+    with FakeTensorMode():
+        table = torch.empty(10, 4, device="cuda")
+        rows = torch.empty(3, dtype=torch.int64, device="cuda")
+        graph_module = make_fx(lambda t, i: t[i + 1] + F.embedding(i, t))(table, rows)
+
+    assert bounds(graph_module) == ()

@@ -1,6 +1,7 @@
 """Which nodes go to Inductor in one run, and what moves around a run."""
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.fx import Graph
 
 from stepgraph.ir import Kind
@@ -207,3 +208,14 @@ def test_an_index_that_is_computed_becomes_an_input_of_the_next_run():
 
     assert names(first.inside)[-1] == "argmax"
     assert names(second.inside)[0] == "gather"
+
+
+def test_tensors_on_a_gpu_are_given_to_inductor_and_others_are_not():
+    def reason(device):
+        node = Graph().call_function(torch.ops.aten.mm.default)
+        with FakeTensorMode():
+            node.meta["val"] = torch.empty(2, 2, device=device)
+        return eager_reason(node)
+
+    assert reason("cuda") is None
+    assert reason("meta") == "tensors on meta"
