@@ -83,7 +83,10 @@ class MultiTensorUpdate:
         skipped: `[]` float32, 1 if the last update was skipped, else 0.
         max_norm: `[]` float32, what `clip` clips to.
         group_count: How many groups it was made for; for another number make another update.
+        builds: How often tables were built. A CUDA graph of `launch` is valid while it stays.
     """
+
+    builds = 0
 
     def __init__(
         self,
@@ -290,6 +293,7 @@ class MultiTensorUpdate:
     def _build(
         self, targets: Sequence[Target], buckets: Sequence[Bucket], addresses: list[list[int]]
     ) -> _Tables:
+        self.builds += 1
         distinct = list(dict.fromkeys(buckets))
         numbers = [distinct.index(bucket) for bucket in buckets]
         numels = [target.param.numel() for target in targets]

@@ -31,6 +31,7 @@ from stepgraph.compiler.fallbacks import Fallbacks, no_meaning
 from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
+from stepgraph.compiler.recording import Recorder
 from stepgraph.compiler.rehearsed import RehearsedCall
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.compiler.variant import Variant, build
@@ -80,6 +81,7 @@ class CompiledStep:
     def _start_over(self) -> None:
         self._variants: list[Variant] = []
         self._capturing = Capturing(self._options)
+        self._recorder = Recorder()
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
@@ -328,7 +330,8 @@ class CompiledStep:
             self._fallbacks.mismatch(call.difference)
         else:
             capturing.done += 1
-            self._variants.append(build(rewritten, self._function, terms, started))
+            variant = build(rewritten, self._function, terms, started, self._recorder)
+            self._variants.append(variant)
         return result
 
     def _check_dropped(self, rewritten: Rewritten) -> None:

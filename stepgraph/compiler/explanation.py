@@ -76,6 +76,7 @@ class VariantReport:
             and an optimizer are one each.
         place: Which calls of a window it is for; empty where every call is alike.
         parts: Into how many parts it splits the batch of a call.
+        cuda_graph: What became of its CUDA graph; empty where there is no GPU.
     """
 
     nodes: dict[str, int]
@@ -90,6 +91,7 @@ class VariantReport:
     launches: int = 0
     place: str = ""
     parts: int = 1
+    cuda_graph: str = ""
 
     @property
     def sentence(self) -> str:
@@ -250,6 +252,7 @@ def _report(variant: Variant) -> VariantReport:
         backend=variant.rewritten.backend,
         launches=launched(variant.rewritten.lowered.flat),
         place=_place(variant.terms),
+        cuda_graph="" if variant.recording is None else str(variant.recording),
         parts=1 + max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from stepgraph.capture import Captured, Subject, Terms, has_hooks
+from stepgraph.compiler.recording import Recorder, Recording
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
 from stepgraph.lowering import Section, emit, sections, with_marks
@@ -39,6 +40,7 @@ class Variant:
         capture_ms: Time it took to trace and lower.
         replay_ms: Shortest time among the first replays, or None.
         source: The program as Python.
+        recording: Its CUDA graph, or why there is none; None where there is no GPU.
     """
 
     rewritten: Rewritten
@@ -48,6 +50,7 @@ class Variant:
     leaves: tuple[Tensor, ...]
     capture_ms: float
     source: str
+    recording: Recording | None = None
     replay_ms: float | None = None
 
     @property
@@ -129,7 +132,13 @@ class Variant:
         return {kind.value: counted[kind] for kind in Kind if counted.get(kind)}
 
 
-def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: float) -> Variant:
+def build(
+    rewritten: Rewritten,
+    function: FunctionType,
+    terms: Terms,
+    started: float,
+    recorder: Recorder,
+) -> Variant:
     """Lower a captured step.
 
     Args:
@@ -137,6 +146,7 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
         function: The user's step, whose closure the program shares.
         terms: The terms of the calls it is for.
         started: `time.perf_counter()` when the capture began.
+        recorder: Records CUDA graphs of compiled programs.
     """
     captured = rewritten.captured
     lowered = rewritten.lowered
@@ -146,8 +156,12 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
     batch = tuple(i for i in reached if inputs[i][1].role is Role.BATCH)
     without_inputs = dataclasses.replace(captured, inputs=())
     kept = dataclasses.replace(rewritten, captured=without_inputs)
+    run, recording = emitted.function, None
+    if rewritten.backend == "inductor":
+        recording = recorder.record(lowered, captured.subjects, captured.inputs, run)
+        run = run if recording is None else recording.graphed or run
     program = Program(
-        emitted.function,
+        run,
         autocast_devices=autocast_devices(),
         leaves=batch,
         spans=_spans(function.__qualname__, kept),
@@ -161,6 +175,7 @@ def build(rewritten: Rewritten, function: FunctionType, terms: Terms, started: f
         leaves=tuple(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
+        recording=recording,
     )
 
 

@@ -78,6 +78,7 @@ def variant_lines(variant: VariantReport) -> list[str]:
     for region in variant.regions:
         how = "compiled" if region.compiled else f"eager: {region.why}"
         lines.append(f"region of {count_of(region.operators, 'operator')}, {how}")
+    lines += [f"CUDA graph: {variant.cuda_graph}"] if variant.cuda_graph else []
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     times = count_of(variant.replays, "time")
     return [*lines, f"capture {variant.capture_ms:.0f} ms, replay {replay}, replayed {times}"]

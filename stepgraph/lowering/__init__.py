@@ -1,5 +1,7 @@
 """Lowering: from a step graph to a program."""
 
+from stepgraph.lowering.capturable import why_not_capturable
+from stepgraph.lowering.cuda_graph import graphed
 from stepgraph.lowering.emit import Emitted, emit, first_update
 from stepgraph.lowering.fused import FusedUpdate
 from stepgraph.lowering.inductor import compile_region
@@ -20,10 +22,12 @@ __all__ = [
     "compile_region",
     "emit",
     "first_update",
+    "graphed",
     "launched",
     "lower",
     "misfit",
     "operator_sections",
     "sections",
+    "why_not_capturable",
     "with_marks",
 ]

@@ -150,9 +150,9 @@ class FusedUpdate:
             return
         for launch in launches:
             launch.run(factor)
-        self._note_step()
+        self.note_step()
 
-    def _note_step(self) -> None:
+    def note_step(self) -> None:
         """Show a schedule that the optimizer stepped."""
         if self._own_step is not None and self._counts:
             self._optimizer._opt_called = True  # type: ignore[attr-defined]

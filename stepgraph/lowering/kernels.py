@@ -102,6 +102,12 @@ class KernelLaunch:
         update = self._made["keep" if scale is None else "clipped"]
         update.launch(scale=scale, found_inf=found_inf)
 
+    @property
+    def tables(self) -> object:
+        """What a recorded launch depends on besides addresses: another value, another recording."""
+        update = self._made[self._prepared or "keep"]
+        return (id(update), update.builds, self._family.name)
+
     def copied(self) -> KernelLaunch:
         """Return the same call on copies."""
         targets = [
@@ -143,6 +149,11 @@ class KernelUpdate(FusedUpdate):
         self._target = importlib.import_module("stepgraph_kernels").Target
         self._made: dict[str, Any] = {}
         self._clips = False
+
+    @property
+    def recordable(self) -> bool:
+        """Whether all that it does is launches."""
+        return bool(hasattr(_catalogue().update_class(self._family), "builds"))
 
     @property
     def tried(self) -> bool:
@@ -195,7 +206,7 @@ class KernelUpdate(FusedUpdate):
         launch = self.prepared(clipped=scale is not None)
         if launch is not None:
             launch.run(None, scale, found_inf)
-            self._note_step()
+            self.note_step()
         elif not found_inf.item():
             self._eagerly(None if scale is None else scale.reciprocal())
 

@@ -30,7 +30,7 @@ class Region:
         graph_module: The operators; for the exact results when the two forms disagree.
         eager: The eager form: takes the inputs as a list.
         compiled: The compiled form.
-        written: Positions of the inputs that it writes.
+        written: Positions of the inputs that it writes; an attribute, too.
 
     Attributes:
         run: What a program calls: takes the inputs as a list, returns the outputs.
@@ -53,7 +53,7 @@ class Region:
         self.refusal: str | None = None
         self.tried = False
         self.run: Function = self._try
-        self._eager, self._compiled, self._written = eager, compiled, written
+        self._eager, self._compiled, self.written = eager, compiled, written
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         """Run it; programs call `run`."""
@@ -73,10 +73,10 @@ class Region:
             compiled, self.refusal = [], f"fails: {type(error).__name__}: {error}"
         results = self._eager(list(inputs))
         if self.refusal is None:
-            mine = [*compiled, *(compiled_inputs[i] for i in self._written)]
-            theirs = [*results, *(inputs[i] for i in self._written)]
+            mine = [*compiled, *(compiled_inputs[i] for i in self.written)]
+            theirs = [*results, *(inputs[i] for i in self.written)]
             self.refusal = difference(
-                mine, theirs, lambda: exact_results(self.graph_module, before, self._written)
+                mine, theirs, lambda: exact_results(self.graph_module, before, self.written)
             )
         self.run = self._compiled if self.refusal is None else self._eager
         self.tried = True
@@ -85,7 +85,7 @@ class Region:
     def _copied(self, inputs: list[Any]) -> list[Any]:
         """Return the inputs, those that are written as copies of the same layout."""
         copies = list(inputs)
-        for i in self._written:
+        for i in self.written:
             value = inputs[i]
             copies[i] = torch.empty_strided(
                 value.shape, value.stride(), dtype=value.dtype, device=value.device

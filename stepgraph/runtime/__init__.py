@@ -1,5 +1,6 @@
 """Runtime: programs and what stands between them and the user's objects."""
 
+from stepgraph.runtime.cuda_graph import Buffers, CudaDevice, GraphDevice, Graphed, Plan
 from stepgraph.runtime.parts import PartOfStep
 from stepgraph.runtime.program import NeedsEager, Program, autocast_devices
 from stepgraph.runtime.rehearsal import (
@@ -14,9 +15,14 @@ from stepgraph.runtime.snapshot import Snapshot
 from stepgraph.runtime.spans import Spans
 
 __all__ = [
+    "Buffers",
+    "CudaDevice",
+    "GraphDevice",
+    "Graphed",
     "NeedsEager",
     "PartOfStep",
     "PartialRehearsal",
+    "Plan",
     "Program",
     "Rehearsal",
     "Snapshot",

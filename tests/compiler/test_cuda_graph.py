@@ -1,0 +1,214 @@
+"""Whole steps as CUDA graphs, on a device that re-executes what it records (no GPU needed).
+
+Compute regions stay eager here and updates run in Triton's interpreter, so that results differ
+from the plain step by the rounding of the update alone.
+"""
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import stepgraph
+from recording_device import RecordingDevice
+from stepgraph.compiler import recording, rewritten
+from stepgraph.lowering import Unsupported, kernels
+from stepgraph.lowering.closeness import is_close
+from stepgraph.runtime import cuda_graph
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="tests/cuda has them for a GPU"),
+]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A recording device in the place of a GPU."""
+
+    def refuse(*_):
+        raise Unsupported("stays eager")
+
+    def update(optimizer):
+        misfit = kernels.kernel_misfit(optimizer, interpreted=True)
+        return misfit or kernels.KernelUpdate(optimizer)
+
+    made = RecordingDevice()
+    monkeypatch.setattr(recording, "device_of", lambda inputs: torch.device("cpu"))
+    monkeypatch.setattr(recording, "graph_device", lambda device: made)
+    monkeypatch.setattr(rewritten, "compile_region", refuse)
+    monkeypatch.setattr(sys.modules["stepgraph.lowering.lower"], "fused_update", update)
+    return made
+
+
+class Training:
+    """A model with its optimizer, schedule and step."""
+
+    def __init__(self, *, clip=None, accumulate=1, keep=True):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.2), nn.Tanh(), nn.Linear(6, 2))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.9)
+        self.clip, self.keep = clip, keep
+        self.compiled = stepgraph.compile(
+            self.step, backend="inductor", accumulate=accumulate, on_fallback="error"
+        )
+
+    def step(self, x):
+        self.optimizer.zero_grad()
+        loss = self.model(x).square().mean()
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss
+
+    def run(self, call, batches):
+        """Return what the caller keeps: the losses and the gradients of every call."""
+        torch.manual_seed(1)
+        losses, gradients = [], []
+        for batch in batches:
+            losses.append(call(batch))
+            gradients.append([p.grad for p in self.model.parameters()])
+        return losses, gradients
+
+    @property
+    def recording(self):
+        (variant,) = self.compiled._variants
+        return variant.recording
+
+
+def batches(count, rows=3):
+    torch.manual_seed(5)
+    return [torch.randn(rows, 4) for _ in range(count)]
+
+
+def agree(mine, own):
+    for ours, theirs in zip(mine.model.parameters(), own.model.parameters(), strict=True):
+        assert is_close(ours.detach(), theirs.detach())
+    assert mine.schedule.last_epoch == own.schedule.last_epoch
+    assert mine.optimizer.param_groups[0]["lr"] == own.optimizer.param_groups[0]["lr"]
+    for p, q in zip(mine.model.parameters(), own.model.parameters(), strict=True):
+        ours, theirs = mine.optimizer.state[p], own.optimizer.state[q]
+        assert all(is_close(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(device, clip):
+    mine, own = Training(clip=clip), Training(clip=clip)
+    inputs = batches(14)
+
+    losses, gradients = mine.run(mine.compiled, inputs)
+    wanted, wanted_gradients = own.run(own.step, inputs)
+
+    assert mine.recording.graphed.replays >= 10
+    assert str(mine.recording) == "recorded"
+    assert device.captures == 1
+    assert len({float(loss) for loss in losses[-10:]}) == 10
+    for ours, theirs in zip(losses, wanted, strict=True):
+        assert is_close(ours, theirs.detach())
+    for ours, theirs in zip(gradients, wanted_gradients, strict=True):
+        assert all(map(is_close, ours, theirs))
+    assert len({grads[0].data_ptr() for grads in gradients}) == len(gradients)
+    agree(mine, own)
+
+
+def test_what_leaves_a_graph_without_a_copy_would_be_wrong(device, monkeypatch):
+    """The test above can fail: this is the corruption it looks for."""
+    monkeypatch.setattr(cuda_graph, "_own", list)
+    mine, own = Training(), Training()
+    inputs = batches(10)
+
+    losses, _ = mine.run(mine.compiled, inputs)
+    wanted, _ = own.run(own.step, inputs)
+
+    assert not all(is_close(a, b.detach()) for a, b in zip(losses, wanted, strict=True))
+
+
+def test_gradients_that_accumulate_over_variants_in_one_pool_are_not_overwritten(device):
+    mine, own = Training(accumulate=3, clip=0.05), Training(accumulate=3, clip=0.05)
+    inputs = batches(18)
+
+    losses, gradients = mine.run(mine.compiled, inputs)
+    own.compiled = stepgraph.compile(own.step, accumulate=3)  # eager backend: the reference
+    wanted, wanted_gradients = own.run(own.compiled, inputs)
+
+    recordings = [variant.recording for variant in mine.compiled._variants]
+    assert len(recordings) == 3
+    assert all(recording.graphed.replays > 0 for recording in recordings)
+    assert len(device.pools) == 1
+    assert all(map(is_close, losses, [loss.detach() for loss in wanted]))
+    assert all(map(is_close, gradients[-1], wanted_gradients[-1]))
+    agree(mine, own)
+
+
+def test_loaded_state_is_used_and_needs_no_new_capture(device):
+    mine, own = Training(), Training()
+    inputs = batches(14)
+    mine.run(mine.compiled, inputs[:6])
+    own.run(own.step, inputs[:6])
+    saved = copy.deepcopy(own.optimizer.state_dict())
+
+    for training, call in ((mine, mine.compiled), (own, own.step)):
+        training.optimizer.load_state_dict(copy.deepcopy(saved))
+        training.run(call, inputs[6:])
+
+    assert device.captures == 1
+    assert mine.recording.graphed.replays > 8
+    agree(mine, own)
+
+
+def test_a_parameter_whose_memory_moved_is_captured_again(device):
+    mine, own = Training(), Training()
+    inputs = batches(16)
+    mine.run(mine.compiled, inputs[:8])
+    own.run(own.step, inputs[:8])
+
+    moved = mine.model[0].weight
+    moved.data = moved.data.clone()
+    mine.run(mine.compiled, inputs[8:])
+    own.run(own.step, inputs[8:])
+
+    assert device.captures == 2
+    agree(mine, own)
+
+
+def test_a_capture_that_fails_leaves_the_ordinary_program_and_says_so(device, monkeypatch):
+    def fail(work, pool):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(device, "capture", fail)
+    mine, own = Training(), Training()
+    inputs = batches(10)
+
+    losses, _ = mine.run(mine.compiled, inputs)
+    wanted, _ = own.run(own.step, inputs)
+
+    assert all(is_close(a, b.detach()) for a, b in zip(losses, wanted, strict=True))
+    assert "CUDA graph: none: the capture fails: RuntimeError" in str(mine.compiled.explain())
+    agree(mine, own)
+
+
+def test_an_optimizer_without_a_kernel_is_the_reason_for_no_graph(device):
+    mine = Training()
+    mine.optimizer = torch.optim.Rprop(mine.model.parameters())
+    mine.schedule = torch.optim.lr_scheduler.StepLR(mine.optimizer, 1)
+
+    mine.run(mine.compiled, batches(4))
+
+    (variant,) = mine.compiled.explain().variants
+    assert "runs its own code: no Triton kernel for Rprop" in variant.cuda_graph
+    assert device.captures == 0
+
+
+def test_hooks_that_come_later_run(device):
+    mine, called = Training(), []
+    mine.run(mine.compiled, batches(7))
+
+    mine.optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    mine.run(mine.compiled, batches(2))
+
+    assert called == ["after", "after"]
