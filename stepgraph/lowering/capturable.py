@@ -102,7 +102,7 @@ def gradients(graph: Graph) -> dict[Node, list[tuple[Node, Node]] | None]:
             current.update({origin(param): None for param in node.args[0]})
         elif name in UPDATES:
             params = [origin(param) for param in marker_argument(node, "params")]
-            pairs = [(p, current.get(p)) for p in params if current.get(p) is not None]
+            pairs = [(p, current[p]) for p in params if current.get(p) is not None]
             given = [origin(grad) for grad in marker_argument(node, "grads")]
             found[node] = pairs if [grad for _, grad in pairs] == given else None
     return found

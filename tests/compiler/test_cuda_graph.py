@@ -48,7 +48,9 @@ class Training:
 
     def __init__(self, *, clip=None, accumulate=1, keep=True):
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.2), nn.Tanh(), nn.Linear(6, 2))
+        first, last = nn.Linear(4, 6, bias=False), nn.Linear(6, 2, bias=False)
+        # few tensors: the interpreter takes long for each
+        self.model = nn.Sequential(first, nn.Dropout(0.2), nn.Tanh(), last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.9)
         self.clip, self.keep = clip, keep
@@ -96,9 +98,8 @@ def agree(mine, own):
         assert all(is_close(value, theirs[name]) for name, value in ours.items())
 
 
-@pytest.mark.parametrize("clip", [None, 0.05])
-def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(device, clip):
-    mine, own = Training(clip=clip), Training(clip=clip)
+def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(device):
+    mine, own = Training(clip=0.05), Training(clip=0.05)
     inputs = batches(14)
 
     losses, gradients = mine.run(mine.compiled, inputs)
@@ -129,15 +130,15 @@ def test_what_leaves_a_graph_without_a_copy_would_be_wrong(device, monkeypatch):
 
 
 def test_gradients_that_accumulate_over_variants_in_one_pool_are_not_overwritten(device):
-    mine, own = Training(accumulate=3, clip=0.05), Training(accumulate=3, clip=0.05)
-    inputs = batches(18)
+    mine, own = Training(accumulate=2, clip=0.05), Training(accumulate=2, clip=0.05)
+    inputs = batches(14)
 
     losses, gradients = mine.run(mine.compiled, inputs)
-    own.compiled = stepgraph.compile(own.step, accumulate=3)  # eager backend: the reference
+    own.compiled = stepgraph.compile(own.step, accumulate=2)  # eager backend: the reference
     wanted, wanted_gradients = own.run(own.compiled, inputs)
 
     recordings = [variant.recording for variant in mine.compiled._variants]
-    assert len(recordings) == 3
+    assert len(recordings) == 2
     assert all(recording.graphed.replays > 0 for recording in recordings)
     assert len(device.pools) == 1
     assert all(map(is_close, losses, [loss.detach() for loss in wanted]))

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch._subclasses import FakeTensorMode
+from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from stepgraph.lowering.indices import Bound, bounds
+from stepgraph.lowering.indices import Bound, bounds, uses
 
 
 def of(function, *inputs):
@@ -56,9 +57,13 @@ def test_no_values_are_no_wrong_values():
 
 
 def test_indices_on_a_gpu_are_left_to_the_device():
-    with FakeTensorMode():
-        table = torch.empty(10, 4, device="cuda")
-        rows = torch.empty(3, dtype=torch.int64, device="cuda")
-        graph_module = make_fx(lambda t, i: t[i + 1] + F.embedding(i, t))(table, rows)
+    def indices(device):
+        graph = Graph()
+        table, rows = graph.placeholder("table"), graph.placeholder("rows")
+        with FakeTensorMode():
+            table.meta["val"] = torch.empty(10, 4, device=device)
+            rows.meta["val"] = torch.empty(3, dtype=torch.int64, device=device)
+        return uses(graph.call_function(torch.ops.aten.embedding.default, (table, rows)))
 
-    assert bounds(graph_module) == ()
+    assert len(indices("cpu")) == 1
+    assert indices("cuda") == []
