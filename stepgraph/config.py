@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from stepgraph.errors import ConfigurationError
 
 _DISABLE = "STEPGRAPH_DISABLE"
+_CUDA_GRAPHS = "STEPGRAPH_CUDA_GRAPHS"
 _MAX_VARIANTS = "STEPGRAPH_MAX_VARIANTS"
 _MAX_CAPTURE_FAILURES = "STEPGRAPH_MAX_CAPTURE_FAILURES"
 
@@ -23,6 +24,7 @@ class Config:
 
     Attributes:
         disable: Run every step eagerly, as if it were not compiled.
+        cuda_graphs: Record the program of a compiled step as a CUDA graph where that is legal.
         max_variants: Variants that one compiled step may hold; further calls that match none of
             them run eagerly.
         max_capture_failures: Failed captures after which a compiled step stops trying.
@@ -32,6 +34,7 @@ class Config:
     """
 
     disable: bool = False
+    cuda_graphs: bool = True
     max_variants: int = 8
     max_capture_failures: int = 8
 
@@ -54,6 +57,7 @@ def current() -> Config:
     """
     return Config(
         disable=_flag(_DISABLE, Config.disable),
+        cuda_graphs=_flag(_CUDA_GRAPHS, Config.cuda_graphs),
         max_variants=_count(_MAX_VARIANTS, Config.max_variants),
         max_capture_failures=_count(_MAX_CAPTURE_FAILURES, Config.max_capture_failures),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +35,7 @@ SIZES = (124_000_000, 10_000_000, 1_000_000_000)  # the most telling first: time
 TENSORS = (148, 16, 1024)
 COMPILED = ((124_000_000, 148), (10_000_000, 16))  # compiling a thousand tensors takes minutes
 BYTES_NEEDED_PER_ELEMENT = 48  # parameters, gradients, states, shadow, average, temporaries
+SECONDS_FOR_STEPS, SECONDS_FOR_TESTS = 120, 100
 CANDIDATES: tuple[dict[str, Any], ...] = (
     {},
     {"chunk": 8192},
@@ -176,9 +179,12 @@ def run(plan: Plan, *, say: Callable[[str], object]) -> dict[str, object]:
             say(f"WRONG  {result['check']}: {result['wrong']}")
     wrong = sum(not result["ok"] for result in checked)
     say(f"{len(checked) - wrong} checks passed, {wrong} failed")
+    results["checks"] = checked
+    whole = _section(lambda: _whole_steps(plan, say), say, "steps")
+    results |= {"steps": whole, "tests": _section(lambda: _tests(plan), say, "tests")}
     roof = copy_gbps(plan.device)
     say(f"copy bandwidth {roof:.0f} GB/s")
-    results |= {"checks": checked, "copy_gbps": round(roof, 1)}
+    results["copy_gbps"] = round(roof, 1)
     for name, rows in (("tails", measurements), ("candidates", candidates)):
         found = []
         for row in rows(plan, roof):
@@ -187,6 +193,62 @@ def run(plan: Plan, *, say: Callable[[str], object]) -> dict[str, object]:
         results[name] = found
     results["seconds"] = round(time.monotonic() - start, 1)
     return results
+
+
+def _section(
+    work: Callable[[], list[dict[str, object]]], say: Callable[[str], object], name: str
+) -> list[dict[str, object]]:
+    """Do a part of the suite; what fails there is a row, and the rest goes on."""
+    try:
+        return work()
+    except Exception as error:
+        say(f"{name} | failed: {type(error).__name__}: {error}")
+        return [{"failed": f"{type(error).__name__}: {error}"[:2000]}]
+
+
+def _whole_steps(plan: Plan, say: Callable[[str], object]) -> list[dict[str, object]]:
+    # here, so that a checkout whose compiler does not import still measures its kernels
+    steps = importlib.import_module("benchmarks.gpu.steps")
+    end = min(plan.deadline, time.monotonic() + SECONDS_FOR_STEPS)
+    rows = []
+    for row in steps.steps(plan.device, lambda: time.monotonic() > end):
+        complaint = steps.wrong(row)
+        rows.append({**row, "ok": not complaint and "failed" not in row})
+        if complaint:
+            say(f"WRONG  {complaint}")
+        say(_step_line(row))
+    return rows
+
+
+def _step_line(row: dict[str, object]) -> str:
+    head = f"{row['case']} | {row['implementation']:34}"
+    if "median_ms" not in row:
+        return f"{head} | {row.get('skipped') or row.get('failed')}"
+    peak = row["peak_bytes"]
+    held = "" if peak is None else f", peak {peak / 2**20:.1f} MiB"  # type: ignore[operator]
+    return f"{head} | {row['median_ms']:9.3f} ms{held}, differs by {row['difference']:.1e}"
+
+
+def _tests(plan: Plan) -> list[dict[str, object]]:
+    """Run the tests that need a GPU, in a process of their own: a broken device ends that alone."""
+    if plan.device.type != "cuda":
+        return [{"skipped": "no GPU"}]
+    if importlib.util.find_spec("pytest") is None:
+        return [{"skipped": "pytest is not installed"}]
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, "tests/cuda"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS_FOR_TESTS,
+        )
+    except subprocess.TimeoutExpired:
+        return [{"failed": f"not done after {SECONDS_FOR_TESTS} s"}]
+    print(done.stdout[-1500:], flush=True)
+    return [{"ok": done.returncode == 0, "said": done.stdout[-6000:] + done.stderr[-2000:]}]
 
 
 def _line(row: dict[str, object]) -> str:
@@ -229,7 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     sys.stdout.write(f"wrote {path}\n")
-    return 0 if all(check["ok"] for check in results["checks"]) else 1  # type: ignore[attr-defined]
+    checked = [*results["checks"], *results["steps"], *results["tests"]]  # type: ignore[misc]
+    return 0 if all(check.get("ok", "skipped" in check) for check in checked) else 1
 
 
 if __name__ == "__main__":

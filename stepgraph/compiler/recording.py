@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepgraph import config
 from stepgraph.lowering import Lowered, graphed, why_not_capturable
 from stepgraph.runtime import Buffers, CudaDevice, GraphDevice, Graphed
 
@@ -58,6 +59,8 @@ class Recorder:
         device = device_of(inputs)
         if device is None:
             return None
+        if not config.current().cuda_graphs:
+            return Recording(None, ("STEPGRAPH_CUDA_GRAPHS is off",))
         reasons = why_not_capturable(lowered.flat, lowered.updates, device=device.type)
         if reasons:
             return Recording(None, tuple(reasons))
