@@ -20,6 +20,7 @@ from stepgraph.runtime import cuda_graph
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # triton 3.6
     pytest.mark.skipif(torch.cuda.is_available(), reason="tests/cuda has them for a GPU"),
 ]
 

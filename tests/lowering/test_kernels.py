@@ -16,7 +16,10 @@ from stepgraph.lowering import emit
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.kernels import KernelLaunch, KernelUpdate, kernel_misfit
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),  # triton 3.6
+]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FITTING = [
