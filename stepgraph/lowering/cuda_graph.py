@@ -38,14 +38,17 @@ class RecordedUpdate:
 
     def __init__(self, update: KernelUpdate, clipped: bool, grads: dict[int, Tensor]) -> None:
         self._update, self._clipped, self._grads = update, clipped, grads
+        self._by_id: dict[int, Tensor] = {}
         self._launch: KernelLaunch | None = None
 
     def prepare(self, inputs: Sequence[Any]) -> object:
         """Bring to the device what the launches read; None if the kernels do not fit now."""
         if not self._update.tried:
             return None
-        grads = {id(inputs[i]): grad for i, grad in self._grads.items()}
-        self._launch = self._update.prepared(clipped=self._clipped, grads=grads)
+        ids = [id(inputs[i]) for i in self._grads]
+        if ids != list(self._by_id):
+            self._by_id = dict(zip(ids, self._grads.values(), strict=True))
+        self._launch = self._update.prepared(clipped=self._clipped, grads=self._by_id)
         return None if self._launch is None else self._launch.tables
 
     def __call__(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -90,6 +91,10 @@ class KernelLaunch:
             update.set_hyper(self._groups)
         self._prepared = grads
 
+    def set_hyper(self) -> None:
+        """Bring hyper-parameters to the device that changed since it was prepared."""
+        self._made[self._prepared or "keep"].set_hyper(self._groups)
+
     def launch(
         self,
         factor: Tensor | None,
@@ -129,6 +134,16 @@ class KernelLaunch:
             yield from (value for value in target.state.values() if isinstance(value, Tensor))
 
 
+@dataclass(frozen=True)
+class _Latest:
+    """A launch that was prepared, and what it relies on."""
+
+    launch: KernelLaunch
+    clipped: bool
+    grads: Mapping[int, Tensor] | None
+    facts: tuple[Any, ...]
+
+
 class KernelUpdate(FusedUpdate):
     """Runs an optimizer's update in the Triton kernels where they fit, else its own `step()`.
 
@@ -149,6 +164,8 @@ class KernelUpdate(FusedUpdate):
         self._target = importlib.import_module("stepgraph_kernels").Target
         self._made: dict[str, Any] = {}
         self._clips = False
+        self._pairs: list[tuple[Tensor, State]] = []
+        self._latest: _Latest | None = None
 
     @property
     def recordable(self) -> bool:
@@ -169,6 +186,10 @@ class KernelUpdate(FusedUpdate):
             clipped: Whether the gradients will be multiplied, and stored as they come out.
             grads: By `id` of a parameter, a gradient to use in the place of its `.grad`.
         """
+        latest = self._latest
+        if latest is not None and grads is not None and self._holds(latest, clipped, grads):
+            latest.launch.set_hyper()
+            return latest.launch
         self._clips, self._grads = clipped, grads
         try:
             launches = self._launches()
@@ -178,7 +199,39 @@ class KernelUpdate(FusedUpdate):
         finally:
             self._grads = None
         self.refusal = None if launches else "no parameter has a gradient"
+        for launch in launches if grads is not None else ():
+            self._latest = _Latest(launch, clipped, grads, self._facts())
         return next(iter(launches), None)
+
+    def _holds(self, latest: _Latest, clipped: bool, grads: Mapping[int, Tensor]) -> bool:
+        """Return whether a launch that was prepared needs nothing but hyper-parameters."""
+        optimizer = self._optimizer
+        if latest.clipped != clipped or latest.grads is not grads or has_hooks(optimizer):
+            return False
+        if vars(optimizer).get("step") is not self._own_step:
+            return False
+        self._look_up_states()
+        return latest.facts == self._facts()
+
+    def _facts(self) -> tuple[Any, ...]:
+        """Return what tables depend on, as cheaply as can be: addresses, options, membership."""
+        groups = self._optimizer.param_groups
+        addresses = [param.data_ptr() for param, _ in self._pairs]
+        for name in self._names:
+            held = [state.get(name) for _, state in self._pairs]
+            addresses += [value.data_ptr() for value in held if value is not None]
+        return (
+            addresses,
+            id(self._order),
+            [list(map(id, group["params"])) for group in groups],
+            [(self._family.rule(group), misfit_of_group(group)) for group in groups],
+        )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        rules = (self._family.rule(group) for group in self._optimizer.param_groups)
+        states = dict.fromkeys(name for rule in rules for name in rule.states)
+        return (*states, *self._family.counters)
 
     def scaled(self, scaler: Any) -> None:
         """Run `scaler.step(optimizer)`; whether to skip is decided on the device.
@@ -215,6 +268,7 @@ class KernelUpdate(FusedUpdate):
         super()._update(factor)
 
     def _launches(self) -> list[Any]:
+        self._pairs, self._latest = [], None
         targets = [target for several in super()._launches() for target in several]
         if not targets:
             return []
@@ -235,6 +289,7 @@ class KernelUpdate(FusedUpdate):
         names = self._family.rule(group).states
         for state in states:
             self._check_state(state, names)
+        self._pairs += zip(params, states, strict=True)
         named = (f"parameter {i} of group {row}" for i in range(len(params)))
         found = zip(params, grads, states, named, strict=True)
         return [self._target(p.detach(), g, s, row, name=name) for p, g, s, name in found]

@@ -32,7 +32,7 @@ def device(monkeypatch):
     def refuse(*_):
         raise Unsupported("stays eager")
 
-    def update(optimizer):
+    def update(optimizer, masters=None):
         misfit = kernels.kernel_misfit(optimizer, interpreted=True)
         return misfit or kernels.KernelUpdate(optimizer)
 

@@ -275,6 +275,45 @@ def test_what_does_not_fit_is_named(make, reason):
     assert kernel_misfit(optimizer, interpreted=True) == reason
 
 
+def moved_parameter(twins):
+    twins.params[0].data = twins.params[0].data.clone()
+
+
+def replaced_state(twins):
+    state = twins.mine.state[twins.params[1]]
+    state["exp_avg"] = state["exp_avg"].clone()
+
+
+def loaded_state(twins):
+    twins.mine.load_state_dict(copy.deepcopy(twins.mine.state_dict()))
+
+
+def hooked(twins):
+    twins.mine.register_step_post_hook(lambda *_: None)
+
+
+def other_option(twins):
+    twins.mine.param_groups[0]["amsgrad"] = True
+
+
+@pytest.mark.parametrize(
+    "change", [moved_parameter, replaced_state, loaded_state, hooked, other_option]
+)
+def test_what_was_prepared_holds_until_something_moves(change):
+    twins = Twins(AdamW)
+    twins.step(2)
+    grads = {id(p): torch.zeros_like(p) for p in twins.params}
+    first = twins.update.prepared(clipped=False, grads=grads)
+
+    twins.mine.param_groups[0]["lr"] = 0.5
+    assert twins.update.prepared(clipped=False, grads=grads) is first
+    (table, *_) = twins.update._made.values()
+    assert table._hyper[0, 2] == 0.5
+    change(twins)
+
+    assert twins.update.prepared(clipped=False, grads=grads) is not first
+
+
 def test_float64_is_left_to_step():
     optimizer = Adam([nn.Parameter(torch.ones(3, dtype=torch.float64, device=DEVICE))])
 
