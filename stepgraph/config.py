@@ -24,7 +24,8 @@ class Config:
 
     Attributes:
         disable: Run every step eagerly, as if it were not compiled.
-        cuda_graphs: Record the program of a compiled step as a CUDA graph where that is legal.
+        cuda_graphs: Record the program of a compiled step as a CUDA graph where that is legal. Off
+            until that has run on a GPU: unlike regions and updates, a replay has no trial.
         max_variants: Variants that one compiled step may hold; further calls that match none of
             them run eagerly.
         max_capture_failures: Failed captures after which a compiled step stops trying.
@@ -34,7 +35,7 @@ class Config:
     """
 
     disable: bool = False
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     max_variants: int = 8
     max_capture_failures: int = 8
 

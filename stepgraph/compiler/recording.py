@@ -60,7 +60,7 @@ class Recorder:
         if device is None:
             return None
         if not config.current().cuda_graphs:
-            return Recording(None, ("STEPGRAPH_CUDA_GRAPHS is off",))
+            return Recording(None, ("STEPGRAPH_CUDA_GRAPHS=1 records one",))
         reasons = why_not_capturable(lowered.flat, lowered.updates, device=device.type)
         if reasons:
             return Recording(None, tuple(reasons))

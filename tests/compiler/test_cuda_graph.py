@@ -37,6 +37,7 @@ def device(monkeypatch):
         return misfit or kernels.KernelUpdate(optimizer)
 
     made = RecordingDevice()
+    monkeypatch.setenv("STEPGRAPH_CUDA_GRAPHS", "1")
     monkeypatch.setattr(recording, "device_of", lambda inputs: torch.device("cpu"))
     monkeypatch.setattr(recording, "graph_device", lambda device: made)
     monkeypatch.setattr(rewritten, "compile_region", refuse)
@@ -214,3 +215,16 @@ def test_hooks_that_come_later_run(device):
     mine.run(mine.compiled, batches(2))
 
     assert called == ["after", "after"]
+
+
+def test_nothing_is_recorded_unless_it_is_asked_for(device, monkeypatch):
+    monkeypatch.delenv("STEPGRAPH_CUDA_GRAPHS")
+    training = Training()
+
+    for _ in range(3):
+        training.compiled(torch.randn(5, 4))
+
+    assert device.captures == 0
+    assert "CUDA graph: none: STEPGRAPH_CUDA_GRAPHS=1 records one" in str(
+        training.compiled.explain()
+    )

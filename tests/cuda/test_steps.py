@@ -15,6 +15,11 @@ pytestmark = [
 TOLERANCE = {"rtol": 2e-3, "atol": 2e-4}
 
 
+@pytest.fixture(autouse=True)
+def _recorded(monkeypatch):
+    monkeypatch.setenv("STEPGRAPH_CUDA_GRAPHS", "1")
+
+
 class Training:
     """A model with its optimizer, schedule and step."""
 
