@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from stepgraph_kernels.adafactor import ADAFACTOR, AdafactorUpdate
 from stepgraph_kernels.adagrad import ADAGRAD
 from stepgraph_kernels.adam import ADAM
 from stepgraph_kernels.adamax import ADAMAX
@@ -33,15 +34,19 @@ FAMILIES: dict[type[Optimizer], Family] = {
     torch.optim.Adamax: ADAMAX,
     Lion: LION,
     Lamb: LAMB,
+    torch.optim.Adafactor: ADAFACTOR,
     torch.optim.Muon: MUON,
 }
 
 Update = MultiTensorUpdate | MuonUpdate
 
 
+_UPDATES: dict[str, type[Update]] = {MUON.name: MuonUpdate, ADAFACTOR.name: AdafactorUpdate}
+
+
 def update_class(family: Family) -> type[Update]:
     """What runs a family: the two launches, unless it needs more than its own elements."""
-    return MuonUpdate if family is MUON else MultiTensorUpdate
+    return _UPDATES.get(family.name, MultiTensorUpdate)
 
 
 @dataclass(frozen=True)
@@ -102,4 +107,11 @@ VARIANTS = (
     Variant("adamax", torch.optim.Adamax, _DECAY | {"maximize": True}),
     Variant("lion", Lion, _DECAY | {"maximize": True}),
     Variant("lamb", Lamb, _DECAY | {"maximize": True}),
+    # (with eps[0] None it would depend on the dtype, and a reference in float64 have another)
+    Variant("adafactor", torch.optim.Adafactor, _DECAY | {"eps": (1e-8, 1e-3)}),
+    Variant(
+        "adafactor maximize",
+        torch.optim.Adafactor,
+        {"lr": 0.3, "beta2_decay": -0.5, "eps": (0.5, 2.0), "d": 1.5, "maximize": True},
+    ),
 )

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from stepgraph_kernels.launch import MultiTensorUpdate
+from stepgraph_kernels.catalogue import update_class
 from stepgraph_kernels.layouts import Layout
-from stepgraph_kernels.spec import Family, GradientsAfter, Group, Target, Tuning
+from stepgraph_kernels.spec import Family, GradientsAfter, Group, State, Target, Tuning
 
 # float32: a dozen roundings of numbers near one. Low precision: a unit in the last place, which
 # the interpreter needs because it truncates where a GPU rounds.
 _RELATIVE = {torch.float32: 2e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 _ABSOLUTE = 4e-6
+_POSITIVE = ("sq", "avg", "sum", "inf", "var", "variance")
 _COARSE = 5e-4  # a bf16 rounding of an update by a few hundredths
 
 
@@ -55,16 +56,14 @@ def make_target(
 ) -> Target:
     """Draw one parameter with a gradient and the states of an optimizer that has run a while."""
 
-    def draw(dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+    def draw(dtype: torch.dtype, factor: float = 1.0, shape: Sequence[int] = shape) -> Tensor:
         return (torch.randn(tuple(shape), generator=generator) * factor).to(device, dtype)
 
     param = draw(layout.param)
     state = family.initial_state(param, group)
-    for name in family.rule(group).states:
-        values = draw(layout.state, 0.1)
-        if name.endswith(("sq", "avg", "sum", "inf")) and not name.endswith(
-            ("exp_avg", "grad_avg")
-        ):
+    for name in state_names(family, state):
+        values = draw(layout.state, 0.1, state[name].shape)
+        if name.endswith(_POSITIVE) and not name.endswith(("exp_avg", "grad_avg")):
             values = values.abs() + 0.5
         state[name] = values if settings.step else state[name].to(layout.state)
     for name in family.counters[:1]:
@@ -77,6 +76,11 @@ def make_target(
         average=draw(torch.float32) if layout.averaged else None,
         name=f"{layout.name} {list(shape)}",
     )
+
+
+def state_names(family: Family, state: State) -> list[str]:
+    """The names in a state that are no counters."""
+    return [name for name in state if name not in family.counters]
 
 
 def worst_difference(
@@ -94,7 +98,7 @@ def worst_difference(
         Name of the tensor to error over tolerance; all at most 1 if the kernels are right.
     """
     wanted = [_expected(family, group, target, targets, settings) for target in targets]
-    update = MultiTensorUpdate(
+    update = update_class(family)(
         family,
         targets,
         [group],
@@ -111,7 +115,7 @@ def worst_difference(
     errors: dict[str, float] = {}
     for target, want in zip(targets, wanted, strict=True):
         rounded = _reads_rounded_states(family, group, target)
-        for role, tensor in _tensors(family, target, group).items():
+        for role, tensor in _tensors(target).items():
             coarse = rounded and role in ("param", "shadow", "average")
             relative = _RELATIVE[torch.bfloat16 if coarse else tensor.dtype]
             absolute = _COARSE if coarse else _ABSOLUTE
@@ -146,10 +150,9 @@ def _expected(
     return wanted
 
 
-def _tensors(family: Family, target: Target, group: Group) -> dict[str, Tensor]:
+def _tensors(target: Target) -> dict[str, Tensor]:
     found = {"param": target.param, "grad": target.grad}
-    found |= {name: target.state[name] for name in family.rule(group).states}
-    found |= {name: target.state[name] for name in family.counters}
+    found |= target.state
     if target.shadow is not None:
         found["shadow"] = target.shadow
     if target.average is not None:
@@ -160,8 +163,9 @@ def _tensors(family: Family, target: Target, group: Group) -> dict[str, Tensor]:
 def _reads_rounded_states(family: Family, group: Group, target: Target) -> bool:
     """A sweep after a measuring launch sees low-precision states as they were stored."""
     rule = family.rule(group)
-    low = any(target.state[name].dtype != torch.float32 for name in rule.states)
-    return rule.measure is not None and low
+    states = state_names(family, target.state)
+    low = any(target.state[name].dtype != torch.float32 for name in states)
+    return (rule.measure is not None or rule.factored) and low
 
 
 def _error(got: Tensor, want: Tensor, relative: float, absolute: float) -> float:

@@ -15,7 +15,7 @@ PARTIALS = 1024
 # Tensors whose coefficients a program prepares at a time; float64 needs registers.
 WIDTH = 128
 
-_TYPES: dict[torch.dtype | None, Any] = {
+TYPES: dict[torch.dtype | None, Any] = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
@@ -34,10 +34,10 @@ def sweep_constants(family: Family, bucket: Bucket, tuning: Tuning) -> dict[str,
         "STATES": len(bucket.rule.states),
         "STORES": len(bucket.rule.states) if bucket.rule.measure is None else 0,
         "COEFFICIENTS": family.coefficients,
-        "PARAM": _TYPES[param],
-        "GRAD": _TYPES[grad],
-        "STATE": _TYPES[state],
-        "SHADOW": _TYPES[shadow],
+        "PARAM": TYPES[param],
+        "GRAD": TYPES[grad],
+        "STATE": TYPES[state],
+        "SHADOW": TYPES[shadow],
         **dict(zip(names, bucket.alignments, strict=True)),
         "HAS_SHADOW": shadow is not None,
         "HAS_AVERAGE": bucket.averaged,

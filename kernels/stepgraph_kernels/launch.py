@@ -48,7 +48,7 @@ class _Norms:
 
 
 @dataclass(frozen=True)
-class _Tables:
+class Tables:
     """The layout of one set of targets, on the device. Addresses are patched, the rest stays."""
 
     addresses: Tensor
@@ -142,7 +142,7 @@ class MultiTensorUpdate:
         self._layout: object = None
         self._variant: object = None
         self._stand_ins: list[Tensor] = []
-        self._tables: _Tables
+        self._tables: Tables
         self.rebind(targets, groups)
         self.set_hyper(groups, average_weight=average_weight)
 
@@ -155,7 +155,7 @@ class MultiTensorUpdate:
         Returns:
             Whether anything had moved.
         """
-        rules = [self.family.rule(groups[target.group]) for target in targets]
+        rules = self._rules(targets, groups)
         layout = [_layout(target, rule) for target, rule in zip(targets, rules, strict=True)]
         if layout != self._layout:
             check_targets(self.family, rules, targets)
@@ -203,17 +203,25 @@ class MultiTensorUpdate:
             found_inf: Not zero: skip this update, as after `GradScaler.unscale_`. Or None.
         """
         with _on(self._device):
-            self._decide(scale, found_inf)
-            for bucket, chunks in zip(self._tables.buckets, self._tables.ranges, strict=True):
-                if chunks[1] and bucket.rule.measure is not None:
-                    self._measure(bucket, *chunks)
-                if chunks[1]:
-                    self._sweep(bucket, *chunks)
+            self._launch(scale, found_inf)
         torch.autograd.graph.increment_version(self._written)
 
-    def _decide(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def _rules(self, targets: Sequence[Target], groups: Sequence[Group]) -> list[Rule]:
+        return [self.family.rule(groups[target.group]) for target in targets]
+
+    def _launch(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+        self._decide(scale, found_inf)
+        for bucket, chunks in zip(self._tables.buckets, self._tables.ranges, strict=True):
+            if chunks[1] and bucket.rule.measure is not None:
+                self._measure(bucket, *chunks)
+            if chunks[1]:
+                self._sweep(bucket, *chunks)
+
+    def _decide(
+        self, scale: Tensor | None, found_inf: Tensor | None, *, sums: Tensor | None = None
+    ) -> None:
         tables, tensors = self._tables, len(self.targets)
-        chunks = tables.chunk_tensor.numel()
+        chunks = tables.chunk_tensor.numel() if sums is None else sums.shape[1]
         work = chunks if self.clip or self.check_finite else triton.cdiv(tensors, WIDTH)
         programs = max(1, min(PARTIALS, work))
         decide_kernel[(programs,)](
@@ -232,6 +240,7 @@ class MultiTensorUpdate:
             tables.tensor_group,
             self._hyper,
             tables.coefficients,
+            self._zero if sums is None else sums,
             tensors,
             chunks,
             PREPARE=self.family.prepare,
@@ -244,6 +253,7 @@ class MultiTensorUpdate:
             BLOCK=self.tuning.block,
             WIDTH=WIDTH,
             PARTIALS=PARTIALS,
+            SUMMED=sums is not None,
             num_warps=self._warps(self.tuning.reduce_threads),
         )
 
@@ -292,7 +302,7 @@ class MultiTensorUpdate:
 
     def _build(
         self, targets: Sequence[Target], buckets: Sequence[Bucket], addresses: list[list[int]]
-    ) -> _Tables:
+    ) -> Tables:
         self.builds += 1
         distinct = list(dict.fromkeys(buckets))
         numbers = [distinct.index(bucket) for bucket in buckets]
@@ -300,8 +310,8 @@ class MultiTensorUpdate:
         chunks = split(numels, numbers, len(distinct), self.tuning.chunk)
         kinds = [grad_kind(target) for target in targets]
         rows = 2 + self.family.coefficients
-        put = _uploader(self._device)
-        return _Tables(
+        put = uploader(self._device)
+        return Tables(
             addresses=put(addresses, torch.int64),
             grad_kind=put(kinds, torch.int32),
             tensor_group=put([target.group for target in targets], torch.int32),
@@ -317,7 +327,7 @@ class MultiTensorUpdate:
 
     def _build_norms(self, chunks: Chunks, tensors: int) -> _Norms:
         places = partial_places(chunks, tensors)
-        put = _uploader(self._device)
+        put = uploader(self._device)
         return _Norms(
             chunk_place=put(places.chunk, torch.int32),
             tensor_place=put(places.tensor, torch.int32),
@@ -378,10 +388,12 @@ def _unchanged(values: Sequence[Scalar], before: Sequence[Scalar]) -> bool:
 
 def _copy(values: Any, *, into: Tensor) -> None:
     """Overwrite a tensor on the device without waiting for it."""
-    into.copy_(_uploader(into.device)(values, into.dtype))
+    into.copy_(uploader(into.device)(values, into.dtype))
 
 
-def _uploader(device: torch.device) -> Callable[[Any, torch.dtype], Tensor]:
+def uploader(device: torch.device) -> Callable[[Any, torch.dtype], Tensor]:
+    """Make tensors on a device without waiting for it."""
+
     def put(values: Any, dtype: torch.dtype) -> Tensor:
         host = torch.tensor(values, dtype=dtype)
         if device.type == "cpu":

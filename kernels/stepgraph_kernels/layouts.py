@@ -38,8 +38,11 @@ class Layout:
             norm: Whether the first launch reads the gradients.
             zero: Whether the gradients are zeroed in the same pass.
         """
-        grads = self.grad.itemsize * (1 + norm + zero)
         shadow = self.shadow.itemsize if self.shadow is not None else 0
+        if rule.factored:  # sums, size, update; the states are small; the norm is among the sums
+            streams = 3 * self.param.itemsize + self.grad.itemsize * (3 + zero)
+            return streams + shadow + 8 * self.averaged
+        grads = self.grad.itemsize * (1 + norm + zero)
         states = 2 * self.state.itemsize * len(rule.states)
         once = 2 * self.param.itemsize + grads + states + shadow + 8 * self.averaged
         # the sweep after a measuring launch reads the parameter and the states again

@@ -27,8 +27,14 @@ def check_targets(family: Family, rules: Sequence[Rule], targets: Sequence[Targe
     """
     for rule, target in zip(rules, targets, strict=True):
         _check_param(family, target, targets[0].param.device)
-        for role, tensor in _elementwise(rule, target):
-            _check_operand(family, target, role, tensor)
+        for role, tensor in _operands(rule, target):
+            if rule.factored and role in rule.states:
+                _check_factor(family, target, role, tensor)
+            else:
+                _check_operand(family, target, role, tensor)
+        if rule.factored and target.param.dim() > 1 and not target.param.is_contiguous():
+            found = f"strides are {list(target.param.stride())}, a factored one must be contiguous"
+            raise _refusal(family, target, "param", found)
         state_dtypes = {target.state[name].dtype for name in rule.states}
         if len(state_dtypes) > 1:
             listed = ", ".join(f"{n} is {target.state[n].dtype}" for n in rule.states)
@@ -54,7 +60,7 @@ def check_overlaps(family: Family, rules: Sequence[Rule], targets: Sequence[Targ
     spans: list[tuple[int, int, str, Target]] = []
     for rule, target in zip(rules, targets, strict=True):
         counters = [(n, target.state[n]) for n in family.counters if n in target.state]
-        for role, tensor in [("param", target.param), *_elementwise(rule, target), *counters]:
+        for role, tensor in [("param", target.param), *_operands(rule, target), *counters]:
             if tensor.numel():
                 start = tensor.data_ptr()
                 stop = start + tensor.numel() * tensor.element_size()
@@ -91,7 +97,7 @@ def _strides(tensor: Tensor) -> list[tuple[int, int]]:
     return [(size, stride) for size, stride in pairs if size != 1]
 
 
-def _elementwise(rule: Rule, target: Target) -> Iterator[tuple[str, Tensor]]:
+def _operands(rule: Rule, target: Target) -> Iterator[tuple[str, Tensor]]:
     yield "grad", target.grad
     for name in rule.states:
         if name not in target.state:
@@ -126,16 +132,7 @@ def _check_param(family: Family, target: Target, device: torch.device) -> None:
 
 def _check_operand(family: Family, target: Target, role: str, tensor: Tensor) -> None:
     param = target.param
-    if tensor.layout != torch.strided:
-        raise _refusal(family, target, role, f"layout is {tensor.layout}, it must be strided")
-    if tensor.dtype not in STORED_DTYPES:
-        raise _refusal(
-            family, target, role, f"dtype is {tensor.dtype}, kernels take {_names(STORED_DTYPES)}"
-        )
-    if tensor.device != param.device:
-        raise _refusal(
-            family, target, role, f"device is {tensor.device}, the parameter is on {param.device}"
-        )
+    _check_storage(family, target, role, tensor)
     if tensor.shape != param.shape:
         raise _refusal(
             family,
@@ -150,6 +147,34 @@ def _check_operand(family: Family, target: Target, role: str, tensor: Tensor) ->
             role,
             f"strides are {list(tensor.stride())}, the parameter has {list(param.stride())}",
         )
+
+
+def _check_factor(family: Family, target: Target, role: str, tensor: Tensor) -> None:
+    """A mean over the columns, over the rows, or, for a vector, over nothing."""
+    _check_storage(family, target, role, tensor)
+    shape = list(target.param.shape)
+    if role in ("row_var", "col_var"):
+        shape[-1 if role == "row_var" else -2] = 1
+    if list(tensor.shape) != shape:
+        raise _refusal(
+            family, target, role, f"shape is {list(tensor.shape)}, it must be {shape}"
+        )
+    if not tensor.is_contiguous():
+        raise _refusal(
+            family, target, role, f"strides are {list(tensor.stride())}, it must be contiguous"
+        )
+
+
+def _check_storage(family: Family, target: Target, role: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise _refusal(family, target, role, f"layout is {tensor.layout}, it must be strided")
+    if tensor.dtype not in STORED_DTYPES:
+        raise _refusal(
+            family, target, role, f"dtype is {tensor.dtype}, kernels take {_names(STORED_DTYPES)}"
+        )
+    if tensor.device != target.param.device:
+        where = f"device is {tensor.device}, the parameter is on {target.param.device}"
+        raise _refusal(family, target, role, where)
 
 
 def _check_counter(family: Family, target: Target, name: str) -> None:

@@ -35,11 +35,14 @@ class Rule:
             `(param, grad, a, b, k) -> (direction, a, b)` that a launch before the sweep runs. It
             writes the (two) states and leaves |param| / |direction| as the last coefficient; then
             `update` only reads the states.
+        factored: Whether the states are means over the rows and columns of the parameter, which
+            `AdafactorUpdate` knows how to update; `update` is None.
     """
 
     update: Any
     states: tuple[str, ...]
     measure: Any = None
+    factored: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,20 @@ def _chunk_squares(address, offset, length, kind, KINDS: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
+def _gradient_squares(
+    addresses, grad_kind, chunk_tensor, chunk_offset, chunk_length, tensors, chunk,
+    KINDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_squares` for one chunk of the chunk map."""
+    tensor = tl.load(chunk_tensor + chunk)
+    address = tl.load(addresses + GRAD_ROW * tensors + tensor)
+    offset = tl.multiple_of(tl.load(chunk_offset + chunk), 16)
+    length = tl.load(chunk_length + chunk)
+    kind = tl.load(grad_kind + tensor)
+    return _chunk_squares(address, offset, length, kind, KINDS, BLOCK)
+
+
+@triton.jit
 def _judge(
     total,
     broken,
@@ -201,6 +215,7 @@ def decide_kernel(
     tensor_group,  # [tensors] int32
     hyper,  # [groups, HYPERS] float64
     coefficients,  # [2 + family's, tensors] float32. Written
+    sums,  # [2, chunks] float32: squares, values that are not finite. Read if `SUMMED`
     tensors,
     chunks,
     PREPARE: tl.constexpr,
@@ -213,8 +228,12 @@ def decide_kernel(
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     PARTIALS: tl.constexpr,
+    SUMMED: tl.constexpr,
 ):
-    """At most `PARTIALS` programs. Without `CLIP` and `CHECK` no gradient is read."""
+    """At most `PARTIALS` programs.
+
+    Without `CLIP` and `CHECK` no gradient is read; nor with `SUMMED`: a launch before has done it.
+    """
     _prepare(
         addresses, tensor_group, hyper, coefficients, tensors, PREPARE, HYPERS, COUNTERS, WIDTH
     )
@@ -224,12 +243,14 @@ def decide_kernel(
         square = 0.0
         broken = 0
         for chunk in range(program, chunks, programs):
-            tensor = tl.load(chunk_tensor + chunk)
-            address = tl.load(addresses + GRAD_ROW * tensors + tensor)
-            offset = tl.multiple_of(tl.load(chunk_offset + chunk), 16)
-            length = tl.load(chunk_length + chunk)
-            kind = tl.load(grad_kind + tensor)
-            more, worse = _chunk_squares(address, offset, length, kind, KINDS, BLOCK)
+            if SUMMED:
+                more = tl.load(sums + chunk)
+                worse = tl.where(tl.load(sums + chunks + chunk) > 0.0, 1, 0)
+            else:
+                more, worse = _gradient_squares(
+                    addresses, grad_kind, chunk_tensor, chunk_offset, chunk_length, tensors, chunk,
+                    KINDS, BLOCK,
+                )  # fmt: skip
             square += more
             broken += worse
         tl.store(partial_square + program, square)
