@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from stepgraph_kernels.catalogue import Variant
+from stepgraph_kernels.catalogue import Update, Variant, update_class
 from stepgraph_kernels.comparison import Settings, make_target, worst_difference
-from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS
 from stepgraph_kernels.muon import MUON, MuonUpdate
 from stepgraph_kernels.spec import Target, Tuning
@@ -65,8 +64,8 @@ def _reference(variant: Variant, device: torch.device, settings: Settings) -> st
     return f"error over tolerance: {wrong}" if wrong else ""
 
 
-def _update(variant: Variant, targets: list[Target], tuning: Tuning) -> MultiTensorUpdate:
-    update = MultiTensorUpdate(
+def _update(variant: Variant, targets: list[Target], tuning: Tuning) -> Update:
+    update = update_class(variant.family)(
         variant.family,
         targets,
         [variant.group()],

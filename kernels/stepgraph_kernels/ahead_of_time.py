@@ -24,6 +24,16 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from stepgraph_kernels.adafactor import ADAFACTOR
+from stepgraph_kernels.adafactor.kernel import apply_kernel, fold_kernel, size_kernel, sums_kernel
+from stepgraph_kernels.adafactor.tiles import tiling
+from stepgraph_kernels.adafactor.update import (
+    apply_constants,
+    fold_constants,
+    rule_of,
+    size_constants,
+    sums_constants,
+)
 from stepgraph_kernels.catalogue import VARIANTS, Variant
 from stepgraph_kernels.constants import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.decide import decide_kernel
@@ -63,6 +73,27 @@ _TYPES = {
     "tensor_place": "*i32",
     "tensor_chunks": "*i32",
     "partials": "*fp32",
+    "sums": "*fp32",
+    "shapes": "*i64",
+    "tiles": "*i64",
+    "folds": "*i64",
+    "scratch": "*fp32",
+    "tile_sums": "*fp32",
+    "count": "i32",
+    "first": "i32",
+}
+# C a multiple of eight, or not; smaller than a tile; rows that are longer than the tile; a vector
+FACTORED_SHAPES = {
+    "matrix": (4096, 1024),
+    "odd matrix": (4096, 1023),
+    "small matrices": (64, 64, 3, 3),
+    "vector": (4096,),
+}
+FACTORED_LAUNCHES: dict[Any, Any] = {
+    sums_kernel: sums_constants,
+    fold_kernel: fold_constants,
+    size_kernel: size_constants,
+    apply_kernel: apply_constants,
 }
 _ANYWHERE = ("scale", "found_inf", "max_norm")  # the caller's scalars may lie inside other tensors
 
@@ -133,7 +164,22 @@ def measure_report(variant: Variant, layout: Layout, target: str) -> Report:
     return _report(compiled, f"measure {variant.name}", layout.name, target)
 
 
-def decide_report(family: Family, target: str, *, kinds: int = 1, clip: bool = True) -> Report:
+def factored_reports(layout: Layout, target: str) -> Iterator[Report]:
+    """Compile Adafactor's launches for each kind of tile: large and small matrices, vectors."""
+    tuning = Tuning()
+    for name, shape in FACTORED_SHAPES.items():
+        param = torch.empty(shape)
+        bucket = _bucket(rule_of(param), layout, "keep", tuning)
+        (kind,) = tiling([param.shape], [bucket], tuning).classes
+        for kernel, constants in FACTORED_LAUNCHES.items():
+            compiled = _compile(kernel, constants(kind), target, tuning.threads)
+            title = kernel.__name__.removesuffix("_kernel")
+            yield _report(compiled, f"adafactor {title} {name}", layout.name, target)
+
+
+def decide_report(
+    family: Family, target: str, *, kinds: int = 1, clip: bool = True, summed: bool = False
+) -> Report:
     """Compile the first launch of a family, for gradients of the given kinds."""
     tuning = Tuning()
     constants = {
@@ -147,6 +193,7 @@ def decide_report(family: Family, target: str, *, kinds: int = 1, clip: bool = T
         "BLOCK": tuning.block,
         "WIDTH": WIDTH,
         "PARTIALS": PARTIALS,
+        "SUMMED": summed,
     }
     compiled = _compile(decide_kernel, constants, target, tuning.reduce_threads)
     return _report(compiled, f"decide {family.name}", f"gradient kinds {kinds}", target)
@@ -157,6 +204,8 @@ def reports(targets: Sequence[str], *, all_layouts: bool) -> Iterator[Report]:
     for target in targets:
         for variant in VARIANTS:
             every = all_layouts or variant.name == "adamw"
+            if variant.family is ADAFACTOR:
+                continue  # other launches, the same for all its variants
             for layout in LAYOUTS if every else LAYOUTS[:1]:
                 yield sweep_report(variant, layout, target)
                 if variant.family.rule(variant.group()).measure is not None:
@@ -164,6 +213,9 @@ def reports(targets: Sequence[str], *, all_layouts: bool) -> Iterator[Report]:
             if variant.name == "adamw":
                 yield sweep_report(variant, LAYOUTS[-1], target, grads="zero")
         yield from muon_reports(target)
+        for layout in LAYOUTS if all_layouts else (LAYOUTS[0], LAYOUTS[-1]):
+            yield from factored_reports(layout, target)
+        yield decide_report(ADAFACTOR, target, summed=True)
         families = {variant.family.name: variant.family for variant in VARIANTS}
         for family in families.values():
             yield decide_report(family, target)

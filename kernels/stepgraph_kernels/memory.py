@@ -156,9 +156,7 @@ def _check_factor(family: Family, target: Target, role: str, tensor: Tensor) -> 
     if role in ("row_var", "col_var"):
         shape[-1 if role == "row_var" else -2] = 1
     if list(tensor.shape) != shape:
-        raise _refusal(
-            family, target, role, f"shape is {list(tensor.shape)}, it must be {shape}"
-        )
+        raise _refusal(family, target, role, f"shape is {list(tensor.shape)}, it must be {shape}")
     if not tensor.is_contiguous():
         raise _refusal(
             family, target, role, f"strides are {list(tensor.stride())}, it must be contiguous"

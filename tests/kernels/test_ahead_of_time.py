@@ -12,6 +12,11 @@ from stepgraph_kernels.catalogue import VARIANTS
 from stepgraph_kernels.layouts import LAYOUTS
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+FACTORED = [
+    f"{launch} {shape}"
+    for launch in ("sums", "fold", "size", "apply")
+    for shape in ("matrix", "odd matrix", "small matrices", "vector")
+]
 HEAVY = ("amsgrad", "nadam", "nadam decoupled", "centered momentum")
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -50,7 +55,9 @@ def assert_lean(report, registers):
 def test_every_variant_is_compiled_for_every_target(reports):
     found = {(r["target"], r["kernel"]) for r in reports}
 
-    assert found >= {(t, f"sweep {v.name}") for t in TARGETS for v in VARIANTS}
+    swept = [v.name for v in VARIANTS if not v.family.rule(v.group()).factored]
+    assert found >= {(t, f"sweep {name}") for t in TARGETS for name in swept}
+    assert found >= {(t, f"adafactor {kernel}") for t in TARGETS for kernel in FACTORED}
     assert found >= {(t, f"sweep muon {part}") for t in TARGETS for part in ("gather", "apply")}
 
 
@@ -89,7 +96,8 @@ def test_first_launches_spill_nothing_and_read_128_bits_at_a_time(reports):
     for report in launches:
         assert report["spilled_bytes"] == 0, report
         assert report["registers"] <= 80, report
-    assert all(r["wide_loads"] for r in launches if r["shared_bytes"] > 1000)
+    reading = [r for r in launches if "Adafactor" not in r["kernel"]]  # it gets the sums
+    assert all(r["wide_loads"] for r in reading if r["shared_bytes"] > 1000)
 
 
 def test_measuring_launches_spill_nothing_and_move_128_bits_at_a_time(reports):
@@ -103,6 +111,32 @@ def test_measuring_launches_spill_nothing_and_move_128_bits_at_a_time(reports):
         assert report["wide_stores"] >= 2, report
 
 
+def assert_factored(report):
+    """Gradients in 128 bits where rows are aligned: once, with the parameter, and to update it."""
+    assert report["spilled_bytes"] == 0, report
+    heavy = "small" in report["kernel"]  # an address for each element
+    assert report["registers"] <= (96 if heavy else THREE_PROGRAMS), report
+    launch, shape = report["kernel"].split(maxsplit=2)[1:]
+    if shape in ("matrix", "vector") and launch != "fold":
+        streams = {"sums": 1, "size": 2, "apply": 2}[launch]
+        wide = report["wide_loads"] + report["middle_loads"]  # 16 bits beside 32
+        assert wide >= streams, report
+        assert report["wide_stores"] >= (launch == "apply"), report
+
+
+def test_factored_launches_spill_nothing_and_move_128_bits_at_a_time(reports):
+    launches = [r for r in reports if r["kernel"].startswith("adafactor")]
+
+    for report in launches:
+        assert_factored(report)
+    (plain,) = [
+        r
+        for r in launches
+        if (r["target"], r["layout"], r["kernel"]) == ("sm_90", "float32", "adafactor apply matrix")
+    ]
+    assert (plain["wide_loads"], plain["wide_stores"]) == (4, 2)  # eight elements of p and g
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_layout_of_every_kernel_is_lean(target):
@@ -113,3 +147,6 @@ def test_every_layout_of_every_kernel_is_lean(target):
     for report in sweeps:
         assert_lean(report, THREE_PROGRAMS)
         assert report["wide_loads"] > 0, report
+    for report in everything:
+        if report["kernel"].startswith("adafactor"):
+            assert_factored(report)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_operands import DEVICE, INTERPRETER, targets_for
-from stepgraph_kernels.catalogue import VARIANTS
+from stepgraph_kernels.catalogue import VARIANTS, update_class
 from stepgraph_kernels.comparison import Settings, worst_difference
 from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS
@@ -92,7 +92,7 @@ def test_nothing_is_written_behind_the_end_or_before_the_start(variant):
         return backing[margin:-margin]
 
     replace_all(target, between_canaries)
-    update = MultiTensorUpdate(
+    update = update_class(variant.family)(
         variant.family, [target], [variant.group()], grads="zero", tuning=INTERPRETER
     )
 
@@ -104,8 +104,12 @@ def test_nothing_is_written_behind_the_end_or_before_the_start(variant):
         assert not backing[margin:-margin].isnan().any()
 
 
-# (a layer-wise norm is of the whole tensor, on purpose)
-ELEMENTWISE = [v for v in VARIANTS if v.family.rule(v.group()).measure is None]
+def elementwise(rule):
+    """(a layer-wise norm, or a factor, is of the whole tensor, on purpose)"""
+    return rule.measure is None and not rule.factored
+
+
+ELEMENTWISE = [v for v in VARIANTS if elementwise(v.family.rule(v.group()))]
 
 
 @settings(max_examples=8)

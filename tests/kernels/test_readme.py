@@ -19,7 +19,7 @@ CATALOGUE = [row for row in ROWS if len(row) == 6 and row[2].isdigit()]
 def catalogue_row(variant):
     """The row of a variant: the one of its optimizer with as many states."""
     rule = variant.family.rule(variant.group())
-    states = str(len(rule.states))
+    states = "0" if rule.factored else str(len(rule.states))
     kind = variant.optimizer.__name__.lower()
     rows = [r for r in CATALOGUE if r[2] == states]
     return rule, next(r for r in rows if kind in re.split(r"[ ,()]+", r[0].lower()))

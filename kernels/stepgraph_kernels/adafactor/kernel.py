@@ -245,7 +245,7 @@ def _least_mean(
     scratch, shapes, tensors, tensor, m, matrices, rows, eps1,
     FOLD_ROWS: tl.constexpr, SEGMENTS: tl.constexpr,
 ):  # fmt: skip
-    """max(mean of R, eps1) of each matrix, from the sums that the fold left."""
+    """The larger of eps1 and the mean of R, of each matrix, from the sums that the fold left."""
     segments = tl.cdiv(rows, FOLD_ROWS)
     place = scratch + tl.load(shapes + MEANS_ROW * tensors + tensor) + m[:, None] * segments
     total = tl.sum(tl.zeros([m.shape[0], SEGMENTS], dtype=tl.float32), axis=1)
@@ -271,7 +271,7 @@ def _columns_of(
 
 @triton.jit
 def _update(grad, row_ptr, line, real, least, column_var, least_square, VECTOR: tl.constexpr):
-    """g / sqrt(max(v, eps1^2)) of one step down a tile."""
+    """u = g / sqrt(max(v, eps1^2)) of one step down a tile."""
     if VECTOR:
         variance = column_var[:, None, :]
     else:
@@ -283,7 +283,7 @@ def _update(grad, row_ptr, line, real, least, column_var, least_square, VECTOR: 
 
 @triton.jit
 def _factor(tile_sums, shapes, own, tensors, tensor, count, numel, WIDTH: tl.constexpr):
-    """alpha / max(1, RMS(u) / d), from the sums of the tiles of one tensor in their order."""
+    """The factor of u, alpha / max(1, RMS(u) / d), from the sums of the tiles of one tensor in their order."""
     first = tl.load(shapes + FIRST_TILE_ROW * tensors + tensor)
     tiles = tl.load(shapes + TILES_ROW * tensors + tensor).to(tl.int32)
     params = tl.zeros([WIDTH], dtype=tl.float64)
@@ -346,9 +346,7 @@ def size_kernel(
         least_square = tl.load(own + EPS1_SQUARE * tensors)
         m = matrix + tl.arange(0, MATRICES)
         c = column + tl.arange(0, COLUMNS)
-        column_var = _columns_of(
-            addresses, tensors, tensor, m, c, matrices, columns, STATE, VECTOR
-        )
+        column_var = _columns_of(addresses, tensors, tensor, m, c, matrices, columns, STATE, VECTOR)
         least = tl.zeros([MATRICES], dtype=tl.float32)
         if not VECTOR:
             eps1 = tl.load(own + EPS1 * tensors)

@@ -77,9 +77,14 @@ class Tiling:
     scratch: int
 
 
-def tile_block(bucket: Bucket, tuning: Tuning) -> int:
-    """Elements of a tile: half as many beside an average, one more stream, as in the sweep."""
-    return tuning.block // 2 if bucket.averaged else tuning.block
+def tile_block(shape: torch.Size, bucket: Bucket, tuning: Tuning) -> int:
+    """Choose the elements of a tile: half a block where a whole one takes too many registers.
+
+    That is beside an average, which is one more stream; in rows that are not aligned, whose
+    elements have an address each; and in vectors.
+    """
+    aligned = len(shape) > 1 and shape[-1] % 8 == 0
+    return tuning.block if aligned and not bucket.averaged else tuning.block // 2
 
 
 def matrices_of(shape: torch.Size) -> tuple[int, int, int]:
@@ -120,7 +125,7 @@ def tiling(shapes: Sequence[torch.Size], buckets: Sequence[Bucket], tuning: Tuni
     total = sum(shape.numel() for shape in shapes)
     chunk = tuning.chunk if tuning.chunk is not None else chunk_size(total)
     classes = [
-        Class(bucket, tile_of(shape, block=tile_block(bucket, tuning), chunk=chunk))
+        Class(bucket, tile_of(shape, block=tile_block(shape, bucket, tuning), chunk=chunk))
         for shape, bucket in zip(shapes, buckets, strict=True)
     ]
     table = [[0] * 8 for _ in shapes]
@@ -189,4 +194,3 @@ def _columns(rows: list[list[int]], width: int) -> list[list[int]]:
 
 def _power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
-
