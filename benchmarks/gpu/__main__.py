@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,13 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.clock import copy_gbps, milliseconds
-from benchmarks.gpu.correctness import checks
+from benchmarks.gpu.correctness import MUON_NAME, checks, tuning_for
 from benchmarks.gpu.machine import ROOT, header, result_path
 from benchmarks.gpu.tails import (
     BYTES_PER_ELEMENT,
     TAILS,
     Model,
     captured,
+    clipped_step,
     ours,
     theirs,
     torch_optimizer,
@@ -65,6 +67,7 @@ class Plan:
     repeats: int
     warmup: int
     deadline: float
+    workers: int
 
     def late(self) -> bool:
         """Whether the time for the suite is over."""
@@ -138,6 +141,22 @@ def candidates(plan: Plan, roof_gbps: float) -> Iterator[dict[str, object]]:
             yield {**row, **_timed(plan, partial(_same, run), elements * bytes_each, roof_gbps)}
 
 
+def catalogue(plan: Plan, roof_gbps: float) -> Iterator[dict[str, object]]:
+    """Time clip + step of every kernel, in float32: the numbers of the catalogue."""
+    elements, tensors = plan.sizes[0], plan.tensors[0]
+    columns = 1024 if plan.device.type == "cuda" else 40
+    shapes = [(elements // tensors // columns, columns)] * tensors
+    for variant in plan.variants:
+        row: dict[str, object] = {"kernel": variant.name, "elements": elements, "tensors": tensors}
+        if reason := _unfit(plan, elements):
+            yield {**row, "skipped": reason}
+            continue
+        run, moved = clipped_step(variant, shapes, plan.tuning, plan.device)
+        yield {**row, "bytes": moved, **_timed(plan, partial(_same, run), moved, roof_gbps)}
+        del run
+        _free(plan.device)
+
+
 def _same(run: Callable[[], object]) -> Callable[[], object]:
     return run
 
@@ -168,29 +187,34 @@ def _free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+SECTIONS = (("tails", measurements), ("catalogue", catalogue), ("candidates", candidates))
+
+
 def run(plan: Plan, *, say: Callable[[str], object]) -> dict[str, object]:
     """Run everything and return what is written."""
     results: dict[str, object] = {"machine": header(plan.device), "tuning": asdict(plan.tuning)}
     start = time.monotonic()
     checked = []
-    for result in checks(plan.device, plan.tuning, plan.variants):
+    names = [variant.name for variant in plan.variants]
+    for result in checks(plan.device, [*names, MUON_NAME], plan.workers):
         checked.append(result)
         if not result["ok"]:
             say(f"WRONG  {result['check']}: {result['wrong']}")
     wrong = sum(not result["ok"] for result in checked)
     say(f"{len(checked) - wrong} checks passed, {wrong} failed")
     results["checks"] = checked
-    whole = _section(lambda: _whole_steps(plan, say), say, "steps")
-    results |= {"steps": whole, "tests": _section(lambda: _tests(plan), say, "tests")}
     roof = copy_gbps(plan.device)
     say(f"copy bandwidth {roof:.0f} GB/s")
     results["copy_gbps"] = round(roof, 1)
-    for name, rows in (("tails", measurements), ("candidates", candidates)):
+    for name, rows in SECTIONS:
         found = []
         for row in rows(plan, roof):
             found.append(row)
             say(_line(row))
         results[name] = found
+        if name == "tails":  # the most telling; then what no other section shows
+            results["steps"] = _section(lambda: _whole_steps(plan, say), say, "steps")
+            results["tests"] = _section(lambda: _tests(plan), say, "tests")
     results["seconds"] = round(time.monotonic() - start, 1)
     return results
 
@@ -252,7 +276,11 @@ def _tests(plan: Plan) -> list[dict[str, object]]:
 
 
 def _line(row: dict[str, object]) -> str:
-    head = [str(row[k]) for k in ("elements", "tensors", "tail", "candidate", "bf16") if k in row]
+    head = [
+        str(row[k])
+        for k in ("elements", "tensors", "tail", "kernel", "candidate", "bf16")
+        if k in row
+    ]
     name = str(row.get("implementation", ""))
     if "gbps" not in row:
         why = row.get("skipped") or row.get("failed")
@@ -265,13 +293,21 @@ def _plan(chosen: argparse.Namespace) -> Plan:
     device = torch.device(chosen.device)
     deadline = time.monotonic() + chosen.seconds
     variants = [v for v in VARIANTS if chosen.only is None or v.name in chosen.only]
-    if device.type == "cuda":
-        return Plan(
-            device, SIZES, TENSORS, COMPILED, variants, CANDIDATES, Tuning(), 20, 3, deadline
-        )
-    # one pass through all the code in the interpreter
-    small = Tuning(block=1024, chunk=2048)
-    return Plan(device, (3000,), (3,), (), variants, CANDIDATES[:2], small, 2, 0, deadline)
+    real = device.type == "cuda"
+    # without a GPU, one pass through all the code, in the interpreter
+    return Plan(
+        device=device,
+        sizes=SIZES if real else (3000,),
+        tensors=TENSORS if real else (3,),
+        compiled=COMPILED if real else ((3000, 3),),
+        variants=variants,
+        candidates=CANDIDATES if real else CANDIDATES[:2],
+        tuning=tuning_for(device),
+        repeats=20 if real else 2,
+        warmup=3 if real else 0,
+        deadline=deadline,
+        workers=max(1, min(8, (os.cpu_count() or 1) // 2)),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
-from stepgraph_kernels.catalogue import Update, Variant, update_class
+from benchmarks.gpu.machine import ROOT
+from stepgraph_kernels.catalogue import VARIANTS, Update, Variant, update_class
 from stepgraph_kernels.comparison import Settings, make_target, worst_difference
 from stepgraph_kernels.layouts import LAYOUTS
 from stepgraph_kernels.muon import MUON, MuonUpdate
 from stepgraph_kernels.spec import Target, Tuning
 
+MUON_NAME = "muon"  # no variant: it takes matrices only
+LONGEST_S = 180  # of the checks of one kernel
 STEPS = (0, 1, 1000)
 SHAPES = ((1,), (7,), (2047,), (2049,), (1000, 1003), (70001,))
 SMALL_SHAPES = ((7,), (33, 31))
 
 
-def checks(
-    device: torch.device, tuning: Tuning, variants: Sequence[Variant]
-) -> Iterator[dict[str, object]]:
-    """Run all checks; each result has `check`, `ok` and what went wrong if it did."""
-    for variant in variants:
-        yield from _layouts(variant, device, tuning)
-        yield _guarded(f"{variant.name}: same bits twice", _same_twice, variant, device, tuning)
-        yield _guarded(f"{variant.name}: unaligned", _unaligned, variant, device, tuning)
-    yield _guarded("muon: reference", _muon, device, tuning)
+def tuning_for(device: torch.device) -> Tuning:
+    """The defaults on a GPU; small blocks in the interpreter."""
+    return Tuning() if device.type == "cuda" else Tuning(block=1024, chunk=2048)
+
+
+def checks(device: torch.device, names: Sequence[str], workers: int) -> Iterator[dict[str, object]]:
+    """Run all checks of the named kernels, each kernel in a process of its own.
+
+    Compiling takes most of the time and one core; and a kernel that writes where it must not
+    spoils its own process, not the checks that follow.
+
+    Args:
+        device: Where.
+        names: Of variants, or `muon`.
+        workers: Processes at a time.
+
+    Yields:
+        `check`, `ok` and what went wrong if it did.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        # the last of the catalogue first: it has most to compile
+        for results in pool.map(partial(_in_process, device), reversed(names)):
+            yield from results
+
+
+def _in_process(device: torch.device, name: str) -> list[dict[str, object]]:
+    command = [sys.executable, "-m", __spec__.name, "--device", str(device), "--only", name]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}
+    options = {"capture_output": True, "text": True, "timeout": LONGEST_S}
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, **options)
+    except subprocess.TimeoutExpired:
+        return [{"check": f"{name}: all", "ok": False, "wrong": f"longer than {LONGEST_S} s"}]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    results: list[dict[str, object]] = [json.loads(line) for line in lines]
+    if done.returncode:
+        wrong = f"exit code {done.returncode}: {done.stderr[-500:]}"
+        results.append({"check": f"{name}: all", "ok": False, "wrong": wrong})
+    return results
+
+
+def checks_of(name: str, device: torch.device, tuning: Tuning) -> Iterator[dict[str, object]]:
+    """Run the checks of one kernel in this process."""
+    if name == MUON_NAME:
+        yield _guarded("muon: reference", _muon, device, tuning)
+        return
+    variant = next(variant for variant in VARIANTS if variant.name == name)
+    yield from _layouts(variant, device, tuning)
+    yield _guarded(f"{name}: same bits twice", _same_twice, variant, device, tuning)
+    yield _guarded(f"{name}: unaligned", _unaligned, variant, device, tuning)
     if device.type == "cuda":
-        for variant in variants:
-            yield _guarded(f"{variant.name}: CUDA graph", _graph, variant, device, tuning)
+        yield _guarded(f"{name}: CUDA graph", _graph, variant, device, tuning)
 
 
 def draw(variant: Variant, device: torch.device, settings: Settings, seed: int = 0) -> list[Target]:
@@ -176,3 +226,17 @@ def _guarded(name: str, check: object, *arguments: object) -> dict[str, object]:
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"[:500]
     return {"check": name, "ok": not wrong} | ({"wrong": wrong} if wrong else {})
+
+
+def main() -> None:
+    """Check one kernel and print a JSON object for each result."""
+    parser = argparse.ArgumentParser(description="Check one kernel.")
+    parser.add_argument("--device", type=torch.device, required=True)
+    parser.add_argument("--only", required=True)
+    chosen = parser.parse_args()
+    for result in checks_of(chosen.only, chosen.device, tuning_for(chosen.device)):
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

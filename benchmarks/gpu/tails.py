@@ -8,14 +8,16 @@ AdamW in float32. Gradients keep their values (scale 1), so every repeat does th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stepgraph_kernels.adam import ADAM
+from stepgraph_kernels.catalogue import Variant, update_class
 from stepgraph_kernels.launch import MultiTensorUpdate
+from stepgraph_kernels.layouts import LAYOUTS
 from stepgraph_kernels.spec import Target, Tuning
 
 TAILS = ("step", "clip+step", "scaler+clip+step", "scaler+clip+step+cast+ema+zero")
@@ -105,6 +107,25 @@ def ours(
         torch._amp_update_scale_(scale, growth, update.skipped, 2.0, 0.5, 10**9)
 
     return run
+
+
+def clipped_step(
+    variant: Variant, shapes: Sequence[Sequence[int]], tuning: Tuning, device: torch.device
+) -> tuple[Callable[[], None], int]:
+    """Clip + step of any kernel in the catalogue.
+
+    Returns:
+        The work, and the bytes that it must move.
+    """
+    group, family = variant.group(), variant.family
+    params = [torch.zeros(*shape, device=device).normal_() for shape in shapes]
+    targets = [
+        Target(p, torch.zeros_like(p).normal_(), family.initial_state(p, group)) for p in params
+    ]
+    update = update_class(family)(family, targets, [group], clip=True, tuning=tuning)
+    update.set_max_norm(MAX_NORM)
+    each = LAYOUTS[0].bytes_per_element(family.rule(group), norm=True)
+    return update.launch, each * sum(p.numel() for p in params)
 
 
 def torch_optimizer(model: Model, kind: str) -> torch.optim.Optimizer:

@@ -33,8 +33,8 @@ def check_targets(family: Family, rules: Sequence[Rule], targets: Sequence[Targe
             else:
                 _check_operand(family, target, role, tensor)
         if rule.factored and target.param.dim() > 1 and not target.param.is_contiguous():
-            found = f"strides are {list(target.param.stride())}, a factored one must be contiguous"
-            raise _refusal(family, target, "param", found)
+            why = f"strides are {list(target.param.stride())}, a factored one must be contiguous"
+            raise _refusal(family, target, "param", why)
         state_dtypes = {target.state[name].dtype for name in rule.states}
         if len(state_dtypes) > 1:
             listed = ", ".join(f"{n} is {target.state[n].dtype}" for n in rule.states)

@@ -13,11 +13,10 @@ from benchmarks.gpu import correctness
 from benchmarks.gpu.machine import result_path
 from benchmarks.gpu.tails import TAILS, Model, ours, theirs, torch_optimizer
 from kernel_operands import INTERPRETER
-from stepgraph_kernels import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-CHECKED = ("sgd",)
+CHECKED = ("sgd", "adafactor")
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -60,13 +59,21 @@ def test_the_suite_runs_and_writes_its_results(tmp_path):
     names = {check["check"].split(":")[0] for check in written["checks"]}
     assert names == {*CHECKED, "muon"}
     assert {row["tail"] for row in written["tails"]} == set(TAILS)
-    assert not [row for row in written["tails"] + written["candidates"] if "failed" in row]
+    assert {row["implementation"] for row in written["tails"]} == {
+        "ours",
+        "torch fused",
+        "torch foreach",
+        "torch compiled",
+    }
+    assert [row["kernel"] for row in written["catalogue"]] == list(CHECKED)
+    rows = written["tails"] + written["catalogue"] + written["candidates"]
+    assert not [row for row in rows if "gbps" not in row]
 
 
 def test_a_wrong_kernel_fails_the_suite(monkeypatch):
     monkeypatch.setattr(correctness, "worst_difference", lambda *_: {"param": 1.5, "grad": 0.1})
 
-    result = next(correctness.checks(CPU, INTERPRETER, VARIANTS[:1]))
+    result = next(correctness.checks_of("sgd", CPU, INTERPRETER))
 
     assert result["ok"] is False
     assert result["wrong"] == "error over tolerance: {'param': 1.5}"
@@ -76,6 +83,14 @@ def test_an_exception_in_a_check_is_a_failed_check():
     result = correctness._guarded("it", lambda: 1 / 0)
 
     assert result == {"check": "it", "ok": False, "wrong": "ZeroDivisionError: division by zero"}
+
+
+def test_a_check_that_kills_its_process_is_a_failed_check():
+    (result,) = correctness.checks(CPU, ["no such kernel"], workers=1)
+
+    assert result["ok"] is False
+    assert result["check"] == "no such kernel: all"
+    assert "StopIteration" in result["wrong"]
 
 
 def test_results_lie_by_gpu_date_and_commit():

@@ -271,7 +271,7 @@ def _columns_of(
 
 @triton.jit
 def _update(grad, row_ptr, line, real, least, column_var, least_square, VECTOR: tl.constexpr):
-    """u = g / sqrt(max(v, eps1^2)) of one step down a tile."""
+    """Divide the gradient by sqrt(max(v, eps1^2)), in one step down a tile."""
     if VECTOR:
         variance = column_var[:, None, :]
     else:
@@ -283,7 +283,7 @@ def _update(grad, row_ptr, line, real, least, column_var, least_square, VECTOR: 
 
 @triton.jit
 def _factor(tile_sums, shapes, own, tensors, tensor, count, numel, WIDTH: tl.constexpr):
-    """The factor of u, alpha / max(1, RMS(u) / d), from the sums of the tiles of one tensor in their order."""
+    """The factor of u, alpha / max(1, RMS(u) / d), from the tiles of a tensor in their order."""
     first = tl.load(shapes + FIRST_TILE_ROW * tensors + tensor)
     tiles = tl.load(shapes + TILES_ROW * tensors + tensor).to(tl.int32)
     params = tl.zeros([WIDTH], dtype=tl.float64)

@@ -52,22 +52,20 @@ class AdafactorUpdate(MultiTensorUpdate):
         return super()._build(targets, buckets, addresses)
 
     def _launch(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
-        tiling, tables = self._tiling, self._tables
-        tiled = list(zip(tiling.classes, tiling.tile_ranges, strict=True))
+        plan, tables = self._tiling, self._tables
+        tiles, folds = (self._shapes, self._tiles, self._scratch), (self._shapes, self._folds)
         tail = (tables.coefficients, self._verdict)
-        for kind, where in tiled:
-            place = (self._shapes, self._tiles, self._scratch, self._sums)
-            self._run(sums_kernel, sums_constants(kind), where, *place)
+        for kind, where in zip(plan.classes, plan.tile_ranges, strict=True):
+            self._run(sums_kernel, sums_constants(kind), where, *tiles, self._sums)
         self._decide(scale, found_inf, sums=self._sums)
-        for kind, where in zip(tiling.classes, tiling.fold_ranges, strict=True):
-            place = (self._shapes, self._folds, self._scratch, *tail)
-            self._run(fold_kernel, fold_constants(kind), where, *place)
-        for kind, where in tiled:
-            place = (self._shapes, self._tiles, self._scratch, self._sums, tables.norms.arrivals)
-            self._run(size_kernel, size_constants(kind), where, *place, *tail)
-        for kind, where in tiled:
-            place = (self._shapes, self._tiles, self._scratch, *tail)
-            self._run(apply_kernel, apply_constants(kind), where, *place)
+        for kind, where in zip(plan.classes, plan.fold_ranges, strict=True):
+            self._run(fold_kernel, fold_constants(kind), where, *folds, self._scratch, *tail)
+        for kind, where in zip(plan.classes, plan.tile_ranges, strict=True):
+            arrivals = tables.norms.arrivals
+            operands = (*tiles, self._sums, arrivals, *tail)
+            self._run(size_kernel, size_constants(kind), where, *operands)
+        for kind, where in zip(plan.classes, plan.tile_ranges, strict=True):
+            self._run(apply_kernel, apply_constants(kind), where, *tiles, *tail)
 
     def _run(
         self, kernel: Any, constants: dict[str, Any], where: tuple[int, int], *operands: Tensor
