@@ -74,6 +74,16 @@ def test_every_shape_is_updated_as_the_reference_does(variant, step):
     assert max(errors.values()) <= 1, errors
 
 
+def test_lanes_behind_the_end_have_no_size():
+    """With eps 0 such a lane computes 0 / 0, which must not reach the size of the update."""
+    group = {**PLAIN.group(), "eps": (0.0, 1e-3)}
+    targets = drawn([(5, 9), (2, 3, 3), (13,)], step=0)
+
+    errors = worst_difference(ADAFACTOR, group, targets, Settings(step=0, tuning=INTERPRETER))
+
+    assert max(errors.values()) <= 1, errors
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1, "d": 2.0}])
 def test_reference_equals_torch_bit_for_bit(options, dtype):

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from kernel_operands import DEVICE, INTERPRETER, targets_for
-from stepgraph_kernels.catalogue import VARIANTS
+from stepgraph_kernels import launch as launch_module
+from stepgraph_kernels.adafactor import update as adafactor_module
+from stepgraph_kernels.catalogue import VARIANTS, update_class
 from stepgraph_kernels.comparison import Settings
 from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS, Layout
@@ -170,6 +172,43 @@ def test_a_new_limit_and_new_hyper_parameters_need_no_new_tables():
 
     assert update._tables is tables
     assert all(torch.equal(t.param, b) for t, b in zip(targets, before, strict=True))
+
+
+class Recorder:
+    """Stands in for a kernel: notes what a launch would be compiled for."""
+
+    def __init__(self):
+        self.launches = []
+
+    def __getitem__(self, grid):
+        def launch(*operands, **constants):
+            where = [o.data_ptr() if isinstance(o, torch.Tensor) else o for o in operands]
+            self.launches.append((grid, where, constants))
+
+        return launch
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_other_hyper_parameters_launch_the_same_kernels_with_the_same_arguments(
+    variant, monkeypatch
+):
+    """So a schedule recompiles nothing, and a CUDA graph need not be captured again."""
+    recorder = Recorder()
+    for module in (launch_module, adafactor_module):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, recorder)
+    group = variant.group()
+    targets = drawn(variant=variant)
+    update = update_class(variant.family)(variant.family, targets, [group], clip=True)
+
+    update.launch()
+    first = list(recorder.launches)
+    update.set_hyper([{**group, "lr": 0.5, "weight_decay": 0.2, "maximize": True}])
+    update.set_max_norm(3.0)
+    update.launch()
+
+    assert len(first) >= 2
+    assert recorder.launches == first * 2
 
 
 def test_a_learning_rate_that_is_a_tensor_is_read_again_each_time():
