@@ -207,7 +207,10 @@ class MultiTensorUpdate:
         torch.autograd.graph.increment_version(self._written)
 
     def _rules(self, targets: Sequence[Target], groups: Sequence[Group]) -> list[Rule]:
-        return [self.family.rule(groups[target.group]) for target in targets]
+        rules = [self.family.rule(groups[target.group]) for target in targets]
+        if any(rule.factored for rule in rules):
+            raise ValueError(f"{self.family.name} has states of other shapes: use AdafactorUpdate")
+        return rules
 
     def _launch(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         self._decide(scale, found_inf)

@@ -13,6 +13,7 @@ from stepgraph_kernels import VARIANTS, fuse
 from stepgraph_kernels.adafactor import ADAFACTOR, AdafactorUpdate
 from stepgraph_kernels.adafactor.tiles import matrices_of, tile_of, tiling
 from stepgraph_kernels.comparison import Settings, make_target, worst_difference
+from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS
 from stepgraph_kernels.spec import Tuning
 from stepgraph_kernels.table import Bucket
@@ -349,6 +350,11 @@ def test_what_the_kernels_cannot_take_is_refused_before_anything_is_written(case
         update_of([first, second]).launch()
 
     assert torch.equal(first.param, before)
+
+
+def test_the_two_launches_alone_refuse_a_factored_family():
+    with pytest.raises(ValueError, match="Adafactor has states of other shapes: use AdafactorUp"):
+        MultiTensorUpdate(ADAFACTOR, drawn([(6, 8)]), [PLAIN.group()])
 
 
 def test_states_that_share_memory_are_refused():

@@ -270,6 +270,26 @@ def _columns_of(
 
 
 @triton.jit
+def _moments(
+    addresses, shapes, scratch, own, tensors, tensor, matrix, column, matrices, rows, columns,
+    STATE: tl.constexpr, MATRICES: tl.constexpr, COLUMNS: tl.constexpr,
+    FOLD_ROWS: tl.constexpr, SEGMENTS: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """What v of a tile is made of: where R is, its least mean, C, and eps1^2."""
+    m = matrix + tl.arange(0, MATRICES)
+    c = column + tl.arange(0, COLUMNS)
+    row_ptr = _pointer(addresses, STATE_ROW, tensors, tensor, 0, STATE, 1)
+    column_var = _columns_of(addresses, tensors, tensor, m, c, matrices, columns, STATE, VECTOR)
+    least = tl.zeros([MATRICES], dtype=tl.float32)
+    if not VECTOR:
+        eps1 = tl.load(own + EPS1 * tensors)
+        least = _least_mean(
+            scratch, shapes, tensors, tensor, m, matrices, rows, eps1, FOLD_ROWS, SEGMENTS
+        )
+    return row_ptr, least, column_var, tl.load(own + EPS1_SQUARE * tensors)
+
+
+@triton.jit
 def _update(grad, row_ptr, line, real, least, column_var, least_square, VECTOR: tl.constexpr):
     """Divide the gradient by sqrt(max(v, eps1^2)), in one step down a tile."""
     if VECTOR:
@@ -340,19 +360,12 @@ def size_kernel(
         matrices, rows, columns = _shape(shapes, tensors, tensor, WIDE)
         param_ptr = _pointer(addresses, PARAM_ROW, tensors, tensor, 0, PARAM, PARAM_ALIGN)
         grad_ptr = _pointer(addresses, GRAD_ROW, tensors, tensor, 0, GRAD, GRAD_ALIGN)
-        row_ptr = _pointer(addresses, STATE_ROW, tensors, tensor, 0, STATE, 1)
         multiplier = tl.load(verdict + 1)
         own = coefficients + OWN_ROWS * tensors + tensor
-        least_square = tl.load(own + EPS1_SQUARE * tensors)
-        m = matrix + tl.arange(0, MATRICES)
-        c = column + tl.arange(0, COLUMNS)
-        column_var = _columns_of(addresses, tensors, tensor, m, c, matrices, columns, STATE, VECTOR)
-        least = tl.zeros([MATRICES], dtype=tl.float32)
-        if not VECTOR:
-            eps1 = tl.load(own + EPS1 * tensors)
-            least = _least_mean(
-                scratch, shapes, tensors, tensor, m, matrices, rows, eps1, FOLD_ROWS, SEGMENTS
-            )
+        row_ptr, least, column_var, least_square = _moments(
+            addresses, shapes, scratch, own, tensors, tensor, matrix, column,
+            matrices, rows, columns, STATE, MATRICES, COLUMNS, FOLD_ROWS, SEGMENTS, VECTOR,
+        )  # fmt: skip
         params = tl.zeros([MATRICES, ROWS, COLUMNS], dtype=tl.float32)
         updates = tl.zeros([MATRICES, ROWS, COLUMNS], dtype=tl.float32)
         for start in range(0, tl.minimum(rows - row, SPAN).to(tl.int32), ROWS):
@@ -415,7 +428,6 @@ def apply_kernel(
     matrices, rows, columns = _shape(shapes, tensors, tensor, WIDE)
     param_ptr = _pointer(addresses, PARAM_ROW, tensors, tensor, 0, PARAM, PARAM_ALIGN)
     grad_ptr = _pointer(addresses, GRAD_ROW, tensors, tensor, 0, GRAD, GRAD_ALIGN)
-    row_ptr = _pointer(addresses, STATE_ROW, tensors, tensor, 0, STATE, 1)
     shadow_ptr = param_ptr
     average_ptr = param_ptr
     if HAS_SHADOW:
@@ -430,16 +442,10 @@ def apply_kernel(
     own = coefficients + OWN_ROWS * tensors + tensor
     decay = tl.load(own + DECAY * tensors)
     factor = tl.load(own + FACTOR * tensors) * sign
-    least_square = tl.load(own + EPS1_SQUARE * tensors)
-    m = matrix + tl.arange(0, MATRICES)
-    c = column + tl.arange(0, COLUMNS)
-    column_var = _columns_of(addresses, tensors, tensor, m, c, matrices, columns, STATE, VECTOR)
-    least = tl.zeros([MATRICES], dtype=tl.float32)
-    if not VECTOR:
-        eps1 = tl.load(own + EPS1 * tensors)
-        least = _least_mean(
-            scratch, shapes, tensors, tensor, m, matrices, rows, eps1, FOLD_ROWS, SEGMENTS
-        )
+    row_ptr, least, column_var, least_square = _moments(
+        addresses, shapes, scratch, own, tensors, tensor, matrix, column, matrices, rows, columns,
+        STATE, MATRICES, COLUMNS, FOLD_ROWS, SEGMENTS, VECTOR,
+    )  # fmt: skip
     for start in range(0, tl.minimum(rows - row, SPAN).to(tl.int32), ROWS):
         line, real, offsets, mask = _lanes(
             matrix, row + start, column, matrices, rows, columns, MATRICES, ROWS, COLUMNS
