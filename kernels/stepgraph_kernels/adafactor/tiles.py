@@ -81,9 +81,10 @@ def tile_block(shape: torch.Size, bucket: Bucket, tuning: Tuning) -> int:
     """Choose the elements of a tile: half a block where a whole one takes too many registers.
 
     That is beside an average, which is one more stream; in rows that are not aligned, whose
-    elements have an address each; and in vectors.
+    elements have an address each; and in vectors, but for 16 bits, which need it to fill 128.
     """
-    aligned = len(shape) > 1 and shape[-1] % 8 == 0
+    narrow = bucket.dtypes[0].itemsize == bucket.dtypes[1].itemsize == 2
+    aligned = (len(shape) > 1 or narrow) and matrices_of(shape)[2] % 8 == 0
     return tuning.block if aligned and not bucket.averaged else tuning.block // 2
 
 
