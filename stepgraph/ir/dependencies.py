@@ -51,7 +51,7 @@ def flat_dependencies(graph: Graph, access: Mapping[Node, Access]) -> nx.DiGraph
         is_free = node.op in ("placeholder", "get_attr") or is_glue(node)
         reads = access[node].reads if is_free else access[node].reads | {OPAQUE}
         builder.add(node, reads=sorted(reads), writes=sorted(access[node].writes))
-    builder.finish(next(reversed(graph.nodes)))
+    builder.finish(next(iter(reversed(graph.nodes))))
     return builder.graph
 
 
