@@ -28,6 +28,9 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "rewrite_assert_with_torch_assert": False,  # keeps AssertionError an AssertionError
     "skip_nnmodule_hook_guards": False,
     "skip_no_tensor_aliasing_guards_on_parameters": False,  # two weights may be tied later
+    # torch 2.11 does not look again at a tensor whose dict is as it was: flags, dtypes change in it
+    "skip_tensor_guards_with_matching_dict_tags": False,
+    "use_recursive_dict_tags_for_guards": False,  # off in torch 2.13 as well
     "suppress_errors": False,
     "error_on_recompile": False,
     "enable_dynamo_decompositions": False,  # `add_(x, alpha=a)` rounds once, not twice
