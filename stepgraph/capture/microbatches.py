@@ -233,7 +233,9 @@ def _names(value: Any) -> list[str]:
 
 def _is_record(value: Any) -> bool:
     """Return whether `value` is a dataclass that its fields alone make."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type | nn.Module):
+    # not `is_dataclass`: it asks the type, which torch 2.11 cannot trace for what the step made
+    known = isinstance(getattr(value, "__dataclass_fields__", None), dict)
+    if not known or isinstance(value, type | nn.Module):
         return False
     return all(field.init for field in dataclasses.fields(value))
 

@@ -65,6 +65,7 @@ _NAMED: tuple[tuple[str, str, str | None], ...] = (
     (r"_warnings\.warn|module: _warnings", "warns inside the step", "warn outside"),
     (r"register_hook|_hooks|backward hook", "hooks that a trace would lose", None),
     (r"numpy|np\.", "calls NumPy inside the step", "compute with torch"),
+    (r"__objclass__", "a tensor subclass whose functions torch 2.11 cannot trace", None),
     (r"sparse|Sparse", "sparse gradients or tensors", None),
     (r"modified by an inplace operation", "backward through a tensor that was changed", None),
 )
