@@ -26,11 +26,13 @@ help:
 venv: $(INSTALLED)
 
 # torch first and alone, so that its version is ours to choose; the constraint keeps it there.
+# Torch 2.11 brings triton 3.6, whose interpreter numpy 2.4 breaks.
 # Again when what is asked for changes, or when a package appears beside the first one.
 $(INSTALLED): pyproject.toml Makefile $(wildcard kernels/*/__init__.py)
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/installed-torch-*
 	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
+	$(if $(filter 2.11.%,$(TORCH)),echo "numpy<2.4" >> $(VENV)/constraints.txt)
 	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt \
 		--editable ".[demo,test,dev]"
