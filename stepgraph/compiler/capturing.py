@@ -122,6 +122,9 @@ class Capturing:
             return work(*args)
         except ConfigurationError:
             raise
+        except Refusal:
+            self.failures += 1
+            raise
         except Exception as error:  # the capture boundary: the eager call shows its own error
             self.failures += 1
             raise refusal_of(error) from error

@@ -230,9 +230,10 @@ def _deeds(accessed: Mapping[Node, Access]) -> Iterator[_Deed]:
         name = node.meta.get("stepgraph.part_of", node.name)
         for slot, part in parts.items():
             yield _Deed(f"{name}[{slot}]", "update", node, part)
-            access = Access(access.reads - part.reads, access.writes - part.writes)
-        if access.writes:  # memory of several names
-            yield _Deed(name, "update", node, access)
+        reads = access.reads.difference(*(part.reads for part in parts.values()))
+        writes = access.writes.difference(*(part.writes for part in parts.values()))
+        if writes:  # memory of several names
+            yield _Deed(name, "update", node, Access(reads, writes))
 
 
 def _after(writer: str) -> str:

@@ -92,14 +92,14 @@ class Pipeline:
 
     def _run(self, step: StepGraph) -> tuple[StepGraph, tuple[PassRecord, ...]]:
         records = []
-        before = _Looked.at(step)
+        before = _Looked.at(step, step.version())
         for applied in self.passes:
             start = time.perf_counter()
             step = applied(step)
             ms = (time.perf_counter() - start) * 1e3
-            after = before
-            if step.version() != before.version:
-                after = _verified(step, applied, before.meaning)
+            after, version = before, step.version()
+            if version != before.version:
+                after = _verified(step, version, applied, before.meaning)
             records.append(_record(applied, ms, before, after, step.said()))
             before = after
         return step, tuple(records)
@@ -131,9 +131,9 @@ class _Looked:
     operators: int
 
     @classmethod
-    def at(cls, step: StepGraph) -> _Looked:
+    def at(cls, step: StepGraph, version: tuple[Any, ...]) -> _Looked:
         nodes, operators = _size(step)
-        return cls(step.version(), meaning(step), work(step), nodes, operators)
+        return cls(version, meaning(step), work(step), nodes, operators)
 
 
 def _record(
@@ -162,10 +162,12 @@ def _lost(before: Meaning, after: Meaning) -> tuple[str, ...]:
     return tuple(dict.fromkeys(resource for _, resources in gone for resource in resources))
 
 
-def _verified(step: StepGraph, applied: Pass, expected: Meaning) -> _Looked:
+def _verified(
+    step: StepGraph, version: tuple[Any, ...], applied: Pass, expected: Meaning
+) -> _Looked:
     try:
         step.verify()
-        found = _Looked.at(step)
+        found = _Looked.at(step, version)
         if applied.keeps_effects:
             compare(found.meaning, expected)
     except VerifyError as error:
