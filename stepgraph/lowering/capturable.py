@@ -11,14 +11,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from stepgraph import torch_private
-from stepgraph.ir import all_storages, marker_argument, marker_name
+from stepgraph.ir import UPDATES, all_storages, marker_argument, marker_name
 from stepgraph.ir.effects import written_arguments
 from stepgraph.ir.signature import Role
 from stepgraph.lowering.emit import plain_numbers
 from stepgraph.lowering.kernels import KernelUpdate
 from stepgraph.lowering.region import Region
 
-UPDATES = ("step", "step_part", "clipped_step")
 TAIL = ("set_grad", "zero_grad", "toggle", "log", "lr_step", "hyper")
 """Effects that the host performs after the device's work: they move pointers or hand on results."""
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir import marker_argument, marker_name
+from stepgraph.ir import UPDATES, marker_argument, marker_name
 from stepgraph.lowering.capturable import (
     FIXED,
-    UPDATES,
     gradients,
     leaving,
     origin,

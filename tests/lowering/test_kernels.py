@@ -314,6 +314,22 @@ def test_what_was_prepared_holds_until_something_moves(change):
     assert twins.update.prepared(clipped=False, grads=grads) is not first
 
 
+def test_an_update_beside_a_prepared_one_does_not_lend_it_its_gradients():
+    twins = Twins(AdamW)
+    twins.step(2)
+    grads = {id(p): torch.full_like(p, 3.0) for p in twins.params}
+    twins.update.prepared(clipped=False, grads=grads)
+    twins.step(1)  # the ordinary program, from `.grad`: a profile runs it, for one
+
+    launch = twins.update.prepared(clipped=False, grads=grads)
+    launch.launch(None)
+    for ours, theirs in zip(twins.params, twins.theirs, strict=True):
+        ours.grad, theirs.grad = grads[id(ours)], grads[id(ours)].clone()
+    twins.own.step()
+
+    twins.close()
+
+
 def test_float64_is_left_to_step():
     optimizer = Adam([nn.Parameter(torch.ones(3, dtype=torch.float64, device=DEVICE))])
 
