@@ -5,7 +5,7 @@ from __future__ import annotations
 from stepgraph.capture import Captured, Refusal
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import partition
-from stepgraph.lowering import emit
+from stepgraph.lowering.emit import emit
 from stepgraph.passes import Pipeline, UpdateFromShortWindow
 from stepgraph.runtime import Program, autocast_devices
 

@@ -1,4 +1,4 @@
-"""`optimizer.step()` as one call for each param group: torch's fused CPU kernels.
+"""`optimizer.step()` as one call for each param group, in fused CPU kernels: ours, or torch's.
 
 They round in other places than the loops that torch runs by default, so they belong to backends
 that may round. Everything they need is read when they run: hyper-parameters, state, which
@@ -10,98 +10,41 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, repeat
+from itertools import repeat
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.compiled import CompiledKernel, library
+from stepgraph.lowering.launch import LAUNCHES, Group, Launch, State
 from stepgraph.lowering.masters import Masters
 from stepgraph.runtime import PartOfStep
 from stepgraph.runtime.effects import run_step
-
-Group = dict[str, Any]
-State = dict[str, Any]
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
     """This call is left to the optimizer's own step."""
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One call of a fused kernel.
-
-    Attributes:
-        kernel: Takes lists of tensors, then options.
-        tensors: The lists: parameters, gradients, then state. Parameters and state are written.
-        steps: The step counters, advanced before the kernel runs; the last list, or empty.
-        options: Hyper-parameters as they are now.
-        masters: Float32 copies to work on, or None to work on the tensors themselves.
-    """
-
-    kernel: Callable[..., Any]
-    tensors: tuple[list[Tensor], ...]
-    steps: list[Tensor]
-    options: dict[str, Any]
-    masters: Masters | None = None
-
-    def run(self, factor: Tensor | None) -> None:
-        """Advance the counters and update, from gradients multiplied by `factor`."""
-        if self.masters is not None:
-            self._run_on_masters(self.masters, factor)
-        elif factor is not None and factor.dtype is torch.float32:
-            # kernels divide by a float32, and store what they have divided
-            self._call(self.tensors, {**self.options, "grad_scale": factor.reciprocal()})
-        else:
-            self._scale(factor)
-            self._call(self.tensors, self.options)
-
-    def _run_on_masters(self, masters: Masters, factor: Tensor | None) -> None:
-        params, grads, *states = self.tensors
-        self._scale(factor)
-        wide = [masters.of(params), [g.float() for g in grads], *map(masters.of, states)]
-        self._call(wide, self.options)
-        masters.round_into([*params, *chain(*states)], [*wide[0], *chain(*wide[2:])])
-
-    def _scale(self, factor: Tensor | None) -> None:
-        if factor is not None:
-            torch._foreach_mul_(self.tensors[1], factor)
-
-    def _call(self, tensors: Sequence[list[Tensor]], options: dict[str, Any]) -> None:
-        if self.steps:
-            torch._foreach_add_(self.steps, 1)
-            self.kernel(*tensors, self.steps, **options)
-        else:
-            self.kernel(*tensors, **options)
-
-    def copied(self) -> Launch:
-        """Return the same call on copies, with masters of their own."""
-        tensors = tuple([t.detach().clone() for t in several] for several in self.tensors)
-        masters = None if self.masters is None else Masters()
-        return Launch(self.kernel, tensors, [t.clone() for t in self.steps], self.options, masters)
-
-    def written(self) -> Iterable[Tensor]:
-        """Return what it writes: gradients, too, where they are clipped."""
-        return chain(*self.tensors, self.steps)
-
-
 class FusedUpdate:
     """Runs an optimizer's update in fused kernels where they fit, else its own `step()`.
 
     The first update that fits is a trial: the kernels run on copies, `step()` on the real tensors,
-    and only when both agree (see `closeness`) are later updates fused.
+    and only when both agree (see `closeness`) are later updates fused. Torch's kernels and ours
+    each have one.
 
     Args:
         optimizer: An optimizer for which `misfit` returned None.
         masters: Float32 copies, where the parameters should have some.
         part: The part of a `step()` to stand for, or None for all of it.
+        kernels: Our `library` of kernels; None for torch's.
 
     Attributes:
         refusal: Why the latest update was not fused, or None.
@@ -113,15 +56,18 @@ class FusedUpdate:
         optimizer: Optimizer,
         masters: Masters | None = None,
         part: PartOfStep | None = None,
+        kernels: ModuleType | None = None,
     ) -> None:
         self.refusal: str | None = None
-        self.masters = masters
+        self.masters, self._kernels = masters, kernels
         self._optimizer, self._part = optimizer, part
         self._own: Callable[[], None] = part or partial(run_step, optimizer)
         self._counts = part is None or part.last
         self._grads: Mapping[int, Tensor] | None = None
         self._own_step = vars(optimizer).get("step")
-        self._tried = self._failed = False
+        self._tried: set[str] = set()
+        self._failed = False
+        self._compiled: dict[int, CompiledKernel] = {}
         self._parts: dict[tuple[tuple[int, ...], bool], FusedUpdate] = {}
         self._known: list[State] = []
         self._order: list[list[State]] = []
@@ -145,7 +91,7 @@ class FusedUpdate:
             self._eagerly(factor)
             return
         self.refusal = None
-        if not self._tried:
+        if not self._tried.issuperset(launch.kind for launch in launches):
             self._try(launches, factor)
             return
         for launch in launches:
@@ -162,8 +108,11 @@ class FusedUpdate:
         key = tuple(places), last
         if key not in self._parts:
             own = PartOfStep(self._optimizer, places, last=last)
-            self._parts[key] = type(self)(self._optimizer, self.masters, own)
+            self._parts[key] = self._for_part(own)
         return self._parts[key]
+
+    def _for_part(self, part: PartOfStep) -> FusedUpdate:
+        return FusedUpdate(self._optimizer, self.masters, part, self._kernels)
 
     def why_not(self) -> str | None:
         """Return why the latest update, or a part of it, was not fused; None if it was."""
@@ -193,7 +142,7 @@ class FusedUpdate:
             for own, mine in zip(launch.written(), copy.written(), strict=True)
         ):
             self._failed, self.refusal = True, "the fused kernel differs from step()"
-        self._tried = True
+        self._tried.update(launch.kind for launch in launches)
 
     def _launches(self) -> list[Any]:
         optimizer = self._optimizer
@@ -215,7 +164,7 @@ class FusedUpdate:
                 grads = [grads[i] for i in kept]
                 states = [states[i] for i in kept]
             if params:
-                launches.append(self._fitting(group, params, grads, states))
+                launches.append(self._fitting(i, group, params, grads, states))
         return launches
 
     def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
@@ -232,26 +181,50 @@ class FusedUpdate:
         self._order = [[held.get(p, empty) for p in group["params"]] for group in groups]
 
     def _fitting(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
+        self,
+        number: int,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
     ) -> Launch:
         try:
-            launch = _LAUNCHES[type(self._optimizer)](group, params, grads, states)
+            launch = LAUNCHES[type(self._optimizer)](group, params, grads, states)
         except KeyError:
             raise DoesNotFit("it has not stepped every parameter yet") from None
-        for tensors in launch.tensors:
-            if not all(map(Tensor.is_contiguous, tensors)) and not _same_layout(params, tensors):
-                raise DoesNotFit("parameters, gradients and state are laid out differently")
-        return launch if self.masters is None else replace(launch, masters=self.masters)
+        compiled = self._compiled_kernel(number)
+        if compiled is not None and compiled.knows(launch.tensors, launch.steps):
+            launch.compiled = compiled
+            return launch
+        if not all(_same_layout(params, tensors) for tensors in launch.tensors if tensors):
+            raise DoesNotFit("parameters, gradients and state are laid out differently")
+        launch.masters = self.masters
+        if compiled is not None and compiled.takes(launch.tensors, launch.steps):
+            launch.compiled = compiled
+        return launch
+
+    def _compiled_kernel(self, number: int) -> CompiledKernel | None:
+        """Return our kernel for the param group of a number."""
+        if self._kernels is None or self.masters is not None:
+            return None
+        if number not in self._compiled:
+            self._compiled[number] = CompiledKernel(self._kernels)
+        return self._compiled[number]
 
 
 def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:
     """Return a fused update for an optimizer, with float32 `masters` if given, or why not."""
-    return misfit(optimizer) or FusedUpdate(optimizer, masters)
+    if reason := misfit(optimizer):
+        return reason
+    kernels = library() if masters is None else None
+    return FusedUpdate(
+        optimizer, masters, kernels=kernels if isinstance(kernels, ModuleType) else None
+    )
 
 
 def misfit(optimizer: Optimizer) -> str | None:
     """Return why no fused kernel does what `optimizer.step()` does, or None."""
-    if type(optimizer) not in _LAUNCHES:
+    if type(optimizer) not in LAUNCHES:
         return f"no fused CPU kernel for {type(optimizer).__name__}"
     own_step = vars(optimizer).get("step")
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
@@ -310,81 +283,13 @@ def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
         restore()
 
 
-def _adam(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:
-    beta1, beta2 = group["betas"]
-    amsgrad = group["amsgrad"]
-    decoupled = group["decoupled_weight_decay"]
-    return Launch(
-        torch._fused_adamw_ if decoupled else torch._fused_adam_,
-        (
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if amsgrad else [],
-        ),
-        [state["step"] for state in states],
-        {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "weight_decay": group["weight_decay"],
-            "eps": group["eps"],
-            "amsgrad": amsgrad,
-            "maximize": group["maximize"],
-        },
-    )
-
-
-def _sgd(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:
-    momentum = group["momentum"]
-    buffers = [state["momentum_buffer"] for state in states] if momentum else []
-    if any(map(operator.is_, buffers, repeat(None))):
-        raise KeyError
-    return Launch(
-        torch._fused_sgd_,
-        (params, grads, buffers),
-        [],
-        {
-            "weight_decay": group["weight_decay"],
-            "momentum": momentum,
-            "lr": group["lr"],
-            "dampening": group["dampening"],
-            "nesterov": group["nesterov"],
-            "maximize": group["maximize"],
-            "is_first_step": False,
-        },
-    )
-
-
-def _adagrad(
-    group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
-) -> Launch:
-    return Launch(
-        torch._fused_adagrad_,
-        (params, grads, [state["sum"] for state in states]),
-        [state["step"] for state in states],
-        {
-            "lr": group["lr"],
-            "lr_decay": group["lr_decay"],
-            "weight_decay": group["weight_decay"],
-            "eps": group["eps"],
-            "maximize": group["maximize"],
-        },
-    )
-
-
-_LAUNCHES: Mapping[type, Callable[..., Launch]] = {
-    Adam: _adam,
-    AdamW: _adam,
-    SGD: _sgd,
-    Adagrad: _adagrad,
-}
-
-
 def _same_layout(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Return whether elements that belong together lie at the same place of their memory."""
     return all(
-        p.stride() == other.stride() and torch.ops.aten.is_non_overlapping_and_dense(p)
+        p.shape == other.shape
+        and (
+            (p.is_contiguous() and other.is_contiguous())
+            or (p.stride() == other.stride() and torch.ops.aten.is_non_overlapping_and_dense(p))
+        )
         for p, other in zip(params, others, strict=True)
     )

@@ -26,11 +26,10 @@ from torch.optim import Optimizer
 from stepgraph.lowering.fused import (
     DoesNotFit,
     FusedUpdate,
-    Group,
-    State,
     has_hooks,
     replaced_step,
 )
+from stepgraph.lowering.launch import Group, State
 from stepgraph.lowering.masters import Masters
 from stepgraph.runtime import PartOfStep
 from stepgraph.runtime.effects import run_scaled_step
@@ -45,6 +44,8 @@ class KernelLaunch:
         groups: The `param_groups` of the optimizer.
         made: Tables that exist already, by what becomes of the gradients. Filled.
     """
+
+    kind = "triton"
 
     def __init__(
         self, family: Any, targets: list[Any], groups: Sequence[Group], made: dict[str, Any]
@@ -175,7 +176,7 @@ class KernelUpdate(FusedUpdate):
     @property
     def tried(self) -> bool:
         """Whether the trial is over and the kernels are used."""
-        return self._tried and not self._failed
+        return bool(self._tried) and not self._failed
 
     def prepared(
         self, *, clipped: bool, grads: Mapping[int, Tensor] | None = None
@@ -281,11 +282,14 @@ class KernelUpdate(FusedUpdate):
         return [launch]
 
     def _fitting(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
+        self,
+        row: int,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
     ) -> Any:
         """Return the kernel's targets of one group."""
-        rows = enumerate(self._optimizer.param_groups)
-        row = next(i for i, candidate in rows if candidate is group)
         names = self._family.rule(group).states
         for state in states:
             self._check_state(state, names)
@@ -293,6 +297,9 @@ class KernelUpdate(FusedUpdate):
         named = (f"parameter {i} of group {row}" for i in range(len(params)))
         found = zip(params, grads, states, named, strict=True)
         return [self._target(p.detach(), g, s, row, name=name) for p, g, s, name in found]
+
+    def _for_part(self, part: PartOfStep) -> KernelUpdate:
+        return KernelUpdate(self._optimizer, self.masters, part)
 
     def _check_state(self, state: State, names: Sequence[str]) -> None:
         counters = () if self._family.optional_counters else self._family.counters

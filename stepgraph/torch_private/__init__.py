@@ -6,6 +6,7 @@ not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` find
 torch at hand behaves as expected before anything is captured.
 """
 
+from stepgraph.torch_private.cpp import Layout, load_cpp, written
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
@@ -26,6 +27,7 @@ __all__ = [
     "LIVE_GRAPH",
     "Around",
     "FakeInputs",
+    "Layout",
     "TraceHooks",
     "TraceStop",
     "Traced",
@@ -39,9 +41,11 @@ __all__ = [
     "is_profiling",
     "is_tracing",
     "is_unsupported",
+    "load_cpp",
     "shield_constants",
     "stop_workers",
     "trace",
     "tracing",
     "user_stack",
+    "written",
 ]

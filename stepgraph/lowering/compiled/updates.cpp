@@ -1,0 +1,249 @@
+// Optimizer updates on a CPU: one call for a param group, some nanoseconds for each tensor.
+//
+// Formulas and their order are those of torch.optim; hyper-parameters that need it are computed in
+// double, as there. Callers have checked the layout: every tensor is dense, on the CPU, of the
+// dtype that is named, and tensors that belong together have the same number of elements in the
+// same order.
+
+#include <ATen/cpu/vec/vec.h>
+#include <Python.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+// From an object that is a tensor to its memory; torch's own function, found at its address.
+void* (*data_ptr)(PyObject*);
+
+constexpr int64_t kShared = 1 << 15;  // elements from which on threads share a tensor
+
+template <typename T>
+using Vec = at::vec::Vectorized<T>;
+
+// Some neighbouring elements, as many as a register holds, or the last few.
+struct Place {
+  int64_t first;
+  int count;
+
+  template <typename T>
+  Vec<T> load(const T* tensor) const {
+    return Vec<T>::loadu(tensor + first, count);
+  }
+
+  template <typename T>
+  void store(T* tensor, const Vec<T>& values) const {
+    values.store(tensor + first, count);
+  }
+};
+
+template <typename T, typename F>
+void some(int64_t first, int64_t last, const F& update) {
+  constexpr int64_t size = Vec<T>::size();
+  int64_t i = first;
+  for (; i + size <= last; i += size) update(Place{i, static_cast<int>(size)});
+  if (i < last) update(Place{i, static_cast<int>(last - i)});
+}
+
+// Calls `update` for all places of a tensor, on several threads where there is much to do.
+template <typename T, typename F>
+void each(int64_t n, int threads, const F& update) {
+  if (threads < 2 || n < kShared) return some<T>(0, n, update);
+  const int64_t share = (n / threads / 64 + 1) * 64;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int i = 0; i < threads; ++i)
+    some<T>(std::min(n, i * share), std::min(n, (i + 1) * share), update);
+}
+
+struct Adam {
+  double lr, beta1, beta2, eps, weight_decay;
+  bool amsgrad, maximize, decoupled;
+
+  template <typename T>
+  void update(T* param, T* grad, T* const* state, double step, int64_t n, int threads) const {
+    T *exp_avg = state[0], *exp_avg_sq = state[1], *max_exp_avg_sq = state[2];
+    const double share = 1 - beta1;
+    const bool is_small = share < 0.5, decays = weight_decay != 0, most = amsgrad;
+    const Vec<T> step_size(lr / (1 - std::pow(beta1, step))), tiny(eps);
+    const Vec<T> root(std::sqrt(1 - std::pow(beta2, step)));
+    const Vec<T> towards(is_small ? share : share - 1), keep_sq(beta2), share_sq(1 - beta2);
+    const Vec<T> kept(1 - lr * weight_decay), decay(weight_decay), sign(maximize ? -1 : 1);
+    const bool shrinks = decays && decoupled, pulls = decays && !decoupled;
+    each<T>(n, threads, [=](Place at) {
+      Vec<T> p = at.load(param), g = at.load(grad) * sign;
+      if (shrinks) p = p * kept;
+      if (pulls) g = g + decay * p;
+      Vec<T> mean = at.load(exp_avg), square = at.load(exp_avg_sq);
+      mean = (is_small ? mean : g) + towards * (g - mean);
+      square = keep_sq * square + share_sq * (g * g);
+      at.store(exp_avg, mean);
+      at.store(exp_avg_sq, square);
+      if (most) {
+        square = at::vec::maximum(at.load(max_exp_avg_sq), square);
+        at.store(max_exp_avg_sq, square);
+      }
+      at.store(param, p - step_size * (mean / (square.sqrt() / root + tiny)));
+    });
+  }
+};
+
+struct Sgd {
+  double lr, momentum, dampening, weight_decay;
+  bool nesterov, maximize;
+
+  template <typename T>
+  void update(T* param, T* grad, T* const* state, double, int64_t n, int threads) const {
+    T* buffer = state[0];
+    const bool pulls = weight_decay != 0, ahead = nesterov;
+    const Vec<T> rate(lr), decay(weight_decay), keep(momentum), share(1 - dampening);
+    const Vec<T> sign(maximize ? -1 : 1);
+    each<T>(n, threads, [=](Place at) {
+      Vec<T> p = at.load(param), g = at.load(grad) * sign;
+      if (pulls) g = g + decay * p;
+      if (buffer != nullptr) {
+        const Vec<T> mean = keep * at.load(buffer) + share * g;
+        at.store(buffer, mean);
+        g = ahead ? g + keep * mean : mean;
+      }
+      at.store(param, p - rate * g);
+    });
+  }
+};
+
+struct Adagrad {
+  double lr, lr_decay, eps, weight_decay;
+  bool maximize;
+
+  template <typename T>
+  void update(T* param, T* grad, T* const* state, double step, int64_t n, int threads) const {
+    T* sum = state[0];
+    const bool pulls = weight_decay != 0;
+    const Vec<T> rate(lr / (1 + (step - 1) * lr_decay)), decay(weight_decay), tiny(eps);
+    const Vec<T> sign(maximize ? -1 : 1);
+    each<T>(n, threads, [=](Place at) {
+      Vec<T> p = at.load(param), g = at.load(grad) * sign;
+      if (pulls) g = g + decay * p;
+      const Vec<T> total = at.load(sum) + g * g;
+      at.store(sum, total);
+      at.store(param, p - rate * (g / (total.sqrt() + tiny)));
+    });
+  }
+};
+
+template <typename T>
+void scale(T* grad, double factor, int64_t n, int threads) {
+  const Vec<T> by(factor);
+  each<T>(n, threads, [=](Place at) { at.store(grad, at.load(grad) * by); });
+}
+
+// A list of tensors as pointers; empty for an empty list.
+template <typename T>
+std::vector<T*> pointers(PyObject* list) {
+  std::vector<T*> found(PyList_GET_SIZE(list));
+  for (size_t i = 0; i < found.size(); ++i)
+    found[i] = static_cast<T*>(data_ptr(PyList_GET_ITEM(list, i)));
+  return found;
+}
+
+template <typename T>
+T* item(const std::vector<T*>& list, size_t i) {
+  return list.empty() ? nullptr : list[i];
+}
+
+// What every kernel takes: sizes, is_double, threads, factor, params, grads, steps, three lists of
+// state, then options in the order of torch's kernel. Lists may be empty but for the first two;
+// `sizes` are bytes: an int64 for each parameter.
+constexpr Py_ssize_t kCommon = 10;
+
+template <typename T, typename Rule>
+void update_all(const Rule& rule, PyObject* const* args, int threads, double factor) {
+  const auto* sizes = reinterpret_cast<const int64_t*>(PyBytes_AS_STRING(args[0]));
+  const auto params = pointers<T>(args[4]), grads = pointers<T>(args[5]);
+  const auto steps = pointers<float>(args[6]);
+  const std::vector<T*> states[] = {pointers<T>(args[7]), pointers<T>(args[8]),
+                                    pointers<T>(args[9])};
+  Py_BEGIN_ALLOW_THREADS
+  for (size_t i = 0; i < params.size(); ++i) {
+    T* const state[] = {item(states[0], i), item(states[1], i), item(states[2], i)};
+    const double step = steps.empty() ? 0 : *steps[i] += 1;
+    if (factor != 1) scale(grads[i], factor, sizes[i], threads);
+    rule.update(params[i], grads[i], state, step, sizes[i], threads);
+  }
+  Py_END_ALLOW_THREADS
+}
+
+template <typename Rule>
+PyObject* run(const Rule& rule, PyObject* const* args) {
+  const int threads = static_cast<int>(PyLong_AsLong(args[2]));
+  const double factor = PyFloat_AsDouble(args[3]);
+  if (PyErr_Occurred()) return nullptr;  // an option, too, that is no number
+  if (args[1] == Py_True)
+    update_all<double>(rule, args, threads, factor);
+  else
+    update_all<float>(rule, args, threads, factor);
+  Py_RETURN_NONE;
+}
+
+bool are(Py_ssize_t given, Py_ssize_t options) {
+  if (given == kCommon + options) return true;
+  PyErr_Format(PyExc_TypeError, "takes %zd arguments, got %zd", kCommon + options, given);
+  return false;
+}
+
+double number(PyObject* value) { return PyFloat_AsDouble(value); }
+bool flag(PyObject* value) { return PyObject_IsTrue(value) == 1; }
+
+template <bool kDecoupled>
+PyObject* adam(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (!are(n, 7)) return nullptr;
+  PyObject* const* o = args + kCommon;
+  return run(Adam{.lr = number(o[0]), .beta1 = number(o[1]), .beta2 = number(o[2]),
+                  .eps = number(o[4]), .weight_decay = number(o[3]), .amsgrad = flag(o[5]),
+                  .maximize = flag(o[6]), .decoupled = kDecoupled},
+             args);
+}
+
+PyObject* sgd(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (!are(n, 7)) return nullptr;  // the last says whether this is the first step: it never is
+  PyObject* const* o = args + kCommon;
+  return run(Sgd{.lr = number(o[2]), .momentum = number(o[1]), .dampening = number(o[3]),
+                 .weight_decay = number(o[0]), .nesterov = flag(o[4]), .maximize = flag(o[5])},
+             args);
+}
+
+PyObject* adagrad(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (!are(n, 5)) return nullptr;
+  PyObject* const* o = args + kCommon;
+  return run(Adagrad{.lr = number(o[0]), .lr_decay = number(o[1]), .eps = number(o[3]),
+                     .weight_decay = number(o[2]), .maximize = flag(o[4])},
+             args);
+}
+
+// Takes the address of torch's function from a tensor object to its memory.
+PyObject* bind(PyObject*, PyObject* address) {
+  data_ptr = reinterpret_cast<void* (*)(PyObject*)>(PyLong_AsVoidPtr(address));
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
+template <typename F>
+PyCFunction fast(F* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {
+    {"adam", fast(adam<false>), METH_FASTCALL, nullptr},
+    {"adamw", fast(adam<true>), METH_FASTCALL, nullptr},
+    {"sgd", fast(sgd), METH_FASTCALL, nullptr},
+    {"adagrad", fast(adagrad), METH_FASTCALL, nullptr},
+    {"bind", bind, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "kernel", nullptr, -1, methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_kernel() { return PyModule_Create(&definition); }

@@ -1,0 +1,58 @@
+"""C++ of our own: compiled by Inductor's builder into its cache, given tensors as they are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._dynamo import guards
+
+
+def load_cpp(source: str) -> ModuleType:
+    """Compile a Python extension, or take it from the cache.
+
+    Args:
+        source: C++ that defines `PyInit_kernel` and a method `bind`, which is given the address of
+            a function from a tensor object to its memory: `void* (*)(PyObject*)`.
+
+    Raises:
+        Exception: Whatever the compiler does not like, or that there is none.
+    """
+    code_cache: Any = importlib.import_module("torch._inductor.codecache")
+    module: ModuleType = code_cache.CppPythonBindingsCodeCache.load(source)
+    module.bind(guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
+    return module
+
+
+class Layout:
+    """Types, dtypes, devices, sizes and strides of tensors, to be compared with others' in C++.
+
+    Args:
+        tensors: What others have to be like.
+
+    Example:
+        >>> layout = Layout([torch.ones(2), torch.ones(2, 3)])
+        >>> layout.holds([torch.ones(2), torch.zeros(2, 3)])
+        True
+        >>> layout.holds([torch.ones(2), torch.zeros(3, 2)])
+        False
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._count = len(tensors)
+        self._check = guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+
+    def holds(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether tensors are laid out as those it was made from."""
+        return len(tensors) == self._count and self._check(*tensors)
+
+
+def written(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd that somebody has written tensors behind its back."""
+    torch.autograd.graph.increment_version(tensors)

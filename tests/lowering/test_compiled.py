@@ -1,0 +1,236 @@
+"""Our own CPU kernels for updates, against the optimizer's own step on a twin."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+
+from stepgraph import torch_private
+from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.compiled import CompiledKernel, library
+from stepgraph.lowering.fused import FusedUpdate, fused_update
+from twins import FITTING, Twins
+
+
+def _update(twins):
+    update = FusedUpdate(twins.mine, kernels=library())
+    twins.step(update)  # makes the state
+    twins.step(update)  # the trial
+    return update
+
+
+def _kinds(monkeypatch):
+    """Return the lists of parameters that our kernels have updated since, as they come."""
+    calls, real = [], CompiledKernel.__call__
+
+    def record(self, kernel, tensors, *rest):
+        calls.append(tensors[0])
+        real(self, kernel, tensors, *rest)
+
+    monkeypatch.setattr(CompiledKernel, "__call__", record)
+    return calls
+
+
+@pytest.fixture
+def two_threads():
+    n = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(n)
+
+
+@pytest.mark.parametrize("make", FITTING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_compiled_update_leaves_what_step_leaves(make, dtype, monkeypatch):
+    twins = Twins(make, dtype)
+    update = _update(twins)
+    calls = _kinds(monkeypatch)
+
+    for _ in range(4):
+        twins.step(update)
+
+    assert update.refusal is None
+    assert len(calls) == 8  # two param groups
+    twins.close()
+
+
+@pytest.mark.parametrize("make", FITTING)
+def test_clipping_is_part_of_the_kernel(make, monkeypatch):
+    twins = Twins(make)
+    update = _update(twins)
+    calls, factor = _kinds(monkeypatch), torch.tensor(0.25)
+
+    for _ in range(3):
+        twins.gradients()
+        for p in twins.models[1].parameters():
+            p.grad *= factor
+        update.clipped(factor)
+        twins.own.step()
+
+    assert len(calls) == 6
+    twins.close()
+    pairs = zip(*(m.parameters() for m in twins.models), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, (1 << 15) + 1, (1 << 17) + 3])
+def test_every_element_of_a_tensor_is_updated_once_whatever_its_size(n, two_threads):
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(n)) for _ in range(2)]
+    params[1].data.copy_(params[0].data)
+    optimizers = [SGD([p], lr=0.1, momentum=0.9) for p in params]
+    update = FusedUpdate(optimizers[0], kernels=library())
+
+    for _ in range(4):
+        params[0].grad = torch.randn(n)
+        params[1].grad = params[0].grad.clone()
+        update()
+        optimizers[1].step()
+
+    assert update.refusal is None
+    torch.testing.assert_close(params[0], params[1], rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_not_a_number_stays_that(monkeypatch):
+    twins = Twins(FITTING[1])  # amsgrad: a largest value is kept
+    update = _update(twins)
+    calls = _kinds(monkeypatch)
+
+    twins.gradients()
+    for model in twins.models:
+        model[0].weight.grad[0, 0] = float("nan")
+        model[0].weight.grad[1, 0] = float("inf")
+    update()
+    twins.own.step()
+    for _ in range(2):
+        twins.step(update)
+
+    assert calls
+    ours, theirs = (m[0].weight.isnan() for m in twins.models)
+    assert ours.sum() == 2
+    assert torch.equal(ours, theirs)
+
+
+def test_weights_that_do_not_decay_may_be_infinite():
+    twins = Twins(FITTING[4])
+    update = _update(twins)
+
+    for model in twins.models:
+        model[0].weight.data[0, 0] = float("inf")
+    twins.step(update)
+
+    assert twins.models[0][0].weight[0, 0] == float("inf")
+    assert twins.models[1][0].weight[0, 0] == float("inf")
+
+
+def test_autograd_notices_that_a_weight_was_written():
+    twins = Twins(AdamW)
+    update = _update(twins)
+    model = twins.models[0]
+    x = torch.randn(2, 5, requires_grad=True)
+    loss = model(x).sum()
+
+    twins.step(update)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_missing_gradient_leaves_its_parameter_alone(monkeypatch):
+    twins = Twins(AdamW)
+    update = _update(twins)
+    calls = _kinds(monkeypatch)
+
+    twins.gradients()
+    for model in twins.models:
+        model[0].bias.grad = None
+    update()
+    twins.own.step()
+    twins.step(update)
+
+    assert [len(params) for params in calls] == [1, 2, 2, 2]
+    twins.close()
+
+
+def test_a_gradient_laid_out_otherwise_is_left_to_step():
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(model)
+    mine, own = AdamW(model.parameters()), AdamW(twin.parameters())
+    update = FusedUpdate(mine, kernels=library())
+
+    refusals = []
+    for format in (torch.channels_last,) * 3 + (torch.contiguous_format,):
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape)
+            if ours.dim() == 4:
+                ours.grad = ours.grad.contiguous(memory_format=format)
+            theirs.grad = ours.grad.clone()
+        update()
+        own.step()
+        refusals.append(update.refusal)
+
+    assert refusals[2] is None
+    assert "laid out differently" in refusals[3]
+    assert is_close(model.weight.detach(), twin.weight.detach())
+
+
+def test_state_of_another_size_is_left_to_step_which_complains():
+    twins = Twins(AdamW)
+    update = _update(twins)
+    weight = twins.models[0][0].weight
+    twins.gradients()
+    twins.mine.state[weight]["exp_avg"] = torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="size"):
+        update()
+
+
+def test_a_kernel_that_differs_from_step_is_never_used(monkeypatch):
+    twins = Twins(AdamW)
+    update = FusedUpdate(twins.mine, kernels=library())
+    twins.step(update)
+    real = CompiledKernel.__call__
+
+    def wrong(self, kernel, tensors, steps, options, factor):
+        real(self, kernel, tensors, steps, {**options, "lr": 2 * options["lr"]}, factor)
+
+    monkeypatch.setattr(CompiledKernel, "__call__", wrong)
+    for _ in range(3):
+        twins.step(update)
+
+    assert update.refusal == "the fused kernel differs from step()"
+    twins.close()
+
+
+def test_low_precision_runs_in_torchs_kernel(monkeypatch):
+    twins = Twins(AdamW, torch.bfloat16)
+    update = _update(twins)
+    calls = _kinds(monkeypatch)
+
+    twins.step(update)
+
+    assert update.refusal is None
+    assert not calls
+    twins.close()
+
+
+def test_without_a_compiler_torchs_kernels_run(monkeypatch):
+    def refuse(source):
+        raise RuntimeError("no C++ compiler\nat all")
+
+    monkeypatch.setattr(torch_private, "load_cpp", refuse)
+    library.cache_clear()
+    try:
+        assert library() == "no compiled kernels: no C++ compiler"
+        twins = Twins(AdamW)
+        update = fused_update(twins.mine)
+        for _ in range(3):
+            twins.step(update)
+    finally:
+        library.cache_clear()
+
+    assert update.refusal is None
+    twins.close()
