@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from stepgraph import torch_private
 from stepgraph.analysis import keeps_value
@@ -23,6 +24,10 @@ _SPELLED_OUT = {
     OPS.add_grad_.default: torch.ops.aten.add_.Tensor,
 }
 """Operators whose schema hides what they write, and markers: what Inductor gets for them."""
+
+
+_SHARED = 1 << 15
+"""Elements of a loop that threads share: for fewer, waiting for each other costs more."""
 
 
 def compile_region(graph_module: GraphModule, name: str) -> Region:
@@ -47,6 +52,7 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
             _strides(graph_module),
             # with fixed sizes the trial has shown what every kernel returns
             assertions=bool(inputs.symbols) or not all(map(_is_guarded, placeholders)),
+            threads=threads_for(graph_module),
         )
     except ValueError as error:
         raise Unsupported(str(error)) from error
@@ -65,6 +71,16 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
         compiled=_checked(function, eager, checked) if checked else function,
         written=_written(graph_module, placeholders),
     )
+
+
+def threads_for(graph_module: GraphModule) -> int | None:
+    """Return how many threads share a loop of a region: one where all are short, else None.
+
+    Kernels of libraries, a matrix product say, decide for themselves.
+    """
+    values = tree_leaves([node.meta.get("val") for node in graph_module.graph.nodes])
+    sizes = [value.numel() for value in values if isinstance(value, Tensor)]
+    return 1 if all(isinstance(n, int) and n < _SHARED for n in sizes) else None
 
 
 def _checked(compiled: Function, eager: Function, checked: tuple[Bound, ...]) -> Function:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from stepgraph import torch_private
 from stepgraph.lowering.closeness import difference, exact_results
 
 Function = Callable[[list[Any]], Sequence[Any]]
@@ -78,8 +79,18 @@ class Region:
             self.refusal = difference(
                 mine, theirs, lambda: exact_results(self.graph_module, before, self.written)
             )
-        self.run = self._compiled if self.refusal is None else self._eager
+        if self.refusal is not None:
+            self.run = self._eager
+        else:
+            self.run = self._and_tell if self.written else self._compiled
         self.tried = True
+        return results
+
+    def _and_tell(self, inputs: list[Any]) -> Sequence[Any]:
+        """Run the compiled form, which writes behind autograd's back, and tell autograd."""
+        written = [inputs[i] for i in self.written]
+        results = self._compiled(inputs)
+        torch_private.written(written)
         return results
 
     def _copied(self, inputs: list[Any]) -> list[Any]:

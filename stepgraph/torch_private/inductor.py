@@ -116,6 +116,7 @@ def compile_inference(
     strides: Sequence[tuple[int, ...] | None],
     *,
     assertions: bool = True,
+    threads: int | None = None,
 ) -> Compiled:
     """Compile a graph without autograd; it may write its inputs.
 
@@ -124,6 +125,7 @@ def compile_inference(
         inputs: Stand-ins for its inputs.
         strides: For each output the strides it must have; None where the graph decides.
         assertions: Check sizes and strides of inputs and of what kernels return in every call.
+        threads: That share a loop; as many as torch has if None.
 
     Returns:
         A function of a list of the inputs, which it empties.
@@ -146,7 +148,8 @@ def compile_inference(
             )(*inputs.values)
         functional.graph.eliminate_dead_code()
         _fix_outputs(functional, strides, compile_fx.record_original_output_strides)
-        with config.patch(size_asserts=assertions):
+        options = {} if threads is None else {"cpp.threads": threads}
+        with config.patch({"size_asserts": assertions, **options}):
             compiled = compile_fx.compile_fx_inner(functional, inputs.values, is_inference=True)
     function: Compiled = compiled.current_callable or compiled
     return function

@@ -4,6 +4,7 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from stepgraph.lowering import Region
+from stepgraph.lowering.inductor import threads_for
 
 
 def doubling() -> GraphModule:
@@ -114,3 +115,32 @@ def test_a_trial_can_be_repeated():
 
     assert torch.equal(result, x * 2)
     assert tried.refusal is not None
+
+
+def test_autograd_notices_what_the_compiled_form_writes():
+    def compiled(inputs):
+        inputs[1].data.add_(1)  # as compiled code does: the version stays
+        return (inputs[0] + inputs[0],)
+
+    run = region(compiled)
+    total = torch.zeros(())
+    run(torch.ones(2), total)  # the trial
+    before = total._version
+
+    run(torch.ones(2), total)
+
+    assert run.refusal is None
+    assert total == 2
+    assert total._version > before
+
+
+def test_threads_share_only_long_loops():
+    def like(*shape):
+        graph = Graph()
+        x = graph.placeholder("x")
+        x.meta["val"] = torch.empty(shape, device="meta")
+        graph.output((x,))
+        return GraphModule({}, graph)
+
+    assert threads_for(like(64, 64)) == 1
+    assert threads_for(like(1 << 15)) is None
