@@ -230,13 +230,15 @@ def optimizer_stand_ins(
 
 def _clipping(terms: Terms) -> Any:
     """Return what clips the gradients of parameters before an update."""
-    norm, value = terms.clip_norm, terms.clip_value
+    # as text: Dynamo knows a function by its code, and a float that varies would become symbolic
+    bounds = (terms.clip_norm, terms.clip_value)
+    norm, value = (None if bound is None else repr(float(bound)) for bound in bounds)
 
     def clip(parameters: list[Tensor]) -> None:
         if norm is not None:
-            _clip_norm(parameters, norm)
+            _clip_norm(parameters, float(norm))
         if value is not None:
-            _clip_value(parameters, value)
+            _clip_value(parameters, float(value))
 
     return clip
 

@@ -83,6 +83,16 @@ def test_clipping_comes_right_before_each_update(bounds):
     assert_captured(step)
 
 
+@pytest.mark.parametrize("option", ["clip_norm", "clip_value"])
+def test_the_same_code_is_captured_with_one_bound_after_another(option):
+    for bound in (0.05, 0.1):
+        by_hand = clipping(**{option.removeprefix("clip_"): bound})
+
+        step = same_as_eager(beside(by_hand), 3, decorated=True, **{option: bound})
+
+        assert_captured(step)
+
+
 class OwnOptimizer(torch.optim.Optimizer):
     """An optimizer that may not be stepped twice to see what it does."""
 
