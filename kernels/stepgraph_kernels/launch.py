@@ -1,10 +1,9 @@
-"""Two launches for a whole update: tables, checks, and the calls."""
+"""Two launches for a whole update: checks, hyper-parameters, and the calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from stepgraph_kernels.constants import PARTIALS, WIDTH, measure_constants, sweep_constants
 from stepgraph_kernels.decide import decide_kernel
+from stepgraph_kernels.device_tables import Tables, build_tables, overwrite
 from stepgraph_kernels.measure import measure_kernel
 from stepgraph_kernels.memory import check_overlaps, check_targets
 from stepgraph_kernels.spec import (
@@ -25,43 +25,7 @@ from stepgraph_kernels.spec import (
     Tuning,
 )
 from stepgraph_kernels.sweep import sweep_kernel
-from stepgraph_kernels.table import (
-    Bucket,
-    Chunks,
-    address_rows,
-    bucket_of,
-    grad_kind,
-    partial_places,
-    split,
-)
-
-
-@dataclass(frozen=True)
-class _Norms:
-    """Where the norms of single tensors are added up; see `measure_kernel`."""
-
-    chunk_place: Tensor
-    tensor_place: Tensor
-    tensor_chunks: Tensor
-    arrivals: Tensor
-    partials: Tensor
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The layout of one set of targets, on the device. Addresses are patched, the rest stays."""
-
-    addresses: Tensor
-    grad_kind: Tensor
-    tensor_group: Tensor
-    chunk_tensor: Tensor
-    chunk_offset: Tensor
-    chunk_length: Tensor
-    coefficients: Tensor
-    buckets: list[Bucket]
-    ranges: list[tuple[int, int]]
-    kinds: int
-    norms: _Norms
+from stepgraph_kernels.table import Bucket, address_rows, bucket_of, grad_kind
 
 
 class MultiTensorUpdate:
@@ -171,7 +135,7 @@ class MultiTensorUpdate:
         ]
         variant = (buckets, [grad_kind(target) for target in targets])
         if layout == self._layout and variant == self._variant:
-            _copy(addresses, into=self._tables.addresses)
+            overwrite(addresses, into=self._tables.addresses)
         else:
             self._tables = self._build(targets, buckets, addresses)
         self.targets, self._addresses = list(targets), addresses
@@ -307,36 +271,8 @@ class MultiTensorUpdate:
         self, targets: Sequence[Target], buckets: Sequence[Bucket], addresses: list[list[int]]
     ) -> Tables:
         self.builds += 1
-        distinct = list(dict.fromkeys(buckets))
-        numbers = [distinct.index(bucket) for bucket in buckets]
-        numels = [target.param.numel() for target in targets]
-        chunks = split(numels, numbers, len(distinct), self.tuning.chunk)
-        kinds = [grad_kind(target) for target in targets]
-        rows = 2 + self.family.coefficients
-        put = uploader(self._device)
-        return Tables(
-            addresses=put(addresses, torch.int64),
-            grad_kind=put(kinds, torch.int32),
-            tensor_group=put([target.group for target in targets], torch.int32),
-            chunk_tensor=put(chunks.tensor, torch.int32),
-            chunk_offset=put(chunks.offset, torch.int64),
-            chunk_length=put(chunks.length, torch.int32),
-            coefficients=torch.zeros(rows, len(targets), dtype=torch.float32, device=self._device),
-            buckets=distinct,
-            ranges=chunks.ranges,
-            kinds=sum(1 << kind for kind in set(kinds)),
-            norms=self._build_norms(chunks, len(targets)),
-        )
-
-    def _build_norms(self, chunks: Chunks, tensors: int) -> _Norms:
-        places = partial_places(chunks, tensors)
-        put = uploader(self._device)
-        return _Norms(
-            chunk_place=put(places.chunk, torch.int32),
-            tensor_place=put(places.tensor, torch.int32),
-            tensor_chunks=put(places.count, torch.int32),
-            arrivals=torch.zeros(tensors, dtype=torch.int32, device=self._device),
-            partials=torch.zeros(2, len(chunks.tensor), dtype=torch.float32, device=self._device),
+        return build_tables(
+            self.family, targets, buckets, addresses, tuning=self.tuning, device=self._device
         )
 
     def _stand_in_counters(self, tensors: int) -> list[Tensor]:
@@ -346,7 +282,7 @@ class MultiTensorUpdate:
 
     def _upload_row(self, row: int, values: tuple[Scalar, ...]) -> None:
         numbers = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
-        _copy(numbers, into=self._hyper[row])
+        overwrite(numbers, into=self._hyper[row])
         for column, value in enumerate(values):
             if isinstance(value, Tensor):
                 self._hyper[row, column].copy_(value.detach().reshape(()), non_blocking=True)
@@ -387,23 +323,6 @@ def _written(
 def _unchanged(values: Sequence[Scalar], before: Sequence[Scalar]) -> bool:
     """A tensor may have changed in place: only plain numbers are known to be the same."""
     return not any(isinstance(value, Tensor) for value in values) and values == before
-
-
-def _copy(values: Any, *, into: Tensor) -> None:
-    """Overwrite a tensor on the device without waiting for it."""
-    into.copy_(uploader(into.device)(values, into.dtype))
-
-
-def uploader(device: torch.device) -> Callable[[Any, torch.dtype], Tensor]:
-    """Make tensors on a device without waiting for it."""
-
-    def put(values: Any, dtype: torch.dtype) -> Tensor:
-        host = torch.tensor(values, dtype=dtype)
-        if device.type == "cpu":
-            return host
-        return host.pin_memory().to(device, non_blocking=True)
-
-    return put
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from stepgraph_kernels.adafactor.kernel import apply_kernel, fold_kernel, size_kernel, sums_kernel
 from stepgraph_kernels.adafactor.tiles import Class, Tiling, tiling
 from stepgraph_kernels.constants import TYPES, WIDTH
-from stepgraph_kernels.launch import MultiTensorUpdate, Tables, uploader
+from stepgraph_kernels.device_tables import Tables, uploader
+from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.spec import Group, Rule, Target
 from stepgraph_kernels.table import Bucket
 
