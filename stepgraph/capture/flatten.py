@@ -14,13 +14,16 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from stepgraph.capture import loop, traced
+from stepgraph.capture import loop, traced, traced_scaler
 from stepgraph.ir import Kind
 from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.torch_private import LIVE_GRAPH
 
 _CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
 _RESULT_FRAME = re.compile(re.escape(f'"{loop.__file__}"') + r", line \d+, in put_together")
+# whose frames are ours, between the user's and torch's
+_STAND_INS = (traced.__file__, traced_scaler.__file__)
+_STAND_IN_FRAME = re.compile("|".join(re.escape(f'"{file}"') for file in _STAND_INS))
 _NORM_FUNCTIONS = {"_get_total_norm", "get_total_norm"}
 
 
@@ -113,8 +116,9 @@ class Flattener(Interpreter):
         stack = node.meta.get("stack_trace") or ""
         if frame := _CLIP_FRAME.findall(stack):
             return Kind.GRAD_NORM if _NORM_FUNCTIONS & set(frame) else Kind.CLIP
-        if f'"{traced.__file__}"' in stack:
-            last = stack.rpartition(f'"{traced.__file__}"')[2]
+        _, *stand_ins = _STAND_IN_FRAME.split(stack)
+        if stand_ins:
+            last = stand_ins[-1]
             if "in backward" in last or "in _backward" in last:
                 return Kind.BACKWARD
             if "in zero_grad" in last:
@@ -257,6 +261,6 @@ def user_line(node: Node) -> str | None:
     for file, line in reversed(frames):
         if file == loop.__file__:
             return None
-        if "/torch/" not in file and file != traced.__file__:
+        if "/torch/" not in file and file not in _STAND_INS:
             return f"{file}:{line}"
     return None

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
-from stepgraph.capture import traced
+from stepgraph.capture import traced, traced_scaler
 from stepgraph.capture.order import Order
 from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
@@ -211,11 +211,11 @@ class ScalerSubject(Subject):
     @override
     def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
         if not self.enabled:
-            return traced.disabled_scaler_stand_ins()
+            return traced_scaler.disabled_scaler_stand_ins()
         optimizers = {
             id(s.value): s.number for s in subjects.all if isinstance(s, OptimizerSubject)
         }
-        return traced.scaler_stand_ins(self.number, terms, optimizers)
+        return traced_scaler.scaler_stand_ins(self.number, terms, optimizers)
 
     @override
     def unchanged(self) -> bool:

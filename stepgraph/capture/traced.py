@@ -27,7 +27,6 @@ _first_grad = OPS.first_grad
 _hyper = OPS.hyper
 _log = OPS.log
 _lr_step = OPS.lr_step
-_scale_update = OPS.scale_update
 _scaled_step = OPS.scaled_step
 _set_hyper = OPS.set_hyper
 _step = OPS.step
@@ -54,7 +53,6 @@ REFUSE_HYPER = Opaque("reads or writes a hyper-parameter that is not a float ins
 REFUSE_LIST = Opaque("reads a list that the step appends to")
 REFUSE_CLOSURE = Opaque("passes a closure to an optimizer that is not torch's own")
 REFUSE_LOOP = Opaque("an optimizer that keeps its own loop around a closure")
-REFUSE_SCALER = Opaque("uses GradScaler in a way that is not captured")
 REFUSE_CLIP = Opaque("clips by hand gradients that are scaled; clip_norm clips the true ones")
 REFUSE_EPOCH = Opaque("passes an epoch to scheduler.step()")
 
@@ -114,7 +112,7 @@ def _backward(
 
 
 @assume_constant_result
-def _note_update(name: str) -> None:
+def note_update(name: str) -> None:
     """Tell the subject, while the trace goes on, that its update has come."""
     getattr(TABLE, name).order.note_update()
 
@@ -131,7 +129,15 @@ def _recast() -> None:
     torch.clear_autocast_cache()
 
 
-def _number(name: str) -> int:
+def subject_of(name: str) -> Any:
+    """Return a subject, for stand-ins in other files.
+
+    Through this file the table has one name, whoever reads it: in guards, and for the tensors.
+    """
+    return getattr(TABLE, name)
+
+
+def number_of(name: str) -> int:
     """Return the number in the name of a subject.
 
     Stand-ins keep names: an int that varies between traces would become symbolic.
@@ -139,7 +145,8 @@ def _number(name: str) -> int:
     return int(name.removeprefix("subject_"))
 
 
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+def gradients_of(parameters: list[Tensor]) -> list[Tensor]:
+    """Return the gradients that are there."""
     return [p.grad for p in parameters if p.grad is not None]
 
 
@@ -154,13 +161,13 @@ class Group:
             return getattr(TABLE, self.name).groups[int(self.index)]
         if key not in self.floats:
             return REFUSE_HYPER.reason
-        return _hyper(_number(self.name), int(self.index), key).item()
+        return _hyper(number_of(self.name), int(self.index), key).item()
 
     def __setitem__(self, key: str, value: float) -> None:
         if key not in self.floats:
             REFUSE_HYPER.reason  # noqa: B018
         number = torch.scalar_tensor(value, dtype=torch.float64)
-        _set_hyper(number, _number(self.name), int(self.index), key)
+        _set_hyper(number, number_of(self.name), int(self.index), key)
 
 
 def optimizer_stand_ins(
@@ -195,18 +202,18 @@ def optimizer_stand_ins(
             with torch.enable_grad():
                 loss = closure()
         if windowed:
-            _note_update(name)
+            note_update(name)
         if updates():
             parameters = getattr(TABLE, name).parameters
             with torch.no_grad():
                 if clips and scaler_name is not None:
-                    _unscale(_gradients(parameters), _number(scaler_name), _number(name))
+                    _unscale(gradients_of(parameters), number_of(scaler_name), number_of(name))
                 clip(parameters)
-                detached, gradients = [p.detach() for p in parameters], _gradients(parameters)
+                detached, gradients = [p.detach() for p in parameters], gradients_of(parameters)
                 if scaler_name is None:
-                    _step(detached, gradients, _number(name))
+                    _step(detached, gradients, number_of(name))
                 else:
-                    _scaled_step(detached, gradients, _number(scaler_name), _number(name))
+                    _scaled_step(detached, gradients, number_of(scaler_name), number_of(name))
             if casting:
                 _recast()
         return loss
@@ -217,7 +224,7 @@ def optimizer_stand_ins(
         parameters = getattr(TABLE, name).parameters
         with torch.no_grad():
             if set_to_none:
-                _zero_grad([p.detach() for p in parameters], _number(name))
+                _zero_grad([p.detach() for p in parameters], number_of(name))
                 for p in parameters:
                     p.grad = None
             else:
@@ -264,87 +271,12 @@ def scheduler_stand_ins(number: int, terms: Terms, *, n_groups: int) -> dict[str
             REFUSE_EPOCH.reason  # noqa: B018
         if isinstance(metrics, float):
             metrics = torch.scalar_tensor(metrics, dtype=torch.float64)
-        _lr_step(None if metrics is None else metrics.detach(), _number(name))
+        _lr_step(None if metrics is None else metrics.detach(), number_of(name))
 
     def get_last_lr() -> list[Any]:
-        return [_hyper(_number(name), int(i), "last_lr").item() for i in indices]
+        return [_hyper(number_of(name), int(i), "last_lr").item() for i in indices]
 
     return {"step": step, "get_last_lr": get_last_lr}
-
-
-def disabled_scaler_stand_ins() -> dict[str, Any]:
-    """Return what replaces the methods of a `GradScaler(enabled=False)`."""
-
-    def scale(outputs: Any) -> Any:
-        return outputs
-
-    def unscale_(optimizer: Any) -> None:
-        pass
-
-    def step(optimizer: Any) -> Any:
-        return optimizer.step()
-
-    def update(new_scale: Any = None) -> None:
-        pass
-
-    return {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
-
-
-def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> dict[str, Any]:
-    """Return what replaces the methods of an enabled `GradScaler`.
-
-    Args:
-        number: The scaler's place in the table.
-        terms: The terms of the call.
-        optimizers: Place in the table of each optimizer, by its id.
-    """
-    name = f"subject_{number}"
-    places = {key: f"subject_{place}" for key, place in optimizers.items()}
-    windowed, clips = terms.windowed, terms.clips
-
-    def scale(outputs: Any) -> Any:
-        if not isinstance(outputs, torch.Tensor):
-            REFUSE_SCALER.reason  # noqa: B018
-        return outputs * getattr(TABLE, name).scale.to(device=outputs.device, non_blocking=True)
-
-    def unscale_(optimizer: Any) -> None:
-        if not updates():
-            return
-        place = places[id(optimizer)]
-        with torch.no_grad():
-            gradients = _gradients(getattr(TABLE, place).parameters)
-            _unscale(gradients, _number(name), _number(place))
-
-    def step(optimizer: Any) -> None:
-        if clips:
-            REFUSE_SCALER.reason  # noqa: B018
-        place = places[id(optimizer)]
-        if windowed:
-            _note_update(place)
-        if not updates():
-            return
-        parameters = getattr(TABLE, place).parameters
-        with torch.no_grad():
-            detached = [p.detach() for p in parameters]
-            _scaled_step(detached, _gradients(parameters), _number(name), _number(place))
-
-    def update(new_scale: Any = None) -> None:
-        if not updates():
-            return
-        if new_scale is not None:
-            REFUSE_SCALER.reason  # noqa: B018
-        _scale_update(getattr(TABLE, name).scale, _number(name))
-
-    def get_scale() -> Any:
-        return _hyper(_number(name), 0, "scale").item()
-
-    return {
-        "scale": scale,
-        "unscale_": unscale_,
-        "step": step,
-        "update": update,
-        "get_scale": get_scale,
-    }
 
 
 def averaged_model_stand_ins(number: int, terms: Terms) -> dict[str, Any]:
@@ -357,7 +289,7 @@ def averaged_model_stand_ins(number: int, terms: Terms) -> dict[str, Any]:
         with torch.no_grad():
             averages = [t.detach() for t in getattr(TABLE, name).averages]
             parameters = [t.detach() for t in model.parameters()]
-            _ema(averages, parameters, list(model.buffers()), _number(name))
+            _ema(averages, parameters, list(model.buffers()), number_of(name))
 
     return {"update_parameters": update_parameters}
 
@@ -382,11 +314,11 @@ class Recorder:
     def append(self, value: Any) -> None:
         """Log one value."""
         if isinstance(value, torch.Tensor):
-            _log(value, _number(self.name), False)
+            _log(value, number_of(self.name), False)
         elif isinstance(value, float):
-            _log(torch.scalar_tensor(value, dtype=torch.float64), _number(self.name), True)
+            _log(torch.scalar_tensor(value, dtype=torch.float64), number_of(self.name), True)
         elif isinstance(value, int) and not isinstance(value, bool):
-            _log(torch.scalar_tensor(value, dtype=torch.int64), _number(self.name), True)
+            _log(torch.scalar_tensor(value, dtype=torch.int64), number_of(self.name), True)
         else:
             REFUSE_APPEND.reason  # noqa: B018
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import stepgraph
 from harness import Program, assert_captured_or_explained, mlp, regression, same_as_eager
 
 
@@ -202,3 +203,16 @@ def test_the_state_of_a_scaler_is_loaded_between_calls():
         return Program(step, regression, between=between)
 
     assert_captured_or_explained(same_as_eager(make, calls=10))
+
+
+def test_what_a_scaler_and_an_optimizer_compute_is_said_to_be_at_the_users_line():
+    world = Scaled()
+    step = stepgraph.compile(lambda x, y: clipped(world, x, y), backend="eager")
+    for index in range(2):
+        step(*regression(index))
+
+    (graph,) = step.captured_graphs
+    lines = [node.meta.get("stepgraph.at") for node in graph.flat().graph.nodes]
+
+    files = {line.rpartition(":")[0] for line in lines if line}
+    assert files == {__file__}
