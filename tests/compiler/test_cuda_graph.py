@@ -17,6 +17,7 @@ from stepgraph.compiler import recording, rewritten
 from stepgraph.lowering import Unsupported, kernels
 from stepgraph.lowering.closeness import is_close
 from stepgraph.runtime import cuda_graph
+from training import Training
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),
@@ -45,44 +46,17 @@ def device(monkeypatch):
     return made
 
 
-class Training:
-    """A model with its optimizer, schedule and step."""
+def twin(**options):
+    torch.manual_seed(0)
+    first, last = nn.Linear(4, 6, bias=False), nn.Linear(6, 2, bias=False)
+    # few tensors: the interpreter takes long for each
+    model = nn.Sequential(first, nn.Dropout(0.2), nn.Tanh(), last)
+    return Training(model, lr=0.01, backend="inductor", **options)
 
-    def __init__(self, *, clip=None, accumulate=1, keep=True):
-        torch.manual_seed(0)
-        first, last = nn.Linear(4, 6, bias=False), nn.Linear(6, 2, bias=False)
-        # few tensors: the interpreter takes long for each
-        self.model = nn.Sequential(first, nn.Dropout(0.2), nn.Tanh(), last)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.9)
-        self.clip, self.keep = clip, keep
-        self.compiled = stepgraph.compile(
-            self.step, backend="inductor", accumulate=accumulate, on_fallback="error"
-        )
 
-    def step(self, x):
-        self.optimizer.zero_grad()
-        loss = self.model(x).square().mean()
-        loss.backward()
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.schedule.step()
-        return loss
-
-    def run(self, call, batches):
-        """Return what the caller keeps: the losses and the gradients of every call."""
-        torch.manual_seed(1)
-        losses, gradients = [], []
-        for batch in batches:
-            losses.append(call(batch))
-            gradients.append([p.grad for p in self.model.parameters()])
-        return losses, gradients
-
-    @property
-    def recording(self):
-        (variant,) = self.compiled._variants
-        return variant.recording
+def recording_of(training):
+    (variant,) = training.compiled._variants
+    return variant.recording
 
 
 def batches(count, rows=3):
@@ -101,14 +75,14 @@ def agree(mine, own):
 
 
 def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(device):
-    mine, own = Training(clip=0.05), Training(clip=0.05)
+    mine, own = twin(clip=0.05), twin(clip=0.05)
     inputs = batches(14)
 
     losses, gradients = mine.run(mine.compiled, inputs)
     wanted, wanted_gradients = own.run(own.step, inputs)
 
-    assert mine.recording.graphed.replays >= 10
-    assert str(mine.recording) == "recorded"
+    assert recording_of(mine).graphed.replays >= 10
+    assert str(recording_of(mine)) == "recorded"
     assert device.captures == 1
     assert len({float(loss) for loss in losses[-10:]}) == 10
     for ours, theirs in zip(losses, wanted, strict=True):
@@ -122,7 +96,7 @@ def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(device):
 def test_what_leaves_a_graph_without_a_copy_would_be_wrong(device, monkeypatch):
     """The test above can fail: this is the corruption it looks for."""
     monkeypatch.setattr(cuda_graph, "_own", list)
-    mine, own = Training(), Training()
+    mine, own = twin(), twin()
     inputs = batches(10)
 
     losses, _ = mine.run(mine.compiled, inputs)
@@ -132,7 +106,7 @@ def test_what_leaves_a_graph_without_a_copy_would_be_wrong(device, monkeypatch):
 
 
 def test_gradients_that_accumulate_over_variants_in_one_pool_are_not_overwritten(device):
-    mine, own = Training(accumulate=2, clip=0.05), Training(accumulate=2, clip=0.05)
+    mine, own = twin(accumulate=2, clip=0.05), twin(accumulate=2, clip=0.05)
     inputs = batches(14)
 
     losses, gradients = mine.run(mine.compiled, inputs)
@@ -149,7 +123,7 @@ def test_gradients_that_accumulate_over_variants_in_one_pool_are_not_overwritten
 
 
 def test_loaded_state_is_used_and_needs_no_new_capture(device):
-    mine, own = Training(), Training()
+    mine, own = twin(), twin()
     inputs = batches(14)
     mine.run(mine.compiled, inputs[:6])
     own.run(own.step, inputs[:6])
@@ -160,12 +134,12 @@ def test_loaded_state_is_used_and_needs_no_new_capture(device):
         training.run(call, inputs[6:])
 
     assert device.captures == 1
-    assert mine.recording.graphed.replays > 8
+    assert recording_of(mine).graphed.replays > 8
     agree(mine, own)
 
 
 def test_a_parameter_whose_memory_moved_is_captured_again(device):
-    mine, own = Training(), Training()
+    mine, own = twin(), twin()
     inputs = batches(16)
     mine.run(mine.compiled, inputs[:8])
     own.run(own.step, inputs[:8])
@@ -184,7 +158,7 @@ def test_a_capture_that_fails_leaves_the_ordinary_program_and_says_so(device, mo
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(device, "capture", fail)
-    mine, own = Training(), Training()
+    mine, own = twin(), twin()
     inputs = batches(10)
 
     losses, _ = mine.run(mine.compiled, inputs)
@@ -196,7 +170,7 @@ def test_a_capture_that_fails_leaves_the_ordinary_program_and_says_so(device, mo
 
 
 def test_an_optimizer_without_a_kernel_is_the_reason_for_no_graph(device):
-    mine = Training()
+    mine = twin()
     mine.optimizer = torch.optim.Rprop(mine.model.parameters())
     mine.schedule = torch.optim.lr_scheduler.StepLR(mine.optimizer, 1)
 
@@ -208,7 +182,7 @@ def test_an_optimizer_without_a_kernel_is_the_reason_for_no_graph(device):
 
 
 def test_hooks_that_come_later_run(device):
-    mine, called = Training(), []
+    mine, called = twin(), []
     mine.run(mine.compiled, batches(7))
 
     mine.optimizer.register_step_post_hook(lambda *_: called.append("after"))
@@ -219,7 +193,7 @@ def test_hooks_that_come_later_run(device):
 
 def test_nothing_is_recorded_unless_it_is_asked_for(device, monkeypatch):
     monkeypatch.delenv("STEPGRAPH_CUDA_GRAPHS")
-    training = Training()
+    training = twin()
 
     for _ in range(3):
         training.compiled(torch.randn(5, 4))

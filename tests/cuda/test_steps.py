@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import stepgraph
+from training import Training
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -20,34 +20,10 @@ def _recorded(monkeypatch):
     monkeypatch.setenv("STEPGRAPH_CUDA_GRAPHS", "1")
 
 
-class Training:
-    """A model with its optimizer, schedule and step."""
-
-    def __init__(self, *, dropout=0.0, **options):
-        torch.manual_seed(0)
-        layers = nn.Linear(64, 128), nn.Dropout(dropout), nn.Tanh(), nn.Linear(128, 8)
-        self.model = nn.Sequential(*layers).cuda()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, gamma=0.9)
-        self.compiled = stepgraph.compile(self.step, on_fallback="error", **options)
-
-    def step(self, x):
-        self.optimizer.zero_grad()
-        loss = self.model(x).square().mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
-        self.optimizer.step()
-        self.schedule.step()
-        return loss
-
-    def run(self, call, batches):
-        """Return the losses and gradients of every call, kept as a caller keeps them."""
-        torch.manual_seed(1)
-        losses, gradients = [], []
-        for batch in batches:
-            losses.append(call(batch))
-            gradients.append([p.grad for p in self.model.parameters()])
-        return losses, gradients
+def twin(*, dropout=0.0, **options):
+    torch.manual_seed(0)
+    layers = nn.Linear(64, 128), nn.Dropout(dropout), nn.Tanh(), nn.Linear(128, 8)
+    return Training(nn.Sequential(*layers).cuda(), lr=1e-3, clip=0.1, **options)
 
 
 def batches(count):
@@ -67,7 +43,7 @@ def params(training):
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(backend, dropout):
-    mine, own = Training(backend=backend, dropout=dropout), Training(dropout=dropout)
+    mine, own = twin(backend=backend, dropout=dropout), twin(dropout=dropout)
     inputs = batches(16)
 
     losses, gradients = mine.run(mine.compiled, inputs)
@@ -81,7 +57,7 @@ def test_what_a_caller_keeps_over_ten_calls_differs_as_in_eager(backend, dropout
 
 
 def test_a_plain_step_is_recorded_once_although_a_schedule_runs():
-    mine = Training(backend="inductor")
+    mine = twin(backend="inductor")
 
     mine.run(mine.compiled, batches(12))
 
@@ -91,7 +67,7 @@ def test_a_plain_step_is_recorded_once_although_a_schedule_runs():
 
 
 def test_gradients_that_accumulate_are_not_overwritten():
-    mine, own = (Training(backend=b, accumulate=3) for b in ("inductor", "eager"))
+    mine, own = (twin(backend=b, accumulate=3) for b in ("inductor", "eager"))
     inputs = batches(30)
 
     losses, _ = mine.run(mine.compiled, inputs)
@@ -103,7 +79,7 @@ def test_gradients_that_accumulate_are_not_overwritten():
 
 
 def test_loaded_state_is_used():
-    mine, own = Training(backend="inductor"), Training()
+    mine, own = twin(backend="inductor"), twin()
     inputs = batches(20)
     for training, call in ((mine, mine.compiled), (own, own.step)):
         training.run(call, inputs[:10])
@@ -117,8 +93,8 @@ def test_loaded_state_is_used():
 
 
 def test_float16_with_a_scaler_leaves_what_eager_leaves():
-    mine = Training(backend="inductor", precision="16-mixed")
-    own = Training(backend="eager", precision="16-mixed")
+    mine = twin(backend="inductor", precision="16-mixed")
+    own = twin(backend="eager", precision="16-mixed")
     inputs = batches(12)
 
     losses, _ = mine.run(mine.compiled, inputs)
