@@ -22,7 +22,7 @@ from stepgraph.compiler.options import Options
 from stepgraph.compiler.rehearsed import RehearsedCall
 from stepgraph.compiler.rewritten import Rewritten, rewrite
 from stepgraph.compiler.variant import Variant
-from stepgraph.errors import ConfigurationError
+from stepgraph.errors import ConfigurationError, GuardError
 
 
 class Capturing:
@@ -47,16 +47,33 @@ class Capturing:
         self._scalars: dict[str, Any] = {}
         self._dynamic: dict[str, None] = {}
 
-    def admit(self, latest: Refusal | None) -> None:
-        """Refuse further captures once too many have failed.
+    def admit(self, function: FunctionType, latest: Refusal | None, variants: int) -> None:
+        """Refuse further captures once enough have been made, or have failed.
+
+        Args:
+            function: The step.
+            latest: Why the latest capture has failed, if one has.
+            variants: How many there are.
 
         Raises:
-            Refusal: The latest one, or that this torch is not supported.
+            Refusal: The latest one, or that this torch is not supported, or the number of variants.
+            GuardError: Of that number, if no call may run eagerly.
         """
         if not self_test().passed:
             raise Refusal(f"this torch is not supported: {self_test().reason}")
-        if latest is not None and self.failures >= config.current().max_capture_failures:
+        limits = config.current()
+        if latest is not None and self.failures >= limits.max_capture_failures:
             raise latest
+        if variants < limits.max_variants:
+            return
+        if self._options.on_fallback == "error":
+            raise GuardError(
+                f"{function.__qualname__} has no variant for these inputs",
+                why=f"{variants} variants exist already, the limit",
+                hint='on_fallback="warn" runs such calls eagerly; '
+                "STEPGRAPH_MAX_VARIANTS raises the limit",
+            )
+        raise Refusal(f"no variant for these inputs, and {limits.max_variants} exist already")
 
     def note_what_varies(
         self,

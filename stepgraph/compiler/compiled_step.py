@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 import weakref
@@ -32,16 +31,11 @@ from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.recording import Recorder
-from stepgraph.compiler.rehearsed import RehearsedCall
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.compiler.variant import Variant, build
+from stepgraph.compiler.verification import check_same, rehearsal_of
 from stepgraph.compiler.window import Window
-from stepgraph.errors import (
-    CheckpointError,
-    ConfigurationError,
-    GuardError,
-    VerificationError,
-)
+from stepgraph.errors import ConfigurationError
 from stepgraph.ir import StepGraph
 from stepgraph.runtime import NeedsEager
 
@@ -237,9 +231,7 @@ class CompiledStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the window and the loss scale; `.grad` has pending gradients."""
-        state = {"position": self._window.index, "accumulate": self._window.length}
-        scaler = self._terms.scaler
-        return state if scaler is None else {**state, "scaler": scaler.state_dict()}
+        return self._window.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position and a loss scale that `state_dict` has returned.
@@ -247,16 +239,7 @@ class CompiledStep:
         Raises:
             CheckpointError: It belongs to a window of another length.
         """
-        if state["accumulate"] != self._window.length:
-            raise CheckpointError(
-                "the state belongs to another window",
-                found=f"accumulate={state['accumulate']}, here {self._window.length}",
-                why="gradients were seeded for a window of that length",
-                hint=f"accumulate={state['accumulate']}",
-            )
-        self._window.restart(int(state["position"]))
-        if self._terms.scaler is not None:
-            self._terms.scaler.load_state_dict(state["scaler"])
+        self._window.load_state_dict(state)
 
     def reset(self) -> None:
         """Forget all variants and observations; the next call is eager again.
@@ -310,7 +293,7 @@ class CompiledStep:
     def _capture_and_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
         started, capturing = time.perf_counter(), self._capturing
         try:
-            self._admit()
+            capturing.admit(self._function, self._fallbacks.latest, len(self._variants))
             captured = capturing.capture(self._function, args, kwargs, terms)
             rewritten = capturing.rewrite(captured)
             self._check_dropped(rewritten)
@@ -369,21 +352,6 @@ class CompiledStep:
         with on_terms(terms, self._capturing.subjects):
             return self._function(*args, **kwargs)
 
-    def _admit(self) -> None:
-        """Refuse further captures once enough have been made, or have failed."""
-        self._capturing.admit(self._fallbacks.latest)
-        limits = config.current()
-        if len(self._variants) < limits.max_variants:
-            return
-        if self._options.on_fallback == "error":
-            raise GuardError(
-                f"{self._function.__qualname__} has no variant for these inputs",
-                why=f"{len(self._variants)} variants exist already, the limit",
-                hint='on_fallback="warn" runs such calls eagerly; '
-                "STEPGRAPH_MAX_VARIANTS raises the limit",
-            )
-        raise Refusal(f"no variant for these inputs, and {limits.max_variants} exist already")
-
     def _call_with_closures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run eagerly, with the closures of LBFGS and its like compiled."""
         with self._closures.in_place(self._loops):
@@ -404,21 +372,11 @@ class CompiledStep:
         """
         self._calls += 1
         self._replays += 1
-        inputs = variant.inputs(self._function, args, kwargs)
-        captured = dataclasses.replace(variant.captured, inputs=inputs)
-        rewritten = dataclasses.replace(variant.rewritten, captured=captured)
-        call = RehearsedCall(rewritten, variant.terms, self._capturing.subjects)
+        call = rehearsal_of(variant, self._function, args, kwargs, self._capturing.subjects)
         result = call(self._function, args, kwargs)
         self._dropped = frozenset()  # the user's Python ran last
         variant.program.calls += 1
-        if call.difference is not None:
-            raise VerificationError(
-                f"{self._function.__qualname__} computes something else than the eager step",
-                at=call.difference,
-                found="other bits",
-                why=f"verify={self._options.verify} compares the first replays with eager",
-                hint="report it; STEPGRAPH_DISABLE=1 runs the step eagerly",
-            )
+        check_same(call, self._function, self._options.verify)
         return result
 
 

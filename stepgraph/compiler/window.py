@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepgraph.capture import Terms
+from stepgraph.errors import CheckpointError
 
 
 class Window:
@@ -49,3 +50,26 @@ class Window:
             self.restart((self.index + 1) % self.length)
             if self.index:
                 self.latest = args, kwargs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the window, and the loss scale if there is one."""
+        state = {"position": self.index, "accumulate": self.length}
+        scaler = self.terms.scaler
+        return state if scaler is None else {**state, "scaler": scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place and a loss scale that `state_dict` has returned.
+
+        Raises:
+            CheckpointError: It belongs to a window of another length.
+        """
+        if state["accumulate"] != self.length:
+            raise CheckpointError(
+                "the state belongs to another window",
+                found=f"accumulate={state['accumulate']}, here {self.length}",
+                why="gradients were seeded for a window of that length",
+                hint=f"accumulate={state['accumulate']}",
+            )
+        self.restart(int(state["position"]))
+        if self.terms.scaler is not None:
+            self.terms.scaler.load_state_dict(state["scaler"])
