@@ -196,6 +196,8 @@ class FusedUpdate:
         if compiled is not None and compiled.knows(launch.tensors, launch.steps):
             launch.compiled = compiled
             return launch
+        if not all(isinstance(t, Tensor) for t in launch.written()):
+            raise DoesNotFit("its state holds something else than tensors")
         if not all(_same_layout(params, tensors) for tensors in launch.tensors if tensors):
             raise DoesNotFit("parameters, gradients and state are laid out differently")
         launch.masters = self.masters

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
+from stepgraph import torch_private
 from stepgraph.lowering.compiled import CompiledKernel
 from stepgraph.lowering.masters import Masters
 
@@ -74,6 +75,7 @@ class Launch:
             self.kernel(*tensors, self.steps, **options)
         else:
             self.kernel(*tensors, **options)
+        torch_private.written([*chain(*tensors)])  # torch's fused kernels do not tell
 
     def copied(self) -> Launch:
         """Return the same call on copies of the same layout, with masters of their own."""

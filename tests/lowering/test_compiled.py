@@ -125,9 +125,12 @@ def test_weights_that_do_not_decay_may_be_infinite():
     assert twins.models[1][0].weight[0, 0] == float("inf")
 
 
-def test_autograd_notices_that_a_weight_was_written():
+@pytest.mark.parametrize("ours", [True, False])
+def test_autograd_notices_that_a_weight_was_written(ours):
     twins = Twins(AdamW)
-    update = _update(twins)
+    update = FusedUpdate(twins.mine, kernels=library() if ours else None)
+    for _ in range(3):
+        twins.step(update)
     model = twins.models[0]
     x = torch.randn(2, 5, requires_grad=True)
     loss = model(x).sum()
@@ -186,6 +189,19 @@ def test_state_of_another_size_is_left_to_step_which_complains():
 
     with pytest.raises(RuntimeError, match="size"):
         update()
+
+
+def test_a_counter_that_is_no_tensor_is_left_to_step_which_complains():
+    twins = Twins(AdamW)
+    update = _update(twins)
+    twins.gradients()
+    for state in twins.mine.state.values():
+        state["step"] = state["step"].item()
+
+    with pytest.raises(RuntimeError, match="state_steps"):
+        update()
+
+    assert "else than tensors" in update.refusal
 
 
 def test_a_kernel_that_differs_from_step_is_never_used(monkeypatch):
