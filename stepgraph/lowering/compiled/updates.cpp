@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 namespace {
@@ -39,6 +40,7 @@ struct Place {
   }
 };
 
+// Calls `update` for the places from `first` to before `last`.
 template <typename T, typename F>
 void some(int64_t first, int64_t last, const F& update) {
   constexpr int64_t size = Vec<T>::size();
@@ -65,7 +67,7 @@ struct Adam {
   void update(T* param, T* grad, T* const* state, double step, int64_t n, int threads) const {
     T *exp_avg = state[0], *exp_avg_sq = state[1], *max_exp_avg_sq = state[2];
     const double share = 1 - beta1;
-    const bool is_small = share < 0.5, decays = weight_decay != 0, most = amsgrad;
+    const bool is_small = share < 0.5, decays = weight_decay != 0, keeps_most = amsgrad;
     const Vec<T> step_size(lr / (1 - std::pow(beta1, step))), tiny(eps);
     const Vec<T> root(std::sqrt(1 - std::pow(beta2, step)));
     const Vec<T> towards(is_small ? share : share - 1), keep_sq(beta2), share_sq(1 - beta2);
@@ -80,7 +82,7 @@ struct Adam {
       square = keep_sq * square + share_sq * (g * g);
       at.store(exp_avg, mean);
       at.store(exp_avg_sq, square);
-      if (most) {
+      if (keeps_most) {
         square = at::vec::maximum(at.load(max_exp_avg_sq), square);
         at.store(max_exp_avg_sq, square);
       }
@@ -179,10 +181,15 @@ PyObject* run(const Rule& rule, PyObject* const* args) {
   const int threads = static_cast<int>(PyLong_AsLong(args[2]));
   const double factor = PyFloat_AsDouble(args[3]);
   if (PyErr_Occurred()) return nullptr;  // an option, too, that is no number
-  if (args[1] == Py_True)
-    update_all<double>(rule, args, threads, factor);
-  else
-    update_all<float>(rule, args, threads, factor);
+  try {
+    if (args[1] == Py_True)
+      update_all<double>(rule, args, threads, factor);
+    else
+      update_all<float>(rule, args, threads, factor);
+  } catch (const std::exception& error) {  // no memory for a list; an object that is no tensor
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
   Py_RETURN_NONE;
 }
 
