@@ -12,7 +12,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from types import ModuleType
 from typing import Any
 
@@ -198,7 +198,7 @@ class FusedUpdate:
             return launch
         if not all(isinstance(t, Tensor) for t in launch.written()):
             raise DoesNotFit("its state holds something else than tensors")
-        if not all(_same_layout(params, tensors) for tensors in launch.tensors if tensors):
+        if not _belong_together(launch.tensors):
             raise DoesNotFit("parameters, gradients and state are laid out differently")
         launch.masters = self.masters
         if compiled is not None and compiled.takes(launch.tensors, launch.steps):
@@ -283,6 +283,17 @@ def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def _belong_together(tensors: Sequence[list[Tensor]]) -> bool:
+    """Return whether kernels that see nothing but memory find elements that belong together."""
+    params, *others = filter(None, tensors)
+    sizes = [*map(Tensor.numel, params)]
+    if any([*map(Tensor.numel, several)] != sizes for several in others):
+        return False
+    if all(map(Tensor.is_contiguous, chain(*tensors))):
+        return True  # nearly always, and what it costs is paid in every call
+    return all(_same_layout(params, several) for several in (params, *others))
 
 
 def _same_layout(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

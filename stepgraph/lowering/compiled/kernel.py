@@ -33,7 +33,8 @@ def library() -> ModuleType | str:
     try:
         return torch_private.load_cpp(source)
     except Exception as error:  # the boundary to a compiler: torch's kernels do the same
-        return f"no compiled kernels: {str(error).strip().splitlines()[0]}"
+        text = str(error).strip() or type(error).__name__
+        return f"no compiled kernels: {text.splitlines()[0]}"
 
 
 class CompiledKernel:
