@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.compiled import CompiledKernel, library
+from stepgraph.lowering.compiled import CompiledKernel, compiled_kernels
 from stepgraph.lowering.launch import LAUNCHES, Group, Launch, State
 from stepgraph.lowering.masters import Masters
 from stepgraph.runtime import PartOfStep
@@ -44,7 +44,7 @@ class FusedUpdate:
         optimizer: An optimizer for which `misfit` returned None.
         masters: Float32 copies, where the parameters should have some.
         part: The part of a `step()` to stand for, or None for all of it.
-        kernels: Our `library` of kernels; None for torch's.
+        kernels: Our compiled kernels; None for torch's.
 
     Attributes:
         refusal: Why the latest update was not fused, or None.
@@ -218,7 +218,7 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
     """Return a fused update for an optimizer, with float32 `masters` if given, or why not."""
     if reason := misfit(optimizer):
         return reason
-    kernels = library() if masters is None else None
+    kernels = compiled_kernels() if masters is None else None
     return FusedUpdate(
         optimizer, masters, kernels=kernels if isinstance(kernels, ModuleType) else None
     )

@@ -14,9 +14,12 @@ from stepgraph import torch_private
 from stepgraph.analysis import keeps_value
 from stepgraph.ir.effects import storages_of, written_arguments
 from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.lowering.driver import driver
 from stepgraph.lowering.emit import emit
 from stepgraph.lowering.indices import Bound, bounds
+from stepgraph.lowering.library import first_line
 from stepgraph.lowering.region import Function, Region, Unsupported
+from stepgraph.torch_private import FakeInputs, Unreadable
 
 _SPELLED_OUT = {
     torch.ops.aten.native_batch_norm.default: torch.ops.aten._native_batch_norm_legit.default,
@@ -45,32 +48,53 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
     program = emit(graph_module, {}).function
     try:
         checked = bounds(graph_module)
-        inputs = torch_private.FakeInputs([node.meta["val"] for node in placeholders])
+        inputs = FakeInputs([node.meta["val"] for node in placeholders])
+        fixed = not inputs.symbols and all(map(_is_guarded, placeholders))
         compiled = torch_private.compile_inference(
             _spelled_out(graph_module),
             inputs,
             _strides(graph_module),
             # with fixed sizes the trial has shown what every kernel returns
-            assertions=bool(inputs.symbols) or not all(map(_is_guarded, placeholders)),
+            assertions=not fixed,
             threads=threads_for(graph_module),
         )
     except ValueError as error:
         raise Unsupported(str(error)) from error
     except Exception as error:  # the boundary to a compiler: any failure means eager
-        raise Unsupported(_first_line(error)) from error
+        raise Unsupported(_complaint(error)) from error
 
     def eager(values: list[Any]) -> Sequence[Any]:
         results: Sequence[Any] = program(*values)
         return results
 
-    function = _guarded(compiled, eager, inputs) if inputs.symbols else compiled
+    function, undriven = _driven(compiled, eager, inputs, checked, fixed=fixed)
     return Region(
         name,
         graph_module,
         eager=eager,
-        compiled=_checked(function, eager, checked) if checked else function,
+        compiled=function,
         written=_written(graph_module, placeholders),
+        undriven=undriven,
     )
+
+
+def _driven(
+    compiled: Function,
+    eager: Function,
+    inputs: FakeInputs,
+    checked: tuple[Bound, ...],
+    *,
+    fixed: bool,
+) -> tuple[Function, str | None]:
+    """Return what runs a region: a driver, or Inductor's wrapper and why there is no driver."""
+    why = "sizes or layouts that vary"
+    if fixed:
+        try:
+            return driver(compiled, inputs.values, checked, eager), None
+        except Unreadable as reason:
+            why = str(reason)
+    function = _guarded(compiled, eager, inputs) if inputs.symbols else compiled
+    return _checked(function, eager, checked) if checked else function, why
 
 
 def threads_for(graph_module: GraphModule) -> int | None:
@@ -101,7 +125,7 @@ def _is_guarded(placeholder: Node) -> bool:
 
 
 def _guarded(
-    compiled: Function, eager: Function, inputs: torch_private.FakeInputs
+    compiled: Function, eager: Function, inputs: FakeInputs
 ) -> Callable[[list[Any]], Sequence[Any]]:
     """Return the compiled form for sizes it was made for, the eager one for others."""
     places = tuple(inputs.symbols.values())
@@ -158,10 +182,6 @@ def _written(graph_module: GraphModule, placeholders: list[Node]) -> tuple[int, 
     return tuple(i for i, node in enumerate(placeholders) if node in written)
 
 
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    kind = type(cause).__name__
-    if kind == "InvalidCxxCompiler":
-        return "no C++ compiler"
-    text = str(cause).strip() or kind
-    return f"Inductor refuses it: {text.splitlines()[0]}"
+def _complaint(error: Exception) -> str:
+    complaint = first_line(error)
+    return complaint if complaint == "no C++ compiler" else f"Inductor refuses it: {complaint}"

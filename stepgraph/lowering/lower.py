@@ -122,12 +122,15 @@ class _Lowerer:
         )
 
     def is_guarded(self, node: Node, run: Run) -> bool:
-        """Return whether the layout of an input is sure: an input of the step, or made to order."""
+        """Return whether the layout of an input is sure: the step's own, made to order, a view."""
         made = node in self.values and self.values[node].target is operator.getitem
         source = self.values[node].args[0] if made else None
         of_region = isinstance(source, Node) and isinstance(source.target, Region)
-        drawn = node in run.before and draws_random(node)  # into memory made to order
-        return node.op in ("placeholder", "get_attr") or of_region or drawn
+        if node in run.before and draws_random(node):  # into memory made to order
+            return True
+        if node.op == "call_function" and is_glue(node):
+            return all(self.is_guarded(source, run) for source in node.all_input_nodes)
+        return node.op in ("placeholder", "get_attr") or of_region
 
     def value(self, node: Node) -> Any:
         if node.op == "get_attr":

@@ -32,6 +32,8 @@ class Region:
         eager: The eager form: takes the inputs as a list.
         compiled: The compiled form.
         written: Positions of the inputs that it writes; an attribute, too.
+        undriven: Why the kernels of the compiled form are called from Python, or None if they are
+            not; an attribute, too.
 
     Attributes:
         run: What a program calls: takes the inputs as a list, returns the outputs.
@@ -47,6 +49,7 @@ class Region:
         eager: Function,
         compiled: Function,
         written: tuple[int, ...],
+        undriven: str | None = None,
     ) -> None:
         self.__name__ = self.name = name
         self.graph_module = graph_module
@@ -55,6 +58,7 @@ class Region:
         self.tried = False
         self.run: Function = self._try
         self._eager, self._compiled, self.written = eager, compiled, written
+        self.undriven = undriven
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         """Run it; programs call `run`."""

@@ -6,7 +6,7 @@ not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` find
 torch at hand behaves as expected before anything is captured.
 """
 
-from stepgraph.torch_private.cpp import Layout, load_cpp, written
+from stepgraph.torch_private.cpp import Layout, empty_strided_cpu, load_cpp, written
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
@@ -22,18 +22,34 @@ from stepgraph.torch_private.tracing import (
     tracing,
 )
 from stepgraph.torch_private.workers import has_live_workers, stop_workers
+from stepgraph.torch_private.wrapper import (
+    KernelCall,
+    MatrixProduct,
+    Memory,
+    Strided,
+    Unreadable,
+    Wrapper,
+    read_wrapper,
+)
 
 __all__ = [
     "LIVE_GRAPH",
     "Around",
     "FakeInputs",
+    "KernelCall",
     "Layout",
+    "MatrixProduct",
+    "Memory",
+    "Strided",
     "TraceHooks",
     "TraceStop",
     "Traced",
+    "Unreadable",
+    "Wrapper",
     "assume_constant_result",
     "compile_inference",
     "current_trace",
+    "empty_strided_cpu",
     "found_inf",
     "graph_module",
     "has_live_workers",
@@ -42,6 +58,7 @@ __all__ = [
     "is_tracing",
     "is_unsupported",
     "load_cpp",
+    "read_wrapper",
     "shield_constants",
     "stop_workers",
     "trace",

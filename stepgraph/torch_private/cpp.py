@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
@@ -11,21 +12,31 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import guards
 
+_guards: Any = guards  # what is used of it here has no types
+empty_strided_cpu = _guards._empty_strided_cpu
+"""Makes a tensor: `(size, stride, dtype)`; faster than `torch.empty_strided`."""
 
-def load_cpp(source: str) -> ModuleType:
+
+def load_cpp(source: str, symbols: Sequence[str] = ()) -> ModuleType:
     """Compile a Python extension, or take it from the cache.
 
     Args:
         source: C++ that defines `PyInit_kernel` and a method `bind`, which is given the address of
-            a function from a tensor object to its memory: `void* (*)(PyObject*)`.
+            a function from a tensor object to its memory, `void* (*)(PyObject*)`, then `symbols`.
+        symbols: C functions of the libraries torch is linked with, by name; 0 if there is none.
 
     Raises:
         Exception: Whatever the compiler does not like, or that there is none.
     """
     code_cache: Any = importlib.import_module("torch._inductor.codecache")
     module: ModuleType = code_cache.CppPythonBindingsCodeCache.load(source)
-    module.bind(guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
+    module.bind(_guards._torchinductor_pyobject_tensor_data_ptr, *map(_address, symbols))
     return module
+
+
+def _address(symbol: str) -> int:
+    function: Any = getattr(ctypes.CDLL(torch._C.__file__), symbol, None)
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 class Layout:

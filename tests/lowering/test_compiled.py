@@ -9,13 +9,14 @@ from torch.optim import SGD, AdamW
 
 from stepgraph import torch_private
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.compiled import CompiledKernel, library
+from stepgraph.lowering.compiled import CompiledKernel, compiled_kernels
 from stepgraph.lowering.fused import FusedUpdate, fused_update
+from stepgraph.lowering.library import library
 from twins import FITTING, Twins
 
 
 def _update(twins):
-    update = FusedUpdate(twins.mine, kernels=library())
+    update = FusedUpdate(twins.mine, kernels=compiled_kernels())
     twins.step(update)  # makes the state
     twins.step(update)  # the trial
     return update
@@ -81,7 +82,7 @@ def test_every_element_of_a_tensor_is_updated_once_whatever_its_size(n, two_thre
     params = [nn.Parameter(torch.randn(n)) for _ in range(2)]
     params[1].data.copy_(params[0].data)
     optimizers = [SGD([p], lr=0.1, momentum=0.9) for p in params]
-    update = FusedUpdate(optimizers[0], kernels=library())
+    update = FusedUpdate(optimizers[0], kernels=compiled_kernels())
 
     for _ in range(4):
         params[0].grad = torch.randn(n)
@@ -128,7 +129,7 @@ def test_weights_that_do_not_decay_may_be_infinite():
 @pytest.mark.parametrize("ours", [True, False])
 def test_autograd_notices_that_a_weight_was_written(ours):
     twins = Twins(AdamW)
-    update = FusedUpdate(twins.mine, kernels=library() if ours else None)
+    update = FusedUpdate(twins.mine, kernels=compiled_kernels() if ours else None)
     for _ in range(3):
         twins.step(update)
     model = twins.models[0]
@@ -162,7 +163,7 @@ def test_a_gradient_laid_out_otherwise_is_left_to_step():
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     twin = copy.deepcopy(model)
     mine, own = AdamW(model.parameters()), AdamW(twin.parameters())
-    update = FusedUpdate(mine, kernels=library())
+    update = FusedUpdate(mine, kernels=compiled_kernels())
 
     refusals = []
     for format in (torch.channels_last,) * 3 + (torch.contiguous_format,):
@@ -206,7 +207,7 @@ def test_a_counter_that_is_no_tensor_is_left_to_step_which_complains():
 
 def test_a_kernel_that_differs_from_step_is_never_used(monkeypatch):
     twins = Twins(AdamW)
-    update = FusedUpdate(twins.mine, kernels=library())
+    update = FusedUpdate(twins.mine, kernels=compiled_kernels())
     twins.step(update)
     real = CompiledKernel.__call__
 
@@ -234,13 +235,13 @@ def test_low_precision_runs_in_torchs_kernel(monkeypatch):
 
 
 def test_without_a_compiler_torchs_kernels_run(monkeypatch):
-    def refuse(source):
+    def refuse(*_):
         raise RuntimeError("no C++ compiler\nat all")
 
     monkeypatch.setattr(torch_private, "load_cpp", refuse)
     library.cache_clear()
     try:
-        assert library() == "no compiled kernels: no C++ compiler"
+        assert compiled_kernels() == "no C++ compiler"
         twins = Twins(AdamW)
         update = fused_update(twins.mine)
         for _ in range(3):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stepgraph import torch_private
+from stepgraph.lowering.library import library
 
 _NAMES = {
     torch._fused_adam_: "adam",
@@ -26,15 +26,9 @@ _STATES = 3
 """Lists of state that a kernel takes; those an optimizer does not have are empty."""
 
 
-@functools.cache
-def library() -> ModuleType | str:
-    """Return the compiled kernels, or why there are none; compiles in some seconds, once."""
-    source = Path(__file__).with_name("updates.cpp").read_text(encoding="utf-8")
-    try:
-        return torch_private.load_cpp(source)
-    except Exception as error:  # the boundary to a compiler: torch's kernels do the same
-        text = str(error).strip() or type(error).__name__
-        return f"no compiled kernels: {text.splitlines()[0]}"
+def compiled_kernels() -> ModuleType | str:
+    """Return the compiled kernels, or why there are none."""
+    return library(Path(__file__).with_name("updates.cpp"))
 
 
 class CompiledKernel:
@@ -44,7 +38,7 @@ class CompiledKernel:
     (`takes`), and every call's tensors are compared with it.
 
     Args:
-        kernels: The `library`.
+        kernels: Those of `compiled_kernels`.
     """
 
     def __init__(self, kernels: ModuleType) -> None:

@@ -1,0 +1,237 @@
+// Runs a program of kernel calls and matrix products on bare addresses: what the Python around a
+// compiled region does, without Python. Callers have checked the layout of every tensor.
+//
+// A program is a row of int64: how many threads share a product, then instructions. A tensor in it
+// is two of them: the number of a base (inputs, then results, then the scratch memory) and bytes
+// from there on.
+
+#include <Python.h>
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <utility>
+#include <vector>
+
+namespace {
+
+// From an object that is a tensor to its memory; torch's own function, found at its address.
+void* (*data_ptr)(PyObject*);
+
+using Gemm = void(const char*, const char*, const int*, const int*, const int*, const void*,
+                  const void*, const int*, const void*, const int*, const void*, void*,
+                  const int*);
+Gemm* sgemm;  // BLAS, as torch's own products call it
+Gemm* dgemm;
+
+// MKL's: how many threads share a product of this thread, 0 for as many as always. Returns what it
+// was. Null with another BLAS.
+int (*set_threads)(int);
+
+constexpr int kArguments = 128;  // of a kernel; one more is refused by who writes the program
+
+class Reader {
+ public:
+  Reader(const int64_t* at, char* const* bases) : at_(at), bases_(bases) {}
+
+  int64_t number() { return *at_++; }
+  int size() { return static_cast<int>(*at_++); }
+
+  char* tensor() {
+    char* base = bases_[at_[0]];
+    char* address = base + at_[1];
+    at_ += 2;
+    return address;
+  }
+
+ private:
+  const int64_t* at_;
+  char* const* bases_;
+};
+
+template <size_t... kPlaces>
+void call_with(void* kernel, char* const* arguments, std::index_sequence<kPlaces...>) {
+  reinterpret_cast<void (*)(decltype((void)kPlaces, static_cast<char*>(nullptr))...)>(kernel)(
+      arguments[kPlaces]...);
+}
+
+template <size_t kCount>
+void call(void* kernel, char* const* arguments) {
+  call_with(kernel, arguments, std::make_index_sequence<kCount>());
+}
+
+using Call = void (*)(void*, char* const*);
+
+template <size_t... kCounts>
+constexpr auto calls(std::index_sequence<kCounts...>) {
+  struct Table {
+    Call of[sizeof...(kCounts)];
+  };
+  return Table{{call<kCounts>...}};
+}
+
+// address, count, tensors
+void run_kernel(Reader& in) {
+  static constexpr auto kCalls = calls(std::make_index_sequence<kArguments + 1>());
+  void* kernel = reinterpret_cast<void*>(in.number());
+  const int count = in.size();
+  char* arguments[kArguments];
+  for (int i = 0; i < count; ++i) arguments[i] = in.tensor();
+  kCalls.of[count](kernel, arguments);
+}
+
+// In the order of BLAS, whose matrices are columns of rows of ours:
+// transposed a, transposed b, m, n, k, a, lda, b, ldb, is added to c, c, ldc
+template <typename T>
+void run_product(Reader& in, Gemm* gemm) {
+  const char ta = in.number() ? 't' : 'n', tb = in.number() ? 't' : 'n';
+  const int m = in.size(), n = in.size(), k = in.size();
+  const char* a = in.tensor();
+  const int lda = in.size();
+  const char* b = in.tensor();
+  const int ldb = in.size();
+  const T alpha = 1, beta = in.number() ? 1 : 0;
+  char* c = in.tensor();
+  const int ldc = in.size();
+  gemm(&ta, &tb, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+
+// rows, columns, source, strides of its rows and columns, target, stride of its rows
+template <typename T>
+void run_fill(Reader& in) {
+  const int64_t rows = in.number(), columns = in.number();
+  const T* source = reinterpret_cast<const T*>(in.tensor());
+  const int64_t down = in.number(), across = in.number();
+  T* target = reinterpret_cast<T*>(in.tensor());
+  const int64_t width = in.number();
+  for (int64_t i = 0; i < rows; ++i, source += down, target += width) {
+    if (across == 1)
+      std::memcpy(target, source, columns * sizeof(T));
+    else
+      for (int64_t j = 0; j < columns; ++j) target[j] = source[j * across];
+  }
+}
+
+// indices, how many, least, one more than the greatest, ignored. Returns whether all are allowed.
+template <typename T>
+bool look(Reader& in) {
+  const T* index = reinterpret_cast<const T*>(in.tensor());
+  const int64_t count = in.number(), low = in.number(), high = in.number(), ignored = in.number();
+  bool fits = true;
+  for (int64_t i = 0; i < count; ++i)
+    fits &= (low <= index[i] && index[i] < high) || index[i] == ignored;
+  return fits;
+}
+
+enum Instruction : int64_t {
+  kEnd,
+  kKernel,
+  kProduct32,
+  kProduct64,
+  kFill32,
+  kFill64,
+  kLook32,
+  kLook64,
+};
+
+// Lets so many threads share a product while it lives.
+class Threads {
+ public:
+  explicit Threads(int count) : was_(set_threads ? set_threads(count) : 0) {}
+  ~Threads() {
+    if (set_threads) set_threads(was_);
+  }
+
+ private:
+  int was_;
+};
+
+// Returns whether it has run: not with indices that are not allowed.
+bool interpret(const int64_t* program, char* const* bases) {
+  Reader in(program, bases);
+  const Threads threads(in.size());
+  for (;;) {
+    switch (in.number()) {
+      case kEnd: return true;
+      case kKernel: run_kernel(in); break;
+      case kProduct32: run_product<float>(in, sgemm); break;
+      case kProduct64: run_product<double>(in, dgemm); break;
+      case kFill32: run_fill<float>(in); break;
+      case kFill64: run_fill<double>(in); break;
+      case kLook32:
+        if (!look<int32_t>(in)) return false;
+        break;
+      case kLook64:
+        if (!look<int64_t>(in)) return false;
+        break;
+    }
+  }
+}
+
+// program, inputs, empty_strided, its arguments for each result, scratch -> results, or None
+// if indices are not allowed.
+//
+// The lock of the interpreter is held throughout: the scratch memory is used by one call at a time.
+PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (n != 5) return PyErr_Format(PyExc_TypeError, "takes 5 arguments, got %zd", n);
+  PyObject *inputs = args[1], *empty = args[2], *layouts = args[3];
+  const Py_ssize_t given = PyList_GET_SIZE(inputs), made = PyTuple_GET_SIZE(layouts);
+  PyObject* results = PyTuple_New(made);
+  if (results == nullptr) return nullptr;
+  try {
+    std::vector<char*> bases(given + made + 1);
+    for (Py_ssize_t i = 0; i < given; ++i)
+      bases[i] = static_cast<char*>(data_ptr(PyList_GET_ITEM(inputs, i)));
+    for (Py_ssize_t i = 0; i < made; ++i) {
+      PyObject* result = PyObject_Call(empty, PyTuple_GET_ITEM(layouts, i), nullptr);
+      if (result == nullptr) {
+        Py_DECREF(results);
+        return nullptr;
+      }
+      PyTuple_SET_ITEM(results, i, result);
+      bases[given + i] = static_cast<char*>(data_ptr(result));
+    }
+    bases[given + made] = static_cast<char*>(PyLong_AsVoidPtr(args[4]));
+    if (!interpret(reinterpret_cast<const int64_t*>(PyBytes_AS_STRING(args[0])), bases.data())) {
+      Py_DECREF(results);
+      Py_RETURN_NONE;
+    }
+  } catch (const std::exception& error) {
+    Py_DECREF(results);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  return results;
+}
+
+// Takes addresses: of torch's function from a tensor object to its memory, and what BLAS has.
+PyObject* bind(PyObject*, PyObject* const* args, Py_ssize_t n) {
+  if (n != 4) return PyErr_Format(PyExc_TypeError, "takes 4 arguments, got %zd", n);
+  data_ptr = reinterpret_cast<void* (*)(PyObject*)>(PyLong_AsVoidPtr(args[0]));
+  sgemm = reinterpret_cast<Gemm*>(PyLong_AsVoidPtr(args[1]));
+  dgemm = reinterpret_cast<Gemm*>(PyLong_AsVoidPtr(args[2]));
+  set_threads = reinterpret_cast<int (*)(int)>(PyLong_AsVoidPtr(args[3]));
+  if (PyErr_Occurred()) return nullptr;
+  if (sgemm == nullptr || dgemm == nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "torch is linked with no BLAS of the usual names");
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+template <typename F>
+PyCFunction fast(F* function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {
+    {"run", fast(run), METH_FASTCALL, nullptr},
+    {"bind", fast(bind), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "kernel", nullptr, -1, methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_kernel() { return PyModule_Create(&definition); }
