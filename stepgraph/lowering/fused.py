@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.compiled import CompiledKernel, compiled_kernels
-from stepgraph.lowering.launch import LAUNCHES, Group, Launch, State
+from stepgraph.lowering.compiled import CompiledKernel, CompiledLaunch, compiled_kernels
+from stepgraph.lowering.launch import RULES, Group, Launch, State
 from stepgraph.lowering.masters import Masters
 from stepgraph.runtime import PartOfStep
 from stepgraph.runtime.effects import run_step
@@ -127,7 +127,7 @@ class FusedUpdate:
             torch._foreach_mul_(grads, factor)
         self._own()
 
-    def _try(self, launches: Sequence[Launch], factor: Tensor | None) -> None:
+    def _try(self, launches: Sequence[Any], factor: Tensor | None) -> None:
         copies = [launch.copied() for launch in launches]
         try:
             for copy in copies:
@@ -156,16 +156,24 @@ class FusedUpdate:
             params = group["params"]
             if self._part is not None:
                 params, states = self._part.of(i, params), self._part.of(i, states)
-            given = self._grads
-            grads: list[Any] = [p.grad if given is None else given.get(id(p)) for p in params]
-            if any(map(operator.is_, grads, repeat(None))):
-                kept = [i for i, grad in enumerate(grads) if grad is not None]
-                params = [params[i] for i in kept]
-                grads = [grads[i] for i in kept]
-                states = [states[i] for i in kept]
-            if params:
-                launches.append(self._fitting(i, group, params, grads, states))
+            known = self._compiled.get(i)
+            launch = None if known is None else known.again(group, params, states)
+            if launch is None:
+                launch = self._first(i, group, params, states)
+            if launch is not None:
+                launches.append(launch)
         return launches
+
+    def _first(self, number: int, group: Group, params: list[Tensor], states: list[State]) -> Any:
+        """Return the launch for a param group that is not laid out as before; None for none."""
+        given = self._grads
+        grads: list[Any] = [p.grad if given is None else given.get(id(p)) for p in params]
+        if any(map(operator.is_, grads, repeat(None))):
+            kept = [i for i, grad in enumerate(grads) if grad is not None]
+            params = [params[i] for i in kept]
+            grads = [grads[i] for i in kept]
+            states = [states[i] for i in kept]
+        return self._fitting(number, group, params, grads, states) if params else None
 
     def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
         return misfit_of_group(group)
@@ -187,31 +195,22 @@ class FusedUpdate:
         params: list[Tensor],
         grads: list[Tensor],
         states: list[State],
-    ) -> Launch:
+    ) -> Launch | CompiledLaunch:
+        rule = RULES[type(self._optimizer)]
         try:
-            launch = LAUNCHES[type(self._optimizer)](group, params, grads, states)
+            launch = rule.launch(group, params, grads, states)
         except KeyError:
             raise DoesNotFit("it has not stepped every parameter yet") from None
-        compiled = self._compiled_kernel(number)
-        if compiled is not None and compiled.knows(launch.tensors, launch.steps):
-            launch.compiled = compiled
-            return launch
         if not all(isinstance(t, Tensor) for t in launch.written()):
             raise DoesNotFit("its state holds something else than tensors")
         if not _belong_together(launch.tensors):
             raise DoesNotFit("parameters, gradients and state are laid out differently")
         launch.masters = self.masters
-        if compiled is not None and compiled.takes(launch.tensors, launch.steps):
-            launch.compiled = compiled
-        return launch
-
-    def _compiled_kernel(self, number: int) -> CompiledKernel | None:
-        """Return our kernel for the param group of a number."""
         if self._kernels is None or self.masters is not None:
-            return None
-        if number not in self._compiled:
-            self._compiled[number] = CompiledKernel(self._kernels)
-        return self._compiled[number]
+            return launch
+        compiled = self._compiled.get(number) or CompiledKernel(self._kernels, rule)
+        self._compiled[number] = compiled
+        return compiled.first(group, launch) or launch
 
 
 def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:
@@ -226,7 +225,7 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
 
 def misfit(optimizer: Optimizer) -> str | None:
     """Return why no fused kernel does what `optimizer.step()` does, or None."""
-    if type(optimizer) not in LAUNCHES:
+    if type(optimizer) not in RULES:
         return f"no fused CPU kernel for {type(optimizer).__name__}"
     own_step = vars(optimizer).get("step")
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
@@ -253,13 +252,14 @@ def misfit_of_group(group: Mapping[str, Any]) -> str | None:
 
 def has_hooks(optimizer: Optimizer) -> bool:
     """Return whether code of the user's runs before or after `step()`."""
+    own = vars(optimizer)
     return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
+        own["_optimizer_step_pre_hooks"]
+        or own["_optimizer_step_post_hooks"]
         or optimizer_module._global_optimizer_pre_hooks
         or optimizer_module._global_optimizer_post_hooks
-        or getattr(optimizer, "grad_scale", None) is not None
-        or getattr(optimizer, "found_inf", None) is not None
+        or own.get("grad_scale") is not None
+        or own.get("found_inf") is not None
     )
 
 

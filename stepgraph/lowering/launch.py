@@ -1,11 +1,10 @@
-"""One call of a fused CPU kernel: which tensors and options, in torch's kernel or in ours."""
+"""One call of torch's fused CPU kernels, and what each optimizer gives to such a kernel."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
 from stepgraph import torch_private
-from stepgraph.lowering.compiled import CompiledKernel
 from stepgraph.lowering.masters import Masters
 
 Group = dict[str, Any]
@@ -22,15 +20,14 @@ State = dict[str, Any]
 
 @dataclass
 class Launch:
-    """One call of a fused kernel.
+    """One call of a fused kernel of torch's.
 
     Attributes:
-        kernel: Torch's: takes lists of tensors, then options.
+        kernel: Takes lists of tensors, then options.
         tensors: The lists: parameters, gradients, then state. Parameters and state are written.
         steps: The step counters, advanced with the update; the last list, or empty.
         options: Hyper-parameters as they are now.
         masters: Float32 copies to work on, or None to work on the tensors themselves.
-        compiled: Our kernel, where it takes these tensors; else torch's runs.
     """
 
     kernel: Callable[..., Any]
@@ -38,19 +35,13 @@ class Launch:
     steps: list[Tensor]
     options: dict[str, Any]
     masters: Masters | None = None
-    compiled: CompiledKernel | None = None
 
-    @property
-    def kind(self) -> str:
-        """Whose kernel runs."""
-        return "torch" if self.compiled is None else "compiled"
+    kind = "torch"
 
     def run(self, factor: Tensor | None) -> None:
         """Advance the counters and update, from gradients multiplied by `factor`."""
         if self.masters is not None:
             self._run_on_masters(self.masters, factor)
-        elif self.compiled is not None:
-            self.compiled(self.kernel, self.tensors, self.steps, self.options, factor)
         elif factor is not None and factor.dtype is torch.float32:
             # kernels divide by a float32, and store what they have divided
             self._call(self.tensors, {**self.options, "grad_scale": factor.reciprocal()})
@@ -82,84 +73,110 @@ class Launch:
         tensors = tuple([t.detach().clone() for t in several] for several in self.tensors)
         masters = None if self.masters is None else Masters()
         steps = [t.clone() for t in self.steps]
-        return Launch(self.kernel, tensors, steps, self.options, masters, self.compiled)
+        return Launch(self.kernel, tensors, steps, self.options, masters)
 
     def written(self) -> Iterable[Tensor]:
         """Return what it writes: gradients, too, where they are clipped."""
         return chain(*self.tensors, self.steps)
 
 
-def _adam(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:
+@dataclass(frozen=True)
+class Rule:
+    """What an optimizer gives to a fused kernel.
+
+    Attributes:
+        kernel: From a param group to the kernel, a function of torch's.
+        lists: How many lists of state the kernel takes; those that are not used are empty.
+        names: From a param group to the names of those that are used, in the kernel's order.
+        options: From a param group to the kernel's options, in the order of its signature.
+        counts: Whether state has a step counter, the kernel's last list.
+    """
+
+    kernel: Callable[[Group], Callable[..., Any]]
+    lists: int
+    names: Callable[[Group], tuple[str, ...]]
+    options: Callable[[Group], dict[str, Any]]
+    counts: bool = True
+
+    def launch(
+        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
+    ) -> Launch:
+        """Return the call for tensors of a param group.
+
+        Raises:
+            KeyError: State is missing.
+        """
+        used = [[_held(state, name) for state in states] for name in self.names(group)]
+        unused: list[list[Tensor]] = [[] for _ in range(self.lists - len(used))]
+        return Launch(
+            self.kernel(group),
+            (params, grads, *used, *unused),
+            [_held(state, "step") for state in states] if self.counts else [],
+            self.options(group),
+        )
+
+
+def _held(state: State, name: str) -> Any:
+    value = state[name]
+    if value is None:
+        raise KeyError(name)
+    return value
+
+
+def _adam_kernel(group: Group) -> Callable[..., Any]:
+    return torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
+
+
+def _adam_names(group: Group) -> tuple[str, ...]:
+    averages = "exp_avg", "exp_avg_sq"
+    return (*averages, "max_exp_avg_sq") if group["amsgrad"] else averages
+
+
+def _adam(group: Group) -> dict[str, Any]:
     beta1, beta2 = group["betas"]
-    amsgrad = group["amsgrad"]
-    decoupled = group["decoupled_weight_decay"]
-    return Launch(
-        torch._fused_adamw_ if decoupled else torch._fused_adam_,
-        (
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if amsgrad else [],
-        ),
-        [state["step"] for state in states],
-        {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "weight_decay": group["weight_decay"],
-            "eps": group["eps"],
-            "amsgrad": amsgrad,
-            "maximize": group["maximize"],
-        },
-    )
+    return {
+        "lr": group["lr"],
+        "beta1": beta1,
+        "beta2": beta2,
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+        "amsgrad": group["amsgrad"],
+        "maximize": group["maximize"],
+    }
 
 
-def _sgd(group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> Launch:
-    momentum = group["momentum"]
-    buffers = [state["momentum_buffer"] for state in states] if momentum else []
-    if any(map(operator.is_, buffers, repeat(None))):
-        raise KeyError
-    return Launch(
-        torch._fused_sgd_,
-        (params, grads, buffers),
-        [],
-        {
-            "weight_decay": group["weight_decay"],
-            "momentum": momentum,
-            "lr": group["lr"],
-            "dampening": group["dampening"],
-            "nesterov": group["nesterov"],
-            "maximize": group["maximize"],
-            "is_first_step": False,
-        },
-    )
+def _sgd_names(group: Group) -> tuple[str, ...]:
+    return ("momentum_buffer",) if group["momentum"] else ()
 
 
-def _adagrad(
-    group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
-) -> Launch:
-    return Launch(
-        torch._fused_adagrad_,
-        (params, grads, [state["sum"] for state in states]),
-        [state["step"] for state in states],
-        {
-            "lr": group["lr"],
-            "lr_decay": group["lr_decay"],
-            "weight_decay": group["weight_decay"],
-            "eps": group["eps"],
-            "maximize": group["maximize"],
-        },
-    )
+def _sgd(group: Group) -> dict[str, Any]:
+    return {
+        "weight_decay": group["weight_decay"],
+        "momentum": group["momentum"],
+        "lr": group["lr"],
+        "dampening": group["dampening"],
+        "nesterov": group["nesterov"],
+        "maximize": group["maximize"],
+        "is_first_step": False,
+    }
 
 
-LAUNCHES: Mapping[type, Callable[..., Launch]] = {
-    Adam: _adam,
-    AdamW: _adam,
-    SGD: _sgd,
-    Adagrad: _adagrad,
+def _adagrad(group: Group) -> dict[str, Any]:
+    return {
+        "lr": group["lr"],
+        "lr_decay": group["lr_decay"],
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+        "maximize": group["maximize"],
+    }
+
+
+_ADAM = Rule(_adam_kernel, 3, _adam_names, _adam)
+
+RULES: Mapping[type, Rule] = {
+    Adam: _ADAM,
+    AdamW: _ADAM,
+    SGD: Rule(lambda _: torch._fused_sgd_, 1, _sgd_names, _sgd, counts=False),
+    Adagrad: Rule(lambda _: torch._fused_adagrad_, 1, lambda _: ("sum",), _adagrad),
 }
-"""From an optimizer's class to a function that makes a launch: `(group, params, grads, states)`.
-
-It raises `KeyError` where state is missing.
-"""
+"""By an optimizer's class."""

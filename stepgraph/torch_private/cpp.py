@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -45,25 +45,24 @@ class Layout:
     Args:
         tensors: What others have to be like.
 
+    Attributes:
+        count: How many.
+        check: Takes as many objects; returns whether they are tensors of this layout.
+
     Example:
         >>> layout = Layout([torch.ones(2), torch.ones(2, 3)])
-        >>> layout.holds([torch.ones(2), torch.zeros(2, 3)])
+        >>> layout.check(torch.ones(2), torch.zeros(2, 3))
         True
-        >>> layout.holds([torch.ones(2), torch.zeros(3, 2)])
+        >>> layout.check(torch.ones(2), torch.zeros(3, 2))
         False
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._count = len(tensors)
-        self._check = guards.TensorGuards(
+        self.count = len(tensors)
+        self.check: Callable[..., bool] = guards.TensorGuards(
             *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
         ).check
 
-    def holds(self, tensors: Sequence[Tensor]) -> bool:
-        """Return whether tensors are laid out as those it was made from."""
-        return len(tensors) == self._count and self._check(*tensors)
 
-
-def written(tensors: Sequence[Tensor]) -> None:
-    """Tell autograd that somebody has written tensors behind its back."""
-    torch.autograd.graph.increment_version(tensors)
+written: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
+"""Tells autograd that somebody has written tensors behind its back."""

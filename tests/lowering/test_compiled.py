@@ -1,6 +1,8 @@
 """Our own CPU kernels for updates, against the optimizer's own step on a twin."""
 
 import copy
+import dataclasses
+import functools
 
 import pytest
 import torch
@@ -23,14 +25,14 @@ def _update(twins):
 
 
 def _kinds(monkeypatch):
-    """Return the lists of parameters that our kernels have updated since, as they come."""
-    calls, real = [], CompiledKernel.__call__
+    """Return the launches of our kernels since, as they come."""
+    calls, real = [], CompiledKernel.run
 
-    def record(self, kernel, tensors, *rest):
-        calls.append(tensors[0])
-        real(self, kernel, tensors, *rest)
+    def record(self, launch, factor):
+        calls.append(launch)
+        real(self, launch, factor)
 
-    monkeypatch.setattr(CompiledKernel, "__call__", record)
+    monkeypatch.setattr(CompiledKernel, "run", record)
     return calls
 
 
@@ -154,8 +156,22 @@ def test_a_missing_gradient_leaves_its_parameter_alone(monkeypatch):
     twins.own.step()
     twins.step(update)
 
-    assert [len(params) for params in calls] == [1, 2, 2, 2]
+    each = 5  # a parameter, its gradient, two averages, a counter
+    assert [len(launch.tensors) // each for launch in calls] == [1, 2, 2, 2]
     twins.close()
+
+
+def test_an_option_that_changes_which_state_is_used_is_noticed():
+    twins = Twins(functools.partial(SGD, momentum=0.9))
+    update = _update(twins)
+    twins.step(update)
+
+    for optimizer in (twins.mine, twins.own):
+        for group in optimizer.param_groups:
+            group["momentum"] = 0
+    twins.step(update)
+
+    twins.close()  # the buffers, too, which nobody touches now
 
 
 def test_a_gradient_laid_out_otherwise_is_left_to_step():
@@ -209,12 +225,13 @@ def test_a_kernel_that_differs_from_step_is_never_used(monkeypatch):
     twins = Twins(AdamW)
     update = FusedUpdate(twins.mine, kernels=compiled_kernels())
     twins.step(update)
-    real = CompiledKernel.__call__
+    real = CompiledKernel.run
 
-    def wrong(self, kernel, tensors, steps, options, factor):
-        real(self, kernel, tensors, steps, {**options, "lr": 2 * options["lr"]}, factor)
+    def wrong(self, launch, factor):
+        lr, *others = launch.options
+        real(self, dataclasses.replace(launch, options=(2 * lr, *others)), factor)
 
-    monkeypatch.setattr(CompiledKernel, "__call__", wrong)
+    monkeypatch.setattr(CompiledKernel, "run", wrong)
     for _ in range(3):
         twins.step(update)
 

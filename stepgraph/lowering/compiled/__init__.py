@@ -4,6 +4,6 @@ Torch's fused CPU kernels take microseconds for a tensor however small it is. Th
 nanoseconds, and the same time as torch's where tensors are large.
 """
 
-from stepgraph.lowering.compiled.kernel import CompiledKernel, compiled_kernels
+from stepgraph.lowering.compiled.kernel import CompiledKernel, CompiledLaunch, compiled_kernels
 
-__all__ = ["CompiledKernel", "compiled_kernels"]
+__all__ = ["CompiledKernel", "CompiledLaunch", "compiled_kernels"]

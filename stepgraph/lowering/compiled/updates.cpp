@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <exception>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -140,40 +141,54 @@ void scale(T* grad, double factor, int64_t n, int threads) {
   each<T>(n, threads, [=](Place at) { at.store(grad, at.load(grad) * by); });
 }
 
-// A list of tensors as pointers; empty for an empty list.
+// Some tensors of a tuple as pointers.
 template <typename T>
-std::vector<T*> pointers(PyObject* list) {
-  std::vector<T*> found(PyList_GET_SIZE(list));
-  for (size_t i = 0; i < found.size(); ++i)
-    found[i] = static_cast<T*>(data_ptr(PyList_GET_ITEM(list, i)));
+std::vector<T*> pointers(PyObject* tuple, size_t first, size_t count) {
+  std::vector<T*> found(count);
+  for (size_t i = 0; i < count; ++i)
+    found[i] = static_cast<T*>(data_ptr(PyTuple_GET_ITEM(tuple, first + i)));
   return found;
 }
 
-template <typename T>
-T* item(const std::vector<T*>& list, size_t i) {
-  return list.empty() ? nullptr : list[i];
-}
-
-// What every kernel takes: sizes, is_double, threads, factor, params, grads, steps, three lists of
-// state, then options in the order of torch's kernel. Lists may be empty but for the first two;
-// `sizes` are bytes: an int64 for each parameter.
-constexpr Py_ssize_t kCommon = 10;
+// What every kernel takes: sizes, is_double, threads, factor, counts, tensors, written, then options
+// in the order of torch's kernel. `sizes` are bytes: an int64 for each parameter. `tensors` are
+// what `gather` returns: parameters, gradients, each kind of state and, if `counts`, step counters.
+// `written` is called with those that autograd must not take for unchanged.
+constexpr Py_ssize_t kCommon = 7;
+constexpr size_t kStates = 3;  // kinds of state; those that an optimizer does not have are null
 
 template <typename T, typename Rule>
 void update_all(const Rule& rule, PyObject* const* args, int threads, double factor) {
   const auto* sizes = reinterpret_cast<const int64_t*>(PyBytes_AS_STRING(args[0]));
-  const auto params = pointers<T>(args[4]), grads = pointers<T>(args[5]);
-  const auto steps = pointers<float>(args[6]);
-  const std::vector<T*> states[] = {pointers<T>(args[7]), pointers<T>(args[8]),
-                                    pointers<T>(args[9])};
+  const size_t n = PyBytes_GET_SIZE(args[0]) / sizeof(int64_t);
+  const size_t total = PyTuple_GET_SIZE(args[5]), counted = args[4] == Py_True ? n : 0;
+  const auto tensors = pointers<T>(args[5], 0, total - counted);
+  const auto steps = pointers<float>(args[5], total - counted, counted);
   Py_BEGIN_ALLOW_THREADS
-  for (size_t i = 0; i < params.size(); ++i) {
-    T* const state[] = {item(states[0], i), item(states[1], i), item(states[2], i)};
+  for (size_t i = 0; i < n; ++i) {
+    T *param = tensors[i], *grad = tensors[n + i];
+    T* state[kStates] = {};
+    for (size_t j = 0; j < kStates && (j + 3) * n <= tensors.size(); ++j)
+      state[j] = tensors[(j + 2) * n + i];
     const double step = steps.empty() ? 0 : *steps[i] += 1;
-    if (factor != 1) scale(grads[i], factor, sizes[i], threads);
-    rule.update(params[i], grads[i], state, step, sizes[i], threads);
+    if (factor != 1) scale(grad, factor, sizes[i], threads);
+    rule.update(param, grad, state, step, sizes[i], threads);
   }
   Py_END_ALLOW_THREADS
+}
+
+// Calls `written` with the parameters and state, and with the gradients if they were multiplied.
+PyObject* tell(PyObject* const* args, double factor) {
+  const Py_ssize_t n = PyBytes_GET_SIZE(args[0]) / sizeof(int64_t);
+  const Py_ssize_t end = PyTuple_GET_SIZE(args[5]) - (args[4] == Py_True ? n : 0);
+  const Py_ssize_t skipped = factor == 1 ? n : 0;
+  PyObject* tensors = PyTuple_New(end - skipped);
+  if (tensors == nullptr) return nullptr;
+  for (Py_ssize_t i = 0; i < end - skipped; ++i)
+    PyTuple_SET_ITEM(tensors, i, Py_NewRef(PyTuple_GET_ITEM(args[5], i < n ? i : i + skipped)));
+  PyObject* told = PyObject_CallOneArg(args[6], tensors);
+  Py_DECREF(tensors);
+  return told;
 }
 
 template <typename Rule>
@@ -190,7 +205,7 @@ PyObject* run(const Rule& rule, PyObject* const* args) {
     if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
   }
-  Py_RETURN_NONE;
+  return tell(args, factor);
 }
 
 bool are(Py_ssize_t given, Py_ssize_t options) {
@@ -228,6 +243,71 @@ PyObject* adagrad(PyObject*, PyObject* const* args, Py_ssize_t n) {
              args);
 }
 
+// A reference that is given up at the end.
+class Owned {
+ public:
+  explicit Owned(PyObject* object) : object_(object) {}
+  Owned(Owned&& other) : object_(other.release()) {}
+  ~Owned() { Py_XDECREF(object_); }
+
+  PyObject* get() const { return object_; }
+  PyObject* release() { return std::exchange(object_, nullptr); }
+
+ private:
+  PyObject* object_;
+};
+
+// Adds what every state holds by a name; returns whether all have it.
+bool add_states(PyObject* found, Py_ssize_t first, PyObject* name, PyObject* states,
+                const std::vector<Py_ssize_t>& kept) {
+  for (const Py_ssize_t i : kept) {
+    PyObject* state = PyList_GET_ITEM(states, i);
+    PyObject* value = PyDict_Check(state) ? PyDict_GetItemWithError(state, name) : nullptr;
+    if (value == nullptr || value == Py_None) return false;
+    PyTuple_SET_ITEM(found, first++, Py_NewRef(value));
+  }
+  return true;
+}
+
+// params, states, names, count, check -> a tuple of parameters, their gradients, and for each name
+// what the states hold; of those parameters that have a gradient. None if a state lacks something,
+// if they are not `count`, or if `check`, called with all of them, does not return True.
+PyObject* gather(PyObject*, PyObject* const* args, Py_ssize_t given) {
+  static PyObject* grad_name = PyUnicode_InternFromString("grad");
+  if (given != 5 || !PyList_Check(args[0]) || !PyList_Check(args[1]) || !PyTuple_Check(args[2])) {
+    PyErr_SetString(PyExc_TypeError, "takes two lists, a tuple, a number and a function");
+    return nullptr;
+  }
+  PyObject *params = args[0], *states = args[1], *names = args[2];
+  std::vector<Py_ssize_t> kept;
+  std::vector<Owned> grads;
+  for (Py_ssize_t i = 0; i < std::min(PyList_GET_SIZE(params), PyList_GET_SIZE(states)); ++i) {
+    Owned grad(PyObject_GetAttr(PyList_GET_ITEM(params, i), grad_name));
+    if (grad.get() == nullptr) return nullptr;
+    if (grad.get() == Py_None) continue;
+    kept.push_back(i);
+    grads.push_back(std::move(grad));
+  }
+  const Py_ssize_t count = kept.size(), kinds = PyTuple_GET_SIZE(names);
+  if ((2 + kinds) * count != PyLong_AsSsize_t(args[3])) Py_RETURN_NONE;
+  Owned found(PyTuple_New((2 + kinds) * count));
+  if (found.get() == nullptr) return nullptr;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyTuple_SET_ITEM(found.get(), i, Py_NewRef(PyList_GET_ITEM(params, kept[i])));
+    PyTuple_SET_ITEM(found.get(), count + i, grads[i].release());
+  }
+  for (Py_ssize_t kind = 0; kind < kinds; ++kind) {
+    PyObject* name = PyTuple_GET_ITEM(names, kind);
+    if (!add_states(found.get(), (2 + kind) * count, name, states, kept)) {
+      if (PyErr_Occurred()) return nullptr;
+      Py_RETURN_NONE;
+    }
+  }
+  Owned fits(PyObject_Call(args[4], found.get(), nullptr));
+  if (fits.get() == nullptr) return nullptr;
+  return fits.get() == Py_True ? found.release() : Py_NewRef(Py_None);
+}
+
 // Takes the address of torch's function from a tensor object to its memory.
 PyObject* bind(PyObject*, PyObject* address) {
   data_ptr = reinterpret_cast<void* (*)(PyObject*)>(PyLong_AsVoidPtr(address));
@@ -245,6 +325,7 @@ PyMethodDef methods[] = {
     {"adamw", fast(adam<true>), METH_FASTCALL, nullptr},
     {"sgd", fast(sgd), METH_FASTCALL, nullptr},
     {"adagrad", fast(adagrad), METH_FASTCALL, nullptr},
+    {"gather", fast(gather), METH_FASTCALL, nullptr},
     {"bind", bind, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
