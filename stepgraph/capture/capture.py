@@ -288,8 +288,13 @@ def _check_trace(found: Traced) -> None:
         refuse("keeps a gradient that the step replaces")
 
 
+_OWN = f"G['__import_{traced.__name__.replace('.', '_dot_')}']"
+_OWN_STATE = f"{_OWN}.TABLE"
+"""Dynamo's names of the module that is traced in the place of torch's code, and of its state."""
+
+
 def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]]], list[bool]]:
-    """Return a filter that drops guards on what stands in for something during the trace."""
+    """Return a filter that drops guards on what stands in for something, and on our own code."""
     replaced = subjects.replaced
 
     def keep(entries: Sequence[tuple[str, str, Any]]) -> list[bool]:
@@ -306,6 +311,7 @@ def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]
         return [
             not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)
             and not (kind == "NOT_PRESENT_IN_GENERIC_DICT" and id(value) in replaced)
+            and (not name.startswith(_OWN) or name.startswith(_OWN_STATE))
             for name, kind, value in entries
         ]
 

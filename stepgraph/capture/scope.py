@@ -20,24 +20,14 @@ def scope_reader(function: FunctionType) -> Callable[[Args, dict[str, Any]], Sco
     The reader returns None for a call that does not fit the signature or meets an empty cell:
     such a call is left to the function itself.
     """
-    signature = inspect.signature(function, follow_wrapped=False)
+    bind = _binder(function)
     cells = tuple(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    names = tuple(signature.parameters)
-    simple = all(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        for p in signature.parameters.values()
-    )
 
     def read(args: Args, kwargs: dict[str, Any]) -> Scope | None:
-        if simple and not kwargs and len(args) == len(names):
-            scope = dict(zip(names, args, strict=True))
-        else:
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError:
-                return None
-            bound.apply_defaults()
-            scope = dict(bound.arguments)
+        try:
+            scope = bind(*args, **kwargs)
+        except TypeError:
+            return None
         try:
             for name, cell in cells:
                 scope[name] = cell.cell_contents
@@ -46,6 +36,27 @@ def scope_reader(function: FunctionType) -> Callable[[Args, dict[str, Any]], Sco
         return scope
 
     return read
+
+
+def _binder(function: FunctionType) -> Callable[..., Scope]:
+    """Return a function of the same signature that returns its arguments by name.
+
+    What `inspect.Signature.bind` does, in a twentieth of its time.
+    """
+    kinds: dict[Any, list[str]] = {}
+    for parameter in inspect.signature(function, follow_wrapped=False).parameters.values():
+        bare = parameter.replace(annotation=parameter.empty, default=parameter.empty)
+        kinds.setdefault(parameter.kind, []).append(str(bare))
+    listed = [*kinds.get(inspect.Parameter.POSITIONAL_ONLY, ())]
+    listed += ["/"] if listed else []
+    listed += kinds.get(inspect.Parameter.POSITIONAL_OR_KEYWORD, ())
+    only_named = kinds.get(inspect.Parameter.KEYWORD_ONLY, [])
+    listed += kinds.get(inspect.Parameter.VAR_POSITIONAL, ["*"] if only_named else [])
+    listed += [*only_named, *kinds.get(inspect.Parameter.VAR_KEYWORD, ())]
+    source = f"lambda {', '.join(listed)}: _stepgraph_locals()"
+    bind: FunctionType = eval(source, {"_stepgraph_locals": locals})
+    bind.__defaults__, bind.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return bind
 
 
 def globals_in(function: FunctionType, scope: Scope) -> Scope:

@@ -233,6 +233,11 @@ class AveragedModelSubject(Subject):
     def __init__(self, value: AveragedModel, name: str = "") -> None:
         super().__init__(value, name)
         self.averages: list[Tensor] = [*value.parameters(), *value.buffers()]
+        self._held: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
+            (table, tuple(table.values()))
+            for module in value.modules()
+            for table in (module._parameters, module._buffers, module._modules)
+        ]
 
     @override
     def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
@@ -240,8 +245,10 @@ class AveragedModelSubject(Subject):
 
     @override
     def unchanged(self) -> bool:
-        now = itertools.chain(self.value.parameters(), self.value.buffers())
-        return all(map(operator.is_, now, self.averages))
+        return all(
+            len(now) == len(then) and all(map(operator.is_, now.values(), then))
+            for now, then in self._held
+        )
 
 
 class ListSubject(Subject):

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch._C._dynamo.guards import GuardManager
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.output_graph import OutputGraph, collect_reachable_grad_fns
 from torch._dynamo.side_effects import SideEffects
@@ -43,6 +44,10 @@ def replacements(hooks: TraceHooks) -> tuple[tuple[Any, str, Any], ...]:
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
         *hooks.functions,
     )
+    if hasattr(GuardManager, "add_dimension_marking_guard"):
+        # five attributes of every tensor, for who marks a dimension after the capture: a variant
+        # for fixed sizes is as right for marked tensors of these sizes
+        found += ((GuardManager, "add_dimension_marking_guard", lambda *_: None),)
     if hasattr(OutputGraph, "_check_requires_grad_intermediate_outputs"):
         # guards against a defect of AOTAutograd, which is not used; `_check_outputs` is ours
         ignored = (OutputGraph, "_check_requires_grad_intermediate_outputs", lambda *_: None)
