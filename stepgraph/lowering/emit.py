@@ -17,7 +17,7 @@ from stepgraph.ir import all_storages
 from stepgraph.ir.markers import MARKERS
 from stepgraph.lowering.region import Region
 from stepgraph.passes import EARLY
-from stepgraph.runtime import PartOfStep, effects
+from stepgraph.runtime import PartOfStep, UpdateAverage, effects
 
 _UPDATES = (
     "step",
@@ -193,6 +193,8 @@ class _Emitter:
             if not self.withhold:
                 values = self.constant(f"subject_{args[1]}", self.subjects[args[1]].value)
                 self.log(values, args[0], is_number=args[2])
+        elif marker == "ema":
+            self.average(node)
         else:
             self.update(marker, node)
 
@@ -228,6 +230,12 @@ class _Emitter:
                 arguments.append(self.argument(value))
         target = f"{self.name(node)} = " if node.users else ""
         self.body.append(f"{target}{call}({', '.join(arguments)})")
+
+    def average(self, node: Any) -> None:
+        """Update an averaged model."""
+        _, params, buffers, number = node.args
+        update = self.constant(f"average_{number}", UpdateAverage(self.subjects[number].value))
+        self.body.append(f"{update}({self.argument(params)}, {self.argument(buffers)})")
 
     def scaled(self, update: Callable[[Any], None], node: Any) -> None:
         """Let an update take a scaler's part of its own `step()`."""

@@ -1,5 +1,6 @@
 """Runtime: programs and what stands between them and the user's objects."""
 
+from stepgraph.runtime.average import UpdateAverage
 from stepgraph.runtime.cuda_graph import Buffers, CudaDevice, GraphDevice, Graphed, Plan
 from stepgraph.runtime.parts import PartOfStep
 from stepgraph.runtime.program import NeedsEager, Program, autocast_devices
@@ -27,6 +28,7 @@ __all__ = [
     "Rehearsal",
     "Snapshot",
     "Spans",
+    "UpdateAverage",
     "WholeRehearsal",
     "autocast_devices",
     "restored_rng",

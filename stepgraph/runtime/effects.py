@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from stepgraph.errors import VerificationError
 
 PASSED: Mapping[str, tuple[str, ...]] = {
     "lr_step": ("metric",),
-    "ema": ("params", "buffers"),
     "hyper": ("group", "key"),
     "set_hyper": ("value", "group", "key"),
 }
@@ -82,25 +81,6 @@ def run_scale_update(scaler: Any) -> None:
     """Run `scaler.update()`."""
     with torch.enable_grad():
         scaler.update()
-
-
-class _Model:
-    """What `AveragedModel.update_parameters` asks of a model."""
-
-    def __init__(self, params: list[Tensor], buffers: list[Tensor]) -> None:
-        self._params, self._buffers = params, buffers
-
-    def parameters(self) -> Iterator[Tensor]:
-        return iter(self._params)
-
-    def buffers(self) -> Iterator[Tensor]:
-        return iter(self._buffers)
-
-
-def run_ema(params: list[Tensor], buffers: list[Tensor], averaged: Any) -> None:
-    """Run `averaged.update_parameters(model)`."""
-    with torch.enable_grad():
-        averaged.update_parameters(_Model(params, buffers))
 
 
 def run_hyper(subject: Any, group: int, key: str) -> Tensor:

@@ -143,7 +143,7 @@ def compile_inference(
         with inputs.mode:
             functional = make_fx(
                 lambda *values: run(*values),
-                decomposition_table=decompositions.select_decomp_table(),
+                decomposition_table={**decompositions.select_decomp_table(), **_SPELLED_OUT},
                 tracing_mode="real",
             )(*inputs.values)
         functional.graph.eliminate_dead_code()
@@ -153,6 +153,14 @@ def compile_inference(
             compiled = compile_fx.compile_fx_inner(functional, inputs.values, is_inference=True)
     function: Compiled = compiled.current_callable or compiled
     return function
+
+
+def _norms(tensors: list[Tensor], ord: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [torch.ops.aten.linalg_vector_norm(t, ord, dtype=dtype) for t in tensors]
+
+
+_SPELLED_OUT: dict[Any, Callable[..., Any]] = {torch.ops.aten._foreach_norm.Scalar: _norms}
+"""What Inductor would call a library for, though it can compile it."""
 
 
 def _fix_outputs(
