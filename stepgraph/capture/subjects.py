@@ -127,12 +127,13 @@ class OptimizerSubject(Subject):
     @override
     def unchanged(self) -> bool:
         groups = self.value.param_groups
-        if self.steps_as_torch() != self._stepped_as_torch:
+        if self.steps_as_torch() != self._stepped_as_torch or len(groups) != len(self.groups):
             return False
-        return len(groups) == len(self.groups) and all(
-            len(now["params"]) == len(then) and all(map(operator.is_, now["params"], then))
-            for now, then in zip(groups, self.groups, strict=True)
-        )
+        for group, then in zip(groups, self.groups, strict=True):
+            now = group["params"]
+            if len(now) != len(then) or not all(map(operator.is_, now, then)):
+                return False
+        return True
 
     @override
     def may_rehearse(self) -> bool:

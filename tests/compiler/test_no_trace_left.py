@@ -451,7 +451,7 @@ def test_a_dropped_step_frees_its_model():
 
 @pytest.mark.parametrize("body", [good, branches_at_the_end])
 def test_replays_keep_no_more_tensors_alive_with_every_call(body):
-    step, world = run(body, 5)
+    step, world = run(body, 12)  # more than there are attempts to capture
 
     def alive():
         world.losses.clear()
