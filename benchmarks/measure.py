@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.autograd.profiler import profile
 
 from benchmarks.cases import Case
@@ -81,6 +82,7 @@ def measure(
     Returns:
         The timings by peer, and for each peer that did not run, why.
     """
+    torch.compiler.reset()  # else sizes of the case before make those of this one symbolic
     names = list(dict.fromkeys([BASE, *peers]))
     entrants, skipped = _enter(case, names)
     if BASE not in entrants:

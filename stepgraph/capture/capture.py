@@ -152,7 +152,9 @@ def _capture_once(
     if local_names is None:
         refuse("the arguments do not fit the signature, or a closure variable is unset")
     try:
-        scope = torch_private.tracing(hooks.trace_hooks, dynamic, static=hooks.static_sizes)
+        scope = torch_private.tracing(
+            hooks.trace_hooks, dynamic, subjects.seen, static=hooks.static_sizes
+        )
         standing_in = subjects.standing_in(hooks.terms)
         with scope, standing_in, hooks.withheld(), loop.beginning(hooks.begin):
             found = torch_private.trace(function, args, kwargs, hooks.trace_hooks)

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
+from stepgraph import torch_private
 from stepgraph.capture import traced, traced_scaler
 from stepgraph.capture.order import Order
 from stepgraph.capture.terms import Terms
@@ -280,9 +281,16 @@ class ListSubject(Subject):
 
 
 class Subjects:
-    """The subjects of one compiled step, in the order they were met."""
+    """The subjects of one compiled step, in the order they were met.
+
+    Attributes:
+        all: The subjects.
+        replaced: Names of attributes that stand-ins replace in a trace, by `id` of their owner.
+        seen: Sizes that the step was traced with.
+    """
 
     def __init__(self) -> None:
+        self.seen = torch_private.Seen()
         self.all: list[Subject] = []
         self.replaced: dict[int, tuple[str, ...]] = {}
         self._by_id: dict[int, Subject] = {}

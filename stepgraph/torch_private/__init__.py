@@ -15,6 +15,7 @@ from stepgraph.torch_private.profiler import is_profiling
 from stepgraph.torch_private.scaler import found_inf
 from stepgraph.torch_private.traced import Around, Traced, trace
 from stepgraph.torch_private.tracing import (
+    Seen,
     assume_constant_result,
     current_trace,
     is_tracing,
@@ -40,6 +41,7 @@ __all__ = [
     "Layout",
     "MatrixProduct",
     "Memory",
+    "Seen",
     "Strided",
     "TraceHooks",
     "TraceStop",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from unittest import mock
@@ -12,6 +13,7 @@ from unittest import mock
 import torch
 import torch._dynamo.config as dynamo_config
 from torch import _dynamo
+from torch._dynamo import pgo
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables import constant
 from torch._guards import TracingContext
@@ -47,19 +49,34 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _COMPILER_CONFIG: Any = torch.compiler.config  # its `patch` is added at import
 
 
+class Seen:
+    """Sizes that the traces of one step have seen: one that varies is symbolic in the next trace.
+
+    Dynamo keeps them by a function's place in its file, for the whole process, so that a second
+    model trained by the same code with another batch size would be captured for any size.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: Any = defaultdict(pgo.CodeState)
+
+
 @contextlib.contextmanager
-def tracing(hooks: TraceHooks, dynamic: Sequence[str], *, static: bool = False) -> Iterator[None]:
+def tracing(
+    hooks: TraceHooks, dynamic: Sequence[str], seen: Seen, *, static: bool = False
+) -> Iterator[None]:
     """Scope in which `trace` may be called; everything is as before when it is left.
 
     Args:
         hooks: The capture floor's hooks.
         dynamic: Names of int and float inputs, as Dynamo spells them, that are known to vary.
+        seen: What earlier traces of the step saw. Extended.
         static: Take every size as a constant, also one that has varied.
     """
     options = {**TRACE_CONFIG, "automatic_dynamic_shapes": not static}
     with contextlib.ExitStack() as stack:
         stack.enter_context(dynamo_config.patch(**_known(options)))
         stack.enter_context(_COMPILER_CONFIG.patch(dynamic_sources=",".join(dynamic)))
+        stack.enter_context(mock.patch.object(pgo, "_CODE_STATE", seen.sizes))
         stack.enter_context(shield_constants())
         for name in _QUIET:
             stack.enter_context(mock.patch.object(logging.getLogger(name), "disabled", True))

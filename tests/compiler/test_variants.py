@@ -587,3 +587,20 @@ def test_eager_calls_in_between_change_nothing(calls):
 
     assert all(map(torch.equal, plain.net.parameters(), world.net.parameters()))
     assert step.explain().captured or calls == 1
+
+
+def test_sizes_of_one_step_do_not_make_those_of_another_symbolic():
+    def of_one_code(*lengths):
+        world = World()
+
+        def step(x, y):
+            return world.train(x, y)
+
+        compiled = stepgraph.compile(step, on_fallback="error")
+        for length in lengths:
+            compiled(torch.ones(length, 4), torch.ones(length, 2))
+        return compiled.explain().captures
+
+    assert of_one_code(6, 6, 6) == 1
+    assert of_one_code(5, 5, 5) == 1
+    assert of_one_code(4, 4, 3, 4) == 2  # the first variant is for four rows, not for any number
