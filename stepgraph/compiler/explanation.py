@@ -51,11 +51,26 @@ class OptimizerReport:
 
 @dataclass(frozen=True)
 class RegionReport:
-    """A run of operators that was given to a compiler: whether it is compiled, or why not."""
+    """A run of operators that was given to a compiler.
+
+    Attributes:
+        operators: How many.
+        compiled: Whether it is compiled.
+        why: Why it is not, or empty.
+        undriven: Why its kernels are called from Python one by one, or empty.
+    """
 
     operators: int
     compiled: bool
     why: str
+    undriven: str = ""
+
+    @property
+    def how(self) -> str:
+        """How it is run, in words."""
+        if not self.compiled:
+            return f"eager: {self.why}"
+        return f"compiled, kernel by kernel: {self.undriven}" if self.undriven else "compiled"
 
 
 @dataclass(frozen=True)
@@ -269,13 +284,20 @@ def _place(terms: Terms) -> str:
 
 
 def _note(variant: Variant, subject: OptimizerSubject) -> str:
-    """Return what there is to say about the parameters of an optimizer."""
-    if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
-        return ""
+    """Return what there is to say about an optimizer's update: whose kernel, which masters."""
     update = _update(variant, subject.number)
+    if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
+        runs = isinstance(update, FusedUpdate) and update.why_not() is None
+        return _whose(update.kinds) if runs and isinstance(update, FusedUpdate) else ""
     if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
         return "float32 master weights and state"
     return "no float32 master weights: updates round to the type of the parameters"
+
+
+def _whose(kinds: Sequence[str]) -> str:
+    """Return whose kernels run an update, in words; empty before its trial."""
+    names = {"compiled": "stepgraph's own", "torch": "torch's", "triton": "Triton"}
+    return f"in {' and '.join(names[kind] for kind in kinds)} kernels" if kinds else ""
 
 
 def _why_not_fused(variant: Variant, number: int) -> str | None:
@@ -291,6 +313,9 @@ def _update(variant: Variant, number: int) -> FusedUpdate | str:
 
 def _regions(variant: Variant) -> tuple[RegionReport, ...]:
     lowered = variant.rewritten.lowered
-    made = (RegionReport(r.operators, r.refusal is None, r.refusal or "") for r in lowered.regions)
+    made = (
+        RegionReport(r.operators, r.refusal is None, r.refusal or "", r.undriven or "")
+        for r in lowered.regions
+    )
     refused = (RegionReport(operators, False, why) for operators, why in lowered.refused)
     return (*made, *refused)

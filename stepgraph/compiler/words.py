@@ -76,8 +76,7 @@ def variant_lines(variant: VariantReport) -> list[str]:
     idle = ", ".join(record.name for record in variant.passes if not record.acted)
     lines += [f"nothing to do for {idle}"] if idle else []
     for region in variant.regions:
-        how = "compiled" if region.compiled else f"eager: {region.why}"
-        lines.append(f"region of {count_of(region.operators, 'operator')}, {how}")
+        lines.append(f"region of {count_of(region.operators, 'operator')}, {region.how}")
     lines += [f"CUDA graph: {variant.cuda_graph}"] if variant.cuda_graph else []
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     times = count_of(variant.replays, "time")

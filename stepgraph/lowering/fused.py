@@ -114,6 +114,12 @@ class FusedUpdate:
     def _for_part(self, part: PartOfStep) -> FusedUpdate:
         return FusedUpdate(self._optimizer, self.masters, part, self._kernels)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Whose kernels it has tried, parts included: of `compiled`, `torch`, `triton`."""
+        tried = (update._tried for update in (self, *self._parts.values()))
+        return tuple(sorted(set().union(*tried)))
+
     def why_not(self) -> str | None:
         """Return why the latest update, or a part of it, was not fused; None if it was."""
         refusals = (part.refusal for part in self._parts.values())

@@ -90,8 +90,7 @@ def _variant(number: int, variant: VariantReport, graph: StepGraph) -> Iterator[
     if variant.passes:
         yield _passes(variant.passes)
     for region in variant.regions:
-        how = "compiled" if region.compiled else f"eager: {region.why}"
-        yield Text(f"region of {count_of(region.operators, 'operator')}, {how}", "dim")
+        yield Text(f"region of {count_of(region.operators, 'operator')}, {region.how}", "dim")
     replay = "not yet" if variant.replay_ms is None else f"{variant.replay_ms:.2f} ms"
     times = count_of(variant.replays, "time")
     yield Text(f"capture {variant.capture_ms:.0f} ms, replay {replay}, replayed {times}", "dim")

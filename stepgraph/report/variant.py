@@ -173,8 +173,5 @@ def _optimizers(variant: VariantReport) -> Iterator[str]:
 def _regions(regions: Sequence[RegionReport]) -> Iterator[str]:
     if not regions:
         return
-    rows = (
-        (count_of(r.operators, "operator"), "compiled" if r.compiled else f"eager: {r.why}")
-        for r in regions
-    )
+    rows = ((count_of(r.operators, "operator"), r.how) for r in regions)
     yield "<h3>Regions given to a compiler</h3>" + table(("region", ""), rows)

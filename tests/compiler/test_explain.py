@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import stepgraph
 from harness import mlp, regression, warnings_of
-from stepgraph.compiler.explanation import OptimizerReport, VariantReport
+from stepgraph.compiler.explanation import OptimizerReport, RegionReport, VariantReport
 from stepgraph.compiler.words import variant_lines
 from stepgraph.errors import CaptureError, GuardError, StepgraphError
 from stepgraph.passes import PassRecord
@@ -110,6 +110,25 @@ def test_a_variant_is_told_in_one_sentence():
         "captured whole: 1 forward, 1 backward, SGD(opt, 4 tensors) and AdamW(head, 1 tensor) "
         "not fused: the eager backend runs the optimizer's own step()"
     )
+
+
+def test_a_region_says_how_it_is_run():
+    eager = RegionReport(3, False, "no C++ compiler")
+    by_kernel = RegionReport(4, True, "", "a kernel with 513 arguments")
+
+    assert eager.how == "eager: no C++ compiler"
+    assert by_kernel.how == "compiled, kernel by kernel: a kernel with 513 arguments"
+    assert RegionReport(5, True, "").how == "compiled"
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_update_says_whose_kernels_run_it():
+    step = compiled(World().train, 4, backend="inductor")
+
+    notes = [optimizer.note for optimizer in step.explain().variants[0].optimizers]
+
+    assert notes == ["in stepgraph's own kernels"] * 2
 
 
 def test_passes_say_what_they_removed_and_did():

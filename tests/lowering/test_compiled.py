@@ -55,6 +55,7 @@ def test_a_compiled_update_leaves_what_step_leaves(make, dtype, monkeypatch):
         twins.step(update)
 
     assert update.refusal is None
+    assert update.kinds == ("compiled",)
     assert len(calls) == 8  # two param groups
     twins.close()
 
@@ -247,6 +248,7 @@ def test_low_precision_runs_in_torchs_kernel(monkeypatch):
     twins.step(update)
 
     assert update.refusal is None
+    assert update.kinds == ("torch",)
     assert not calls
     twins.close()
 
