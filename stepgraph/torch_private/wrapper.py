@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import dis
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
+from math import prod
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import guards
+
+_guards: Any = guards  # what is used of it here has no types
 
 
 class Unreadable(Exception):  # noqa: N818  (a decision, not an error)
@@ -21,9 +26,11 @@ class Memory:
     """One allocation: an input's, or one that the wrapper makes.
 
     Attributes:
+        size_bytes: How large it is; an input's reaches from its first element to its last.
         source: The position of the input, or None.
     """
 
+    size_bytes: int
     source: int | None = None
 
 
@@ -32,8 +39,8 @@ class Strided:
     """A tensor of the wrapper: where in a memory it lies, and how.
 
     Attributes:
-        memory: The allocation.
-        offset: Elements from where it starts.
+        memory: The allocation; a kernel may write all of it.
+        offset: Elements from where it starts; not what an input's storage has before it.
         size: Sizes.
         stride: Strides, in elements.
         dtype: Of the elements.
@@ -44,6 +51,11 @@ class Strided:
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def end_bytes(self) -> int:
+        """How many bytes of its memory lie before the end of its last element."""
+        return _end_bytes(self.size, self.stride, self.dtype, self.offset)
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,8 @@ def read_wrapper(compiled: Callable[..., Any], inputs: Sequence[Tensor]) -> Wrap
     """Return what a wrapper does, without doing it.
 
     Its code is run with nothing else in sight than stand-ins for tensors and for what it may
-    call, so that nothing it does can be missed.
+    call. It can do nothing with a stand-in but pass it on, and its code may only go straight from
+    its beginning to its end, so what it does cannot depend on what it is given.
 
     Args:
         compiled: What `compile_inference` has returned, for fixed sizes.
@@ -117,23 +130,80 @@ def read_wrapper(compiled: Callable[..., Any], inputs: Sequence[Tensor]) -> Wrap
     if not isinstance(compiled, MethodType) or not isinstance(compiled.__func__, FunctionType):
         raise Unreadable("its wrapper is no Python")
     function = compiled.__func__
+    if not _goes_straight(function.__code__):
+        raise Unreadable("its wrapper does more than calling kernels, one after the other")
     reading = _Reading()
-    words = _words(reading, function.__globals__)
-    arguments = [_stand_in(i, value) for i, value in enumerate(inputs)]
     try:
-        results = FunctionType(function.__code__, words)(None, arguments)
-    except (AttributeError, LookupError, NameError, TypeError, ValueError) as error:
+        arguments = [_input(i, value) for i, value in enumerate(inputs)]
+        words = _words(reading, function.__globals__)
+        results = FunctionType(function.__code__, words)(_StandIn(), arguments)
+        return Wrapper(tuple(reading.calls), tuple(map(_tensor, results)))
+    except Unreadable:
+        raise
+    except Exception as error:  # the boundary to code that others have written
         raise Unreadable(f"its wrapper does more than calling kernels: {error}") from error
-    if not all(isinstance(result, Strided) for result in results):
-        raise Unreadable("it returns something else than tensors")
-    return Wrapper(tuple(reading.calls), tuple(results))
 
 
-def _stand_in(place: int, value: Any) -> Strided:
+class _StandIn:
+    """What the wrapper holds: a tensor, or itself. All it can do is to pass it on.
+
+    Anything else - an operator, an attribute, a look at its truth - is an error.
+    """
+
+    __slots__ = ("__tensor",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, tensor: Strided | None = None) -> None:
+        self.__tensor = tensor
+
+    def __bool__(self) -> bool:
+        raise TypeError("it looks at values")
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("it compares")
+
+    @staticmethod
+    def tensor(value: Any) -> Strided | None:
+        return value.__tensor if type(value) is _StandIn else None
+
+
+def _tensor(value: Any) -> Strided:
+    """Return the tensor that a stand-in stands for."""
+    tensor = _StandIn.tensor(value)
+    if tensor is None:
+        raise Unreadable("it passes on something else than tensors")
+    return tensor
+
+
+def _input(place: int, value: Any) -> _StandIn:
     if not isinstance(value, Tensor):
         raise Unreadable("it takes something else than tensors")
     size, stride = tuple(value.shape), tuple(value.stride())
-    return Strided(Memory(place), 0, size, stride, value.dtype)
+    memory = Memory(_end_bytes(size, stride, value.dtype), place)
+    return _StandIn(Strided(memory, 0, size, stride, value.dtype))
+
+
+_BEYOND_CALLS = frozenset(
+    {
+        "STORE_GLOBAL",
+        "DELETE_GLOBAL",
+        "STORE_ATTR",
+        "DELETE_ATTR",
+        "IMPORT_NAME",
+        "MAKE_FUNCTION",
+        "YIELD_VALUE",
+    }
+)
+"""Instructions of Python that leave a trace elsewhere, or hide code from `_goes_straight`."""
+
+
+def _goes_straight(code: CodeType) -> bool:
+    """Return whether code has no branch, no loop, no `try`, and changes nothing but its locals."""
+    if getattr(code, "co_exceptiontable", b""):  # before Python 3.11 `try` is a jump
+        return False
+    jumps = {*dis.hasjrel, *dis.hasjabs}
+    instructions = list(dis.get_instructions(code))
+    return not any(i.opcode in jumps or i.opname in _BEYOND_CALLS for i in instructions)
 
 
 class _Reading:
@@ -142,43 +212,61 @@ class _Reading:
     def __init__(self) -> None:
         self.calls: list[KernelCall | MatrixProduct] = []
 
-    def empty(self, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Strided:
-        return Strided(Memory(), 0, size, stride, dtype)
+    def empty(self, size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> _StandIn:
+        memory = Memory(_end_bytes(size, stride, dtype))
+        return _StandIn(Strided(memory, 0, size, stride, dtype))
 
     def view(
-        self, base: Strided, size: tuple[int, ...], stride: tuple[int, ...], offset: int
-    ) -> Strided:
-        return Strided(base.memory, base.offset + offset, size, stride, base.dtype)
+        self, base: _StandIn, size: tuple[int, ...], stride: tuple[int, ...], offset: int
+    ) -> _StandIn:
+        of = _tensor(base)
+        view = Strided(of.memory, of.offset + offset, size, stride, of.dtype)
+        if view.offset < 0 or view.end_bytes > of.memory.size_bytes:
+            raise Unreadable("a view beyond its memory")
+        return _StandIn(view)
 
-    def mm(self, a: Strided, b: Strided, *, out: Strided) -> None:
-        self.calls.append(MatrixProduct(out, a, b))
+    def mm(self, a: _StandIn, b: _StandIn, *, out: _StandIn) -> None:
+        self.calls.append(MatrixProduct(_tensor(out), _tensor(a), _tensor(b)))
 
     def addmm(
-        self, bias: Strided, a: Strided, b: Strided, *, alpha: int, beta: int, out: Strided
+        self,
+        bias: _StandIn,
+        a: _StandIn,
+        b: _StandIn,
+        *,
+        alpha: float = 1,
+        beta: float = 1,
+        out: _StandIn,
     ) -> None:
         if (alpha, beta) != (1, 1):
             raise Unreadable("a scaled matrix product")
-        self.calls.append(MatrixProduct(out, a, b, bias))
+        self.calls.append(MatrixProduct(_tensor(out), _tensor(a), _tensor(b), _tensor(bias)))
 
     def kernel(self, address: int) -> Callable[..., None]:
-        def note(*arguments: Strided) -> None:
-            if not all(isinstance(argument, Strided) for argument in arguments):
-                raise Unreadable("a kernel takes something else than tensors")
-            self.calls.append(KernelCall(address, arguments))
+        def note(*arguments: _StandIn) -> None:
+            self.calls.append(KernelCall(address, tuple(map(_tensor, arguments))))
 
         return note
 
 
 def _words(reading: _Reading, known: dict[str, Any]) -> dict[str, Any]:
-    """Return all that a wrapper may see, by the names it has there."""
+    """Return all that a wrapper may see, by the names it has there.
+
+    Args:
+        reading: Notes what it calls.
+        known: The globals of the wrapper: a name that means something else there is no word.
+    """
     dtypes = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-    words: dict[str, Any] = {
-        "__builtins__": {},
-        "torch": SimpleNamespace(**dtypes),
-        "empty_strided_cpu": reading.empty,
-        "reinterpret_tensor": reading.view,
-        "extern_kernels": SimpleNamespace(mm=reading.mm, addmm=reading.addmm),
-    }
+    words: dict[str, Any] = {"__builtins__": {}}
+    if known.get("torch") is torch:
+        words["torch"] = SimpleNamespace(**dtypes)
+    if known.get("empty_strided_cpu") is _guards._empty_strided_cpu:
+        words["empty_strided_cpu"] = reading.empty
+    if known.get("reinterpret_tensor") is _guards._reinterpret_tensor:
+        words["reinterpret_tensor"] = reading.view
+    kernels = known.get("extern_kernels")
+    if (getattr(kernels, "mm", None), getattr(kernels, "addmm", None)) == (torch.mm, torch.addmm):
+        words["extern_kernels"] = SimpleNamespace(mm=reading.mm, addmm=reading.addmm)
     for name, value in known.items():
         if name.startswith("cpp_fused") and isinstance(value, BuiltinFunctionType):
             words[name] = reading.kernel(_address(value))
@@ -193,3 +281,13 @@ def _address(kernel: BuiltinFunctionType) -> int:
     if address is None:
         raise Unreadable("a kernel without an address")
     return address
+
+
+def _end_bytes(
+    size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, offset: int = 0
+) -> int:
+    """Return how many bytes a memory must have for a tensor that lies in it."""
+    if prod(size) == 0:
+        return 0
+    farthest = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    return (offset + farthest + 1) * dtype.itemsize

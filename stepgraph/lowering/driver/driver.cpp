@@ -18,9 +18,11 @@ namespace {
 // From an object that is a tensor to its memory; torch's own function, found at its address.
 void* (*data_ptr)(PyObject*);
 
-using Gemm = void(const char*, const char*, const int*, const int*, const int*, const void*,
-                  const void*, const int*, const void*, const int*, const void*, void*,
-                  const int*);
+// Its numbers are of 32 or of 64 bits. What is given here has 64, and both read the same from it:
+// they are small, and the machine is little-endian.
+using Gemm = void(const char*, const char*, const int64_t*, const int64_t*, const int64_t*,
+                  const void*, const void*, const int64_t*, const void*, const int64_t*,
+                  const void*, void*, const int64_t*);
 Gemm* sgemm;  // BLAS, as torch's own products call it
 Gemm* dgemm;
 
@@ -85,14 +87,14 @@ void run_kernel(Reader& in) {
 template <typename T>
 void run_product(Reader& in, Gemm* gemm) {
   const char ta = in.number() ? 't' : 'n', tb = in.number() ? 't' : 'n';
-  const int m = in.size(), n = in.size(), k = in.size();
+  const int64_t m = in.number(), n = in.number(), k = in.number();
   const char* a = in.tensor();
-  const int lda = in.size();
+  const int64_t lda = in.number();
   const char* b = in.tensor();
-  const int ldb = in.size();
+  const int64_t ldb = in.number();
   const T alpha = 1, beta = in.number() ? 1 : 0;
   char* c = in.tensor();
-  const int ldc = in.size();
+  const int64_t ldc = in.number();
   gemm(&ta, &tb, &m, &n, &k, &alpha, a, &lda, b, &ldb, &beta, c, &ldc);
 }
 
@@ -207,15 +209,17 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t n) {
 // Takes addresses: of torch's function from a tensor object to its memory, and what BLAS has.
 PyObject* bind(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 4) return PyErr_Format(PyExc_TypeError, "takes 4 arguments, got %zd", n);
-  data_ptr = reinterpret_cast<void* (*)(PyObject*)>(PyLong_AsVoidPtr(args[0]));
-  sgemm = reinterpret_cast<Gemm*>(PyLong_AsVoidPtr(args[1]));
-  dgemm = reinterpret_cast<Gemm*>(PyLong_AsVoidPtr(args[2]));
-  set_threads = reinterpret_cast<int (*)(int)>(PyLong_AsVoidPtr(args[3]));
+  void* addresses[4];
+  for (int i = 0; i < 4; ++i) addresses[i] = PyLong_AsVoidPtr(args[i]);
   if (PyErr_Occurred()) return nullptr;
-  if (sgemm == nullptr || dgemm == nullptr) {
+  if (addresses[1] == nullptr || addresses[2] == nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "torch is linked with no BLAS of the usual names");
     return nullptr;
   }
+  data_ptr = reinterpret_cast<void* (*)(PyObject*)>(addresses[0]);
+  sgemm = reinterpret_cast<Gemm*>(addresses[1]);
+  dgemm = reinterpret_cast<Gemm*>(addresses[2]);
+  set_threads = reinterpret_cast<int (*)(int)>(addresses[3]);
   Py_RETURN_NONE;
 }
 

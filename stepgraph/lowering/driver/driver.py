@@ -103,6 +103,6 @@ def _whole(results: Sequence[Strided]) -> Sequence[Strided]:
     memories = {result.memory for result in results}
     if len(memories) < len(results) or any(m.source is not None for m in memories):
         raise Unreadable("results that share memory")
-    if any(result.offset for result in results):
+    if any(r.offset or r.end_bytes < r.memory.size_bytes for r in results):
         raise Unreadable("a result that is a part of its memory")
     return results

@@ -7,7 +7,6 @@ from array import array
 import torch
 from torch import Tensor
 
-from stepgraph.lowering.driver.scratch import end_bytes
 from stepgraph.lowering.indices import Bound
 from stepgraph.torch_private import KernelCall, MatrixProduct, Memory, Strided, Unreadable, Wrapper
 
@@ -16,6 +15,9 @@ _ARGUMENTS = 128
 
 _SHARED = 1 << 23
 """Multiplications of a product that threads share: for fewer, asking them costs more."""
+
+_INT = (1 << 31) - 1
+"""The greatest number that every BLAS understands."""
 
 _END, _KERNEL, _PRODUCT, _FILL = 0, 1, {4: 2, 8: 3}, {4: 4, 8: 5}
 _LOOK = {torch.int32: 6, torch.int64: 7}
@@ -37,19 +39,17 @@ class Encoder:
         """Look at the values of an input first; whoever runs the program stops at wrong ones."""
         if index.dtype not in _LOOK or not index.is_contiguous():
             raise Unreadable("indices of an unusual layout")
+        if bound.low >= bound.high:
+            raise Unreadable("indices into nothing")
         self._words.extend((_LOOK[index.dtype], bound.position, 0, index.numel()))
-        ignored = bound.low if bound.ignored is None else bound.ignored
+        ignored = bound.low if bound.ignored is None else bound.ignored  # allowed either way
         self._words.extend((bound.low, bound.high, ignored))
 
     def encode(self, wrapper: Wrapper) -> bytes:
         """Return the program."""
         products = (call for call in wrapper.calls if isinstance(call, MatrixProduct))
         self._words[0] = int(all(call.multiplications < _SHARED for call in products))
-        ends = {result.memory: end_bytes(result) for result in wrapper.results}
         for call in wrapper.calls:
-            for tensor in call.arguments:
-                if end_bytes(tensor) > ends.get(tensor.memory, end_bytes(tensor)):
-                    raise Unreadable("a result that is a part of its memory")
             if isinstance(call, KernelCall):
                 self._kernel(call)
             else:
@@ -65,12 +65,8 @@ class Encoder:
             self._tensor(argument)
 
     def _product(self, call: MatrixProduct) -> None:
-        dtypes = {tensor.dtype for tensor in call.arguments}
-        if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-            raise Unreadable("a matrix product of other numbers than float32 or float64")
+        _check(call)
         (m, k), (_, n) = call.a.size, call.b.size
-        if not m * n * k:
-            raise Unreadable("an empty matrix product")
         is_turned, width = _matrix(call.out)
         if is_turned:
             raise Unreadable("a matrix product into columns")
@@ -101,6 +97,32 @@ class Encoder:
         source = tensor.memory.source
         base, first = self._at[tensor.memory] if source is None else (source, 0)
         self._words.extend((base, first + tensor.offset * tensor.dtype.itemsize))
+
+
+def _check(call: MatrixProduct) -> None:
+    """Refuse what BLAS does not compute, or not as torch does."""
+    dtypes = {tensor.dtype for tensor in call.arguments}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        raise Unreadable("a matrix product of other numbers than float32 or float64")
+    if not all(len(tensor.size) == 2 for tensor in (call.out, call.a, call.b)):
+        raise Unreadable("a product of other things than matrices")
+    (m, k), (also_k, n) = call.a.size, call.b.size
+    if k != also_k or call.out.size != (m, n) or not _spreads(call.bias, (m, n)):
+        raise Unreadable("a product of matrices that do not fit")
+    if not call.multiplications:
+        raise Unreadable("an empty matrix product")
+    if any(tensor.end_bytes > _INT for tensor in call.arguments):
+        raise Unreadable("a matrix product too large for BLAS")
+    if any(tensor.memory is call.out.memory for tensor in call.arguments[1:]):
+        raise Unreadable("a matrix product into the memory of its operands")
+
+
+def _spreads(bias: Strided | None, size: tuple[int, int]) -> bool:
+    """Return whether a bias can be broadcast to a size."""
+    if bias is None:
+        return True
+    pairs = zip(reversed(bias.size), reversed(size), strict=False)
+    return len(bias.size) <= len(size) and all(own in (1, n) for own, n in pairs)
 
 
 def _matrix(tensor: Strided) -> tuple[bool, int]:
