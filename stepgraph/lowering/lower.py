@@ -126,11 +126,11 @@ class _Lowerer:
         made = node in self.values and self.values[node].target is operator.getitem
         source = self.values[node].args[0] if made else None
         of_region = isinstance(source, Node) and isinstance(source.target, Region)
-        if node in run.before and draws_random(node):  # into memory made to order
+        drawn = node in run.before and draws_random(node)  # into memory made to order
+        if of_region or drawn or node.op in ("placeholder", "get_attr"):
             return True
-        if node.op == "call_function" and is_glue(node):
-            return all(self.is_guarded(source, run) for source in node.all_input_nodes)
-        return node.op in ("placeholder", "get_attr") or of_region
+        is_view = node.op == "call_function" and is_glue(node)
+        return is_view and all(self.is_guarded(source, run) for source in node.all_input_nodes)
 
     def value(self, node: Node) -> Any:
         if node.op == "get_attr":
