@@ -33,7 +33,7 @@ class Encoder:
 
     def __init__(self, at: dict[Memory, tuple[int, int]]) -> None:
         self._at = at
-        self._words = array("q", [0])
+        self._words = array("q", [1])  # threads for a product; 0 for as many as always
 
     def look(self, bound: Bound, index: Tensor) -> None:
         """Look at the values of an input first; whoever runs the program stops at wrong ones."""
@@ -47,8 +47,6 @@ class Encoder:
 
     def encode(self, wrapper: Wrapper) -> bytes:
         """Return the program."""
-        products = (call for call in wrapper.calls if isinstance(call, MatrixProduct))
-        self._words[0] = int(all(call.multiplications < _SHARED for call in products))
         for call in wrapper.calls:
             if isinstance(call, KernelCall):
                 self._kernel(call)
@@ -66,6 +64,8 @@ class Encoder:
 
     def _product(self, call: MatrixProduct) -> None:
         _check(call)
+        if call.multiplications >= _SHARED:
+            self._words[0] = 0
         (m, k), (_, n) = call.a.size, call.b.size
         is_turned, width = _matrix(call.out)
         if is_turned:
