@@ -1,8 +1,9 @@
-"""Indices into tensors: where eager raises, compiled code would end the process.
+"""Indices into tensors, and integer divisors: eager raises where compiled code ends the process.
 
 Inductor checks an index inside of a parallel loop, and an exception cannot leave one. So whatever
 a region uses as an index must be one of its inputs, and is checked before the region runs; the
-eager operators then raise what the user expects.
+eager operators then raise what the user expects. An integer division by a tensor stays eager: by
+zero, Inductor's kernels end the process up to torch 2.11, and those that truncate later, too.
 
 On a GPU nothing is checked here: reading the least index would wait for the device, and eager
 kernels do not raise there either. Both they and Inductor's trap on the device.
@@ -59,8 +60,7 @@ def uses(node: Node) -> list[Use]:
     """Return the indices of an operator."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return []
-    name = node.target._schema.name.removeprefix("aten::").removeprefix("_").rstrip("_")
-    found = _USES.get(name, _none)(node)
+    found = _USES.get(_name(node.target), _none)(node)
     return [use for use in found if _is_integer(use.index) and _on_cpu(use.index)]
 
 
@@ -68,9 +68,12 @@ def bounds(graph_module: GraphModule) -> tuple[Bound, ...]:
     """Return what a region asks of its inputs.
 
     Raises:
-        ValueError: A bound is known only when the region runs, or an index is computed in it.
+        ValueError: A bound is known only when the region runs, or an index is computed in it, or
+            it divides integers by a tensor.
     """
     graph = graph_module.graph
+    if any(map(_divides_integers, graph.nodes)):
+        raise ValueError("integers divided by a tensor, which may have zeros")
     places = {n: i for i, n in enumerate(n for n in graph.nodes if n.op == "placeholder")}
     found: dict[Bound, None] = {}
     for use in (use for node in graph.nodes for use in uses(node)):
@@ -81,6 +84,20 @@ def bounds(graph_module: GraphModule) -> tuple[Bound, ...]:
                 raise ValueError("an index into a dimension whose size varies")
             found[Bound(places[root], use.low, use.high, use.ignored)] = None
     return tuple(found)
+
+
+def _name(operator: torch._ops.OpOverload) -> str:
+    """Return the name of an operator without underscores around it."""
+    return operator._schema.name.removeprefix("aten::").removeprefix("_").rstrip("_")
+
+
+def _divides_integers(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or _name(node.target) not in _DIVISIONS:
+        return False
+    return _is_integer(node) and _on_cpu(node) and isinstance(argument(node, "other"), Node)
+
+
+_DIVISIONS = ("div", "floor_divide", "fmod", "remainder")
 
 
 def _none(node: Node) -> Iterator[Use]:
@@ -140,7 +157,7 @@ _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
         _along,
     ),
 }
-"""Which arguments of an operator are indices, by its name without underscores around it."""
+"""Which arguments of an operator are indices, by its `_name`."""
 
 
 def _size(node: Any, dimension: int) -> Any:

@@ -67,3 +67,22 @@ def test_indices_on_a_gpu_are_left_to_the_device():
 
     assert len(indices("cpu")) == 1
     assert indices("cuda") == []
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda t, i: t * (i // i.flip(0)).sum(),
+        lambda t, i: t * torch.div(i, i.flip(0), rounding_mode="trunc").sum(),
+        lambda t, i: t * (i % i.flip(0)).sum(),
+        lambda t, i: t * i.clone().fmod_(i.flip(0)).sum(),
+        lambda t, i: t * (7 % i).sum(),
+    ],
+)
+def test_integers_divided_by_a_tensor_stay_eager(divide):
+    with pytest.raises(ValueError, match="divided by a tensor"):
+        of(divide, TABLE, ROWS)
+
+
+def test_other_divisions_ask_nothing():
+    assert of(lambda t, i: t / (i // 2).sum() % (i / 3).sum(), TABLE, ROWS) == set()
