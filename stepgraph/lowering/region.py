@@ -78,6 +78,8 @@ class Region:
             compiled, self.refusal = [], f"fails: {type(error).__name__}: {error}"
         results = self._eager(list(inputs))
         if self.refusal is None:
+            self.refusal = _laid_out_otherwise(compiled, results)
+        if self.refusal is None:
             mine = [*compiled, *(compiled_inputs[i] for i in self.written)]
             theirs = [*results, *(inputs[i] for i in self.written)]
             self.refusal = difference(
@@ -115,3 +117,14 @@ class Region:
         if len(set(storages)) != len(storages) or own & set(storages):
             return "two of its results would share memory"
         return None
+
+
+def _laid_out_otherwise(compiled: Sequence[Any], eager: Sequence[Any]) -> str | None:
+    """Return a complaint if a result has other strides; those of size 1 do not count."""
+    for i, (mine, theirs) in enumerate(zip(compiled, eager, strict=True)):
+        if not isinstance(theirs, Tensor) or not theirs.numel() or mine.shape != theirs.shape:
+            continue  # the values will show
+        strides = zip(theirs.shape, mine.stride(), theirs.stride(), strict=True)
+        if any(a != b for n, a, b in strides if n > 1):
+            return f"result {i} of {len(eager)} is laid out otherwise than in eager"
+    return None

@@ -129,6 +129,23 @@ def test_weights_that_are_parts_of_larger_tensors_are_driven():
     side_by_side(make, rows, undriven=())
 
 
+def test_a_region_that_would_lay_out_a_gradient_otherwise_stays_eager():
+    torch.manual_seed(0)
+    model = mlp()
+    model[0].weight = nn.Parameter(torch.randn(8, 11)[:, :6])  # with gaps between its rows
+    twin = copy.deepcopy(model)
+    compiled = stepgraph.compile(training(model).step, backend="inductor", on_fallback="error")
+    plain = training(twin).step
+
+    for index in range(5):
+        batch = rows(index)
+        assert is_close(compiled(*batch)[0], plain(*batch)[0])
+        assert_close_models(model, twin)
+
+    (region,) = compiled._variants[0].rewritten.lowered.regions
+    assert "laid out otherwise" in region.refusal
+
+
 def test_batches_that_lie_anywhere_in_the_data_are_driven():
     x, y = torch.randn(40, 6), torch.randint(3, (40,))
 
@@ -165,7 +182,7 @@ def test_gradients_added_in_place_are_driven_in_the_layout_that_they_have():
     assert set(drivers(compiled)) == {None}
 
 
-@pytest.mark.parametrize("change", ["turned", "part", "double"])
+@pytest.mark.parametrize("change", ["turned", "double"])
 def test_a_weight_that_is_laid_out_otherwise_from_some_call_on_is_another_variant(change):
     torch.manual_seed(0)
     model = mlp()
@@ -179,9 +196,7 @@ def test_a_weight_that_is_laid_out_otherwise_from_some_call_on_is_another_varian
         x, y = rows(index)
         x = x.to(model[0].weight.dtype)
         assert is_close(compiled(x, y)[0], plain(x, y)[0])
-        for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
-            assert is_close(mine.detach(), other.detach())
-            assert is_close(mine.grad, other.grad)
+        assert_close_models(model, twin)
     assert drivers(compiled) == [None, None]
 
 
@@ -189,8 +204,6 @@ def _change(model: nn.Sequential, how: str) -> None:
     weight = model[0].weight
     if how == "turned":
         weight.data = weight.data.t().contiguous().t()
-    elif how == "part":
-        weight.data = torch.cat([weight.data, weight.data], 1)[:, :6]
     else:
         model.double()
 

@@ -144,3 +144,19 @@ def test_threads_share_only_long_loops():
 
     assert threads_for(like(64, 64)) == 1
     assert threads_for(like(1 << 15)) is None
+
+
+def test_results_laid_out_otherwise_are_refused():
+    def turned(inputs):
+        inputs[1].add_(1)
+        return ((inputs[0] * 2).t().contiguous().t(),)
+
+    total = torch.zeros(())
+    tried, of_a_row = region(turned), region(turned)
+
+    (result,) = [tried(torch.ones(3, 2), total)[0] for _ in range(2)][1:]
+    of_a_row(torch.ones(1, 2), total)
+
+    assert result.stride() == (2, 1)
+    assert tried.refusal == "result 0 of 1 is laid out otherwise than in eager"
+    assert of_a_row.refusal is None
