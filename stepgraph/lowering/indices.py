@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -131,6 +132,15 @@ def _everywhere(node: Node) -> Iterator[Use]:
             yield Use(index, -size, size)
 
 
+def _flat(node: Node) -> Iterator[Use]:
+    elements = argument(node, "self").meta["val"].numel()
+    yield Use(argument(node, "index"), -elements, elements)
+
+
+def _unpooled(node: Node) -> Iterator[Use]:
+    yield Use(argument(node, "indices"), 0, prod(argument(node, "output_size")))
+
+
 _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
     "embedding": _rows,
     "embedding_dense_backward": _rows_backward,
@@ -142,6 +152,10 @@ _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
     "index_put": _everywhere,
     "unsafe_index": _everywhere,
     "unsafe_index_put": _everywhere,
+    "take": _flat,
+    "put": _flat,
+    "max_unpool2d": _unpooled,
+    "max_unpool3d": _unpooled,
     **dict.fromkeys(
         (
             "gather",

@@ -29,6 +29,9 @@ TABLE, ROWS = torch.randn(10, 4), torch.tensor([1, 2, 3])
         (lambda t, i: F.nll_loss(t[:3], i, ignore_index=7), Bound(1, 0, 4, 7)),
         (lambda t, i: t.clone().index_add_(0, i, t[:3]), Bound(1, 0, 10, None)),
         (lambda t, i: t.scatter(1, i[:, None], 0.0), Bound(1, 0, 4, None)),
+        (lambda t, i: t.take(i), Bound(1, -40, 40, None)),
+        (lambda t, i: t.clone().put_(i, t[0, :3]), Bound(1, -40, 40, None)),
+        (lambda t, i: F.max_unpool2d(t[None, :1, :3], i.view(1, 1, 3), 2), Bound(1, 0, 12, None)),
     ],
 )
 def test_every_index_has_the_bounds_of_what_it_indexes(function, expected):
