@@ -22,12 +22,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _sizes_seen():
-    """Forget the sizes that steps of other tests had: Dynamo remembers them for their code."""
-    torch._dynamo.reset()
-
-
 def training(model: nn.Module, forward: Any = None, **options: Any) -> World:
     """A plain training step; it returns its loss and what the model gave."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, **options)

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import threading
 
 import pytest
 import torch
@@ -190,6 +191,27 @@ def test_products_of_products_go_through_memory_that_is_kept():
         expected = (x * i).double() @ torch.linalg.matrix_power(w.double(), 6)
         torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
     assert place(Wrapper(tuple(calls), tuple(steps[-1:])))[1] <= 2 * 128
+
+
+def test_two_threads_may_use_one_driver_at_once():
+    w = torch.eye(8)
+    between = [made(8, 8) for _ in range(6)]
+    tensors = [given_as(0, w), *between]
+    calls = [MatrixProduct(out, a, given_as(1, w)) for a, out in itertools.pairwise(tensors)]
+    run = drive(calls, between[-1:], [w, w])
+    wrong = []
+
+    def use(number):
+        x = torch.full((8, 8), float(number))
+        wrong.extend(i for i in range(3000) if not torch.equal(run([x, w])[0], x))
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not wrong
 
 
 def test_the_results_of_ten_calls_are_ten_tensors():
