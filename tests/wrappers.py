@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from torch._C._dynamo import guards
 from torch._inductor.select_algorithm import extern_kernels
 
+from stepgraph.lowering.driver import Driver
+from stepgraph.torch_private import MatrixProduct, Memory, Strided, Wrapper
+
 MODULE = {
     "torch": torch,
     "aten": torch.ops.aten,
@@ -143,3 +146,39 @@ def _spread_to(m: _Matrix, size: tuple[int, int]) -> list[_Matrix]:
 def _returned(draw: Any, m: _Matrix) -> str:
     """A matrix, or seldom only a part of it."""
     return draw(st.sampled_from([m.name, m.name, m.name, m.turned().name, m.row(0).name]))
+
+
+# --- the calls of a wrapper, without its Python
+
+
+def given_as(source: int, x: torch.Tensor) -> Strided:
+    """A tensor as an input."""
+    size, stride = tuple(x.shape), x.stride()
+    reach = sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if x.numel() else 0
+    return Strided(Memory(reach * x.itemsize, source), 0, size, stride, x.dtype)
+
+
+def made(*size: int, dtype: torch.dtype = torch.float32, gap: int = 0) -> Strided:
+    """A tensor in memory of its own; matrices may have gaps between their rows."""
+    stride = [1] * len(size)
+    for i in reversed(range(len(size) - 1)):
+        stride[i] = stride[i + 1] * size[i + 1] + (gap if i == len(size) - 2 else 0)
+    reach = sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1
+    return Strided(Memory(reach * dtype.itemsize), 0, size, tuple(stride), dtype)
+
+
+def drive(calls, results, inputs, bounds=(), otherwise=None):
+    """Return a driver of calls."""
+    return Driver(Wrapper(tuple(calls), tuple(results)), inputs, bounds, otherwise)
+
+
+def product(size=(2, 3, 4), dtypes=(torch.float32,) * 3, **layouts):
+    """Return a product of ones with a bias, and its inputs; some may be given."""
+    m, k, n = size
+    shapes = {"out": (m, n), "a": (m, k), "b": (k, n), "bias": (n,)}
+    tensors = {
+        name: layouts.get(name, torch.ones(shape, dtype=dtype))
+        for (name, shape), dtype in zip(shapes.items(), (*dtypes, dtypes[0]), strict=True)
+    }
+    inputs = list(tensors.values())
+    return MatrixProduct(*(given_as(i, x) for i, x in enumerate(inputs))), inputs
