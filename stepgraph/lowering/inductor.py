@@ -14,7 +14,7 @@ from stepgraph import torch_private
 from stepgraph.analysis import keeps_value
 from stepgraph.ir.effects import storages_of, written_arguments
 from stepgraph.ir.markers import MARKERS, OPS
-from stepgraph.lowering.driver import driver
+from stepgraph.lowering.driver import drive
 from stepgraph.lowering.emit import emit
 from stepgraph.lowering.indices import Bound, bounds
 from stepgraph.lowering.library import first_line
@@ -90,7 +90,7 @@ def _driven(
     why = "sizes or layouts that vary"
     if fixed:
         try:
-            return driver(compiled, inputs.values, checked, eager), None
+            return drive(compiled, inputs.values, checked, eager), None
         except Unreadable as reason:
             why = str(reason)
     function = _guarded(compiled, eager, inputs) if inputs.symbols else compiled

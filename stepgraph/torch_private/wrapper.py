@@ -138,10 +138,20 @@ def read_wrapper(compiled: Callable[..., Any], inputs: Sequence[Tensor]) -> Wrap
         words = _words(reading, function.__globals__)
         results = FunctionType(function.__code__, words)(_StandIn(), arguments)
         return Wrapper(tuple(reading.calls), tuple(map(_tensor, results)))
-    except Unreadable:
-        raise
-    except Exception as error:  # the boundary to code that others have written
+    except _UNKNOWN as error:
         raise Unreadable(f"its wrapper does more than calling kernels: {error}") from error
+
+
+_UNKNOWN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+"""What Python raises for a word, an operator or a kernel that is not known."""
 
 
 class _StandIn:

@@ -1,7 +1,6 @@
 """Steps whose regions a driver runs, beside the same steps run eagerly."""
 
 import copy
-import sys
 import threading
 from typing import Any
 
@@ -14,6 +13,7 @@ import stepgraph
 from beside_eager import World, assert_close_models, mlp, rows, side_by_side
 from stepgraph.lowering import inductor
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.driver import driver
 from stepgraph.torch_private import Unreadable
 
 pytestmark = [
@@ -304,9 +304,7 @@ def test_threads_that_share_a_step_change_nothing():
 
 
 def test_without_our_library_inductors_wrapper_runs_and_the_region_says_why(monkeypatch):
-    # sys.modules: the package has a function of the module's name
-    module = sys.modules["stepgraph.lowering.driver.driver"]
-    monkeypatch.setattr(module, "driver_library", lambda: "no C++ compiler")
+    monkeypatch.setattr(driver, "driver_library", lambda: "no C++ compiler")
 
     side_by_side(lambda: training(mlp()), rows, undriven=("no C++ compiler",))
 
@@ -315,7 +313,7 @@ def test_a_wrapper_that_cannot_be_read_runs_as_it_is(monkeypatch):
     def refuse(*_):
         raise Unreadable("unknown words")
 
-    monkeypatch.setattr(inductor, "driver", refuse)
+    monkeypatch.setattr(inductor, "drive", refuse)
     torch.manual_seed(0)
     model = mlp()
     compiled = stepgraph.compile(training(model).step, backend="inductor", on_fallback="error")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from stepgraph.lowering.driver import driver as make_driver
+from stepgraph.lowering.driver import drive as drive_wrapper
 from stepgraph.lowering.driver.scratch import place
 from stepgraph.torch_private import MatrixProduct, Unreadable, Wrapper
 from wrappers import SIZES, drawn_wrappers, drive, given_as, made, matrix, product, written_by_hand
@@ -143,7 +143,7 @@ def test_a_driver_does_what_the_wrapper_does(drawn):
     expected = compiled(list(drawn.inputs))
 
     try:
-        run = make_driver(compiled, drawn.inputs, (), compiled)
+        run = drive_wrapper(compiled, drawn.inputs, (), compiled)
     except Unreadable as reason:
         event(str(reason))
         return

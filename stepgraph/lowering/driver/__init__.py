@@ -6,6 +6,6 @@ wrapper is read once, and what it does is done in C++: products go to the BLAS t
 what lies between two kernels lies in memory that is kept, and only results are new tensors.
 """
 
-from stepgraph.lowering.driver.driver import Driver, driver
+from stepgraph.lowering.driver.driver import Driver, drive
 
-__all__ = ["Driver", "driver"]
+__all__ = ["Driver", "drive"]

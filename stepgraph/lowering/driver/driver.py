@@ -29,7 +29,7 @@ def driver_library() -> ModuleType | str:
     return library(Path(__file__).with_name("driver.cpp"), *_SYMBOLS)
 
 
-def driver(
+def drive(
     compiled: Function, inputs: Sequence[Tensor], bounds: Sequence[Bound], otherwise: Function
 ) -> Driver:
     """Return a driver that does what a wrapper of Inductor's does.
