@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from stepgraph import torch_private
-from stepgraph.lowering.closeness import difference, exact_results
+from stepgraph.lowering.closeness import difference, exact_results, rounded_results
 
 Function = Callable[[list[Any]], Sequence[Any]]
 
@@ -82,8 +82,12 @@ class Region:
         if self.refusal is None:
             mine = [*compiled, *(compiled_inputs[i] for i in self.written)]
             theirs = [*results, *(inputs[i] for i in self.written)]
+            region = self.graph_module, before, self.written
             self.refusal = difference(
-                mine, theirs, lambda: exact_results(self.graph_module, before, self.written)
+                mine,
+                theirs,
+                lambda: exact_results(*region),
+                lambda seed: rounded_results(*region, seed),
             )
         if self.refusal is not None:
             self.run = self._eager

@@ -5,7 +5,13 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from stepgraph.ir.markers import OPS
-from stepgraph.lowering.closeness import difference, exact_results, is_close, tolerance
+from stepgraph.lowering.closeness import (
+    difference,
+    exact_results,
+    is_close,
+    rounded_results,
+    tolerance,
+)
 
 
 def never() -> list[torch.Tensor]:
@@ -84,3 +90,50 @@ def test_exact_results_are_those_of_the_operators_in_float64():
     assert torch.equal(result, expected)
     assert torch.equal(written, 1 + expected)
     assert grad_value.item() == 1.0
+
+
+def _through_relu(weight):
+    """Return a region `relu(weight @ x) > 0` as a number each, and an input near its kink."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    product = graph.call_function(torch.ops.aten.mul.Tensor, (x, weight))
+    centred = graph.call_function(torch.ops.aten.sub.Tensor, (product, 1.0))
+    side = graph.call_function(torch.ops.aten.sign.default, (centred,))
+    graph.output((side,))
+    for node in graph.nodes:
+        node.meta["val"] = torch.empty(3)
+    return GraphModule({}, graph)
+
+
+def test_a_result_that_hangs_on_one_rounding_may_fall_on_either_side():
+    region = _through_relu(3.0)
+    inputs = [torch.tensor([1 / 3, 5.0, -5.0])]  # a third of three is one, but for rounding
+    exact = exact_results(region, inputs, ())
+    eager = [exact[0].float()]
+    other = [eager[0] * torch.tensor([-1.0, 1.0, 1.0])]
+    wrong = [eager[0] * torch.tensor([1.0, -1.0, 1.0])]
+
+    def rounded(seed):
+        return rounded_results(region, inputs, (), seed)
+
+    assert difference(other, eager, lambda: exact, rounded) is None
+    assert difference(wrong, eager, lambda: exact, rounded) is not None
+    assert difference(other, eager, lambda: exact) is not None
+
+
+def test_what_is_rounded_at_random_is_what_an_operator_returns_not_what_it_views_or_writes():
+    graph = Graph()
+    x = graph.placeholder("x")
+    row = graph.call_function(torch.ops.aten.select.int, (x, 0, 0))
+    graph.call_function(torch.ops.aten.zero_.default, (row,))
+    graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (x, 1.0)),))
+    for node in graph.nodes:
+        node.meta["val"] = torch.empty(2, 2) if node.name != "select" else torch.empty(2)
+    region, value = GraphModule({}, graph), torch.ones(2, 2)
+
+    result, written = rounded_results(region, [value], (0,), seed=1)
+
+    assert torch.equal(written, torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64))
+    assert not torch.equal(result, written)
+    assert is_close(result.float(), written.float())
+    assert torch.equal(value, torch.ones(2, 2))
