@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from stepgraph.capture import loop, traced, traced_scaler
+from stepgraph.capture import loop, traced, traced_scaler, whole
 from stepgraph.ir import Kind
 from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.torch_private import LIVE_GRAPH
@@ -133,12 +133,14 @@ def flatten(
 
     Args:
         graph_module: Dynamo's graph; its placeholders carry the fake tensors to trace with.
+            Stand-ins take the place of some functions in it; see `whole`.
         refuse: Called with a reason; raises.
         recast: Whether autocast, on around the step, casts weights again after an update.
 
     Returns:
         A graph whose nodes carry `stepgraph.kind`, `stepgraph.phase` and `stepgraph.at`.
     """
+    whole.stand_in(graph_module)
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     fakes = [node.meta["example_value"] for node in placeholders]
     symbolic = any(_is_symbolic(value) for value in fakes)
@@ -154,6 +156,7 @@ def flatten(
     with torch.enable_grad():
         flat = make_fx(step, tracing_mode="symbolic" if symbolic else "fake")(*fakes)
     _check(flat, refuse)
+    whole.restore(flat)
     _drop_detach(flat)
     return flat
 

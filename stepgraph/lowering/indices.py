@@ -137,6 +137,10 @@ def _flat(node: Node) -> Iterator[Use]:
     yield Use(argument(node, "index"), -elements, elements)
 
 
+def _hot(node: Node) -> Iterator[Use]:
+    yield Use(argument(node, "self"), 0, argument(node, "num_classes"))
+
+
 def _unpooled(node: Node) -> Iterator[Use]:
     yield Use(argument(node, "indices"), 0, prod(argument(node, "output_size")))
 
@@ -154,6 +158,7 @@ _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
     "unsafe_index_put": _everywhere,
     "take": _flat,
     "put": _flat,
+    "one_hot": _hot,
     "max_unpool2d": _unpooled,
     "max_unpool3d": _unpooled,
     **dict.fromkeys(

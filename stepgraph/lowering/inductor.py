@@ -21,13 +21,22 @@ from stepgraph.lowering.library import first_line
 from stepgraph.lowering.region import Function, Region, Unsupported
 from stepgraph.torch_private import FakeInputs, Unreadable
 
-_SPELLED_OUT = {
+
+def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """Return one-hot rows of classes that are known to be there."""
+    every = torch.arange(num_classes, device=classes.device)
+    return (classes.unsqueeze(-1) == every).to(torch.int64)
+
+
+_SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_batch_norm.default: torch.ops.aten._native_batch_norm_legit.default,
     OPS.first_grad.default: torch.ops.aten.clone.default,
     OPS.add_grad_.default: torch.ops.aten.add_.Tensor,
+    torch.ops.aten.one_hot.default: _one_hot,
 }
-"""Operators whose schema hides what they write, and markers: what Inductor gets for them."""
-
+"""Operators whose schema hides what they write, that look at values first, and markers: what
+Inductor gets for them.
+"""
 
 _SHARED = 1 << 15
 """Elements of a loop that threads share: for fewer, waiting for each other costs more."""

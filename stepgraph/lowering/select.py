@@ -109,6 +109,8 @@ def _operator_reason(node: Node) -> str | None:
         return "an operator that writes unannounced"
     if torch.Tag.data_dependent_output in target.tags:
         return "a number that depends on values"
+    if target is torch.ops.aten.one_hot.default and node.meta["val"].device.type != "cpu":
+        return "an operator whose values only the device looks at"
     if target is torch.ops.aten.mkldnn_rnn_layer.default:
         return "an operator that looks at the grad mode"
     return None

@@ -6,6 +6,7 @@ not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` find
 torch at hand behaves as expected before anything is captured.
 """
 
+from stepgraph.torch_private.batched import is_batched
 from stepgraph.torch_private.cpp import Layout, empty_strided_cpu, load_cpp, written
 from stepgraph.torch_private.errors import is_unsupported, user_stack
 from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks, TraceStop
@@ -56,6 +57,7 @@ __all__ = [
     "graph_module",
     "has_live_workers",
     "has_unbacked",
+    "is_batched",
     "is_profiling",
     "is_tracing",
     "is_unsupported",

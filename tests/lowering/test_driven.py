@@ -229,6 +229,35 @@ def test_a_wrong_class_raises_as_in_eager_and_leaves_everything_as_it_was():
     assert compiled(x, ignored)[0].isfinite()
 
 
+@pytest.mark.parametrize("shift", [0, 1], ids=["given", "computed"])
+def test_one_hot_is_compiled_and_raises_for_a_wrong_class_as_in_eager(shift):
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def step(x, y):
+        optimizer.zero_grad()
+        classes = F.one_hot(y + shift if shift else y, 3 + shift)
+        loss = (model(x) - classes[:, shift:]).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss, classes
+
+    compiled = stepgraph.compile(step, backend="inductor", on_fallback="error")
+    for index in range(4):
+        x, y = rows(index)
+        assert torch.equal(compiled(x, y)[1], F.one_hot(y + shift, 3 + shift))
+    assert {region.why for region in compiled.explain().variants[-1].regions} == {""}
+    before = copy.deepcopy(list(model.parameters()))
+
+    for wrong, words in ((3, "must be smaller than num_classes"), (-2, "must be non-negative")):
+        y[2] = wrong
+        with pytest.raises(RuntimeError, match=words):
+            compiled(x, y)
+
+    assert all(map(torch.equal, model.parameters(), before))
+
+
 @pytest.mark.parametrize("mode", ["floor", "trunc"])
 def test_a_division_by_zero_raises_as_in_eager(mode):
     torch.manual_seed(0)

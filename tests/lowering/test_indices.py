@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch._subclasses import FakeTensorMode
-from torch.fx import Graph
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stepgraph.lowering.indices import Bound, bounds, uses
@@ -36,6 +36,17 @@ TABLE, ROWS = torch.randn(10, 4), torch.tensor([1, 2, 3])
 )
 def test_every_index_has_the_bounds_of_what_it_indexes(function, expected):
     assert of(function, TABLE, ROWS) == {expected}
+
+
+def test_a_one_hot_asks_for_its_classes():
+    graph = Graph()
+    classes = graph.placeholder("classes")
+    classes.meta["val"] = ROWS
+    rows = graph.call_function(torch.ops.aten.one_hot.default, (classes, 10))
+    rows.meta["val"] = F.one_hot(ROWS, 10)
+    graph.output((rows,))
+
+    assert set(bounds(GraphModule({}, graph))) == {Bound(0, 0, 10, None)}
 
 
 def test_a_step_without_indices_asks_nothing():

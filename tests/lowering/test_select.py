@@ -219,3 +219,14 @@ def test_tensors_on_a_gpu_are_given_to_inductor_and_others_are_not():
 
     assert reason("cuda") is None
     assert reason("meta") == "tensors on meta"
+
+
+def test_one_hot_on_a_gpu_is_left_to_the_device_which_looks_at_its_values():
+    def reason(device):
+        node = Graph().call_function(torch.ops.aten.one_hot.default)
+        with FakeTensorMode():
+            node.meta["val"] = torch.empty(2, 2, dtype=torch.int64, device=device)
+        return eager_reason(node)
+
+    assert reason("cpu") is None
+    assert reason("cuda") == "an operator whose values only the device looks at"
