@@ -109,11 +109,18 @@ def _operator_reason(node: Node) -> str | None:
         return "an operator that writes unannounced"
     if torch.Tag.data_dependent_output in target.tags:
         return "a number that depends on values"
-    if target is torch.ops.aten.one_hot.default and node.meta["val"].device.type != "cpu":
-        return "an operator whose values only the device looks at"
+    if _looks_at_values(node):
+        return "an operator that looks at its values"
     if target is torch.ops.aten.mkldnn_rnn_layer.default:
         return "an operator that looks at the grad mode"
     return None
+
+
+def _looks_at_values(node: Node) -> bool:
+    """Return whether `node` raises for some values that Inductor's code for it just takes."""
+    if node.target is torch.ops.aten.one_hot.default:
+        return bool(node.meta["val"].device.type != "cpu")  # there its classes are checked before
+    return node.target is torch.ops.aten.binary_cross_entropy.default
 
 
 def _tensor_reason(value: Tensor) -> str | None:

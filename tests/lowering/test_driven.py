@@ -258,6 +258,31 @@ def test_one_hot_is_compiled_and_raises_for_a_wrong_class_as_in_eager(shift):
     assert all(map(torch.equal, model.parameters(), before))
 
 
+def test_a_probability_that_is_none_raises_as_in_eager():
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def step(x, factor):
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy(model(x).sigmoid() * factor, torch.full((4, 3), 0.5))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    compiled = stepgraph.compile(step, backend="inductor", on_fallback="error")
+    for index in range(4):
+        assert compiled(rows(index)[0], torch.ones(())).isfinite()
+    assert [region.why for region in compiled.explain().variants[-1].regions] == ["", ""]
+    before = copy.deepcopy(list(model.parameters()))
+
+    for wrong in (9.0, -1.0, float("nan")):
+        with pytest.raises(RuntimeError, match="all elements of input should be between 0 and 1"):
+            compiled(rows(0)[0], torch.tensor(wrong))
+
+    assert all(map(torch.equal, model.parameters(), before))
+
+
 @pytest.mark.parametrize("mode", ["floor", "trunc"])
 def test_a_division_by_zero_raises_as_in_eager(mode):
     torch.manual_seed(0)

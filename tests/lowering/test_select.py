@@ -1,5 +1,6 @@
 """Which nodes go to Inductor in one run, and what moves around a run."""
 
+import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph
@@ -221,12 +222,19 @@ def test_tensors_on_a_gpu_are_given_to_inductor_and_others_are_not():
     assert reason("meta") == "tensors on meta"
 
 
-def test_one_hot_on_a_gpu_is_left_to_the_device_which_looks_at_its_values():
-    def reason(device):
-        node = Graph().call_function(torch.ops.aten.one_hot.default)
-        with FakeTensorMode():
-            node.meta["val"] = torch.empty(2, 2, dtype=torch.int64, device=device)
-        return eager_reason(node)
+@pytest.mark.parametrize(
+    ("operator", "device", "looks"),
+    [
+        (torch.ops.aten.one_hot.default, "cpu", False),  # its classes are checked before the region
+        (torch.ops.aten.one_hot.default, "cuda", True),
+        (torch.ops.aten.binary_cross_entropy.default, "cpu", True),
+        (torch.ops.aten.binary_cross_entropy.default, "cuda", True),
+        (torch.ops.aten.binary_cross_entropy_backward.default, "cpu", False),
+    ],
+)
+def test_operators_whose_look_at_values_inductor_would_drop_stay_eager(operator, device, looks):
+    node = Graph().call_function(operator)
+    with FakeTensorMode():
+        node.meta["val"] = torch.empty(2, 2, device=device)
 
-    assert reason("cpu") is None
-    assert reason("cuda") == "an operator whose values only the device looks at"
+    assert eager_reason(node) == ("an operator that looks at its values" if looks else None)
