@@ -1,13 +1,14 @@
-"""Operators that a trace must not take apart: they look at values before they compute.
+"""Functions that look at values before they compute: a trace must keep that look.
 
 A fake tensor has no values. Given one, torch leaves the look out and records only the computation:
 `one_hot` of a class that is not there would be a row of zeros in the captured step, where eager
-raises. So a trace meets a stand-in, one opaque operator, and the flat graph gets the real one back.
+raises. So a trace meets stand-ins: for `one_hot` an opaque operator, in whose place the flat graph
+gets the real one back; for quantiles the same function, and before it the look as an operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,11 +36,32 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     return rows
 
 
+def _looking_at_q(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a kind of `torch.quantile` whose look at `q` is an operator of its own."""
+
+    def quantile(input: Tensor, q: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(q, Tensor) and input.device.type == "cpu":  # on a GPU eager does not look
+            valid = ((q >= 0) & (q <= 1)).all()
+            torch.ops.aten._assert_async.msg(valid, _BAD_QUANTILE)
+        return function(input, q, *args, **kwargs)
+
+    return quantile
+
+
+_BAD_QUANTILE = "quantile() q values must be in the range [0, 1]"
+_quantile, _nanquantile = _looking_at_q(torch.quantile), _looking_at_q(torch.nanquantile)
+
 _STAND_INS: Mapping[Any, Any] = {
     functional.one_hot: _one_hot,
     torch.ops.aten.one_hot: _one_hot,
     torch.ops.aten.one_hot.default: _one_hot,
+    torch.quantile: _quantile,
+    torch.nanquantile: _nanquantile,
+    "quantile": _quantile,
+    "nanquantile": _nanquantile,
 }
+"""By function, or by the name of a method of tensors."""
+
 _REAL: Mapping[Any, Any] = {
     torch.ops.stepgraph.one_hot.default: torch.ops.aten.one_hot.default,
 }
@@ -58,8 +80,9 @@ def restore(flat: GraphModule) -> None:
 
 
 def _replace(graph_module: GraphModule, targets: Mapping[Any, Any]) -> None:
-    found = [n for n in graph_module.graph.nodes if n.op == "call_function" and n.target in targets]
+    calls = ("call_function", "call_method")
+    found = [n for n in graph_module.graph.nodes if n.op in calls and n.target in targets]
     for node in found:
-        node.target = targets[node.target]
+        node.op, node.target = "call_function", targets[node.target]
     if found:
         graph_module.recompile()

@@ -41,6 +41,13 @@ _LIKE = {
 }
 """Random operators that look only at the metadata of their first argument."""
 
+_LOOK = {
+    torch.ops.aten.binary_cross_entropy.default,
+    torch.ops.aten._assert_async.default,
+    torch.ops.aten._assert_async.msg,
+}
+"""Operators that raise for some values; Inductor's code for them does not, or is left out."""
+
 
 @dataclass(eq=False)
 class Run:
@@ -120,7 +127,7 @@ def _looks_at_values(node: Node) -> bool:
     """Return whether `node` raises for some values that Inductor's code for it just takes."""
     if node.target is torch.ops.aten.one_hot.default:
         return bool(node.meta["val"].device.type != "cpu")  # there its classes are checked before
-    return node.target is torch.ops.aten.binary_cross_entropy.default
+    return node.target in _LOOK
 
 
 def _tensor_reason(value: Tensor) -> str | None:

@@ -65,6 +65,10 @@ def probabilities(index):
     return draw(8, 4, seed=index).softmax(1)
 
 
+def shares(index):
+    return draw(3, seed=index).sigmoid()
+
+
 def matrix(index):
     return torch.eye(4) * (index + 1)
 
@@ -176,6 +180,9 @@ CASES = {
         labels,
         lambda i: i + 9,
     ),
+    "quantile": Case(lambda h, q: torch.quantile(h, q, 0), shares, lambda q: -q / 99),
+    "quantile of a tensor": Case(lambda h, q: h.quantile(q, dim=0), shares, lambda q: q + 1),
+    "nanquantile": Case(lambda h, q: h.nanquantile(q, 0), shares, lambda q: q / 0 * 0),
     "division": Case(lambda h, i: h * (7 // (i[:4] + 1)), labels, lambda i: i * 0 - 1),
 }
 
