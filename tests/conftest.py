@@ -1,6 +1,7 @@
 """What every test runs under."""
 
 import os
+import warnings
 
 import torch
 from hypothesis import settings
@@ -12,6 +13,12 @@ if not torch.cuda.is_available():
 # One thread: the tests' tensors are too small to share out, two pytest workers already fill a
 # small machine, and bit-exact comparisons must not depend on how many cores it has.
 torch.set_num_threads(1)
+
+# Torch says this once for each process: not in whichever test reads such a number first, where it
+# would be a warning that only the eager run of two gives.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    float(torch.ones((), requires_grad=True))
 
 # `ci` draws the same examples every time, so that a red run is the change's own doing;
 # HYPOTHESIS_PROFILE=nightly searches for new ones. No deadline: a capture takes seconds.
