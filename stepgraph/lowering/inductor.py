@@ -96,7 +96,7 @@ def _driven(
     fixed: bool,
 ) -> tuple[Function, str | None]:
     """Return what runs a region: a driver, or Inductor's wrapper and why there is no driver."""
-    why = "sizes or layouts that vary"
+    why = "numbers, sizes or layouts that vary"
     if fixed:
         try:
             return drive(compiled, inputs.values, checked, eager), None

@@ -311,7 +311,7 @@ def test_a_short_last_batch_is_right_without_a_driver():
         lambda: training(mlp()),
         lambda index: rows(index, sizes[index]),
         calls=len(sizes),
-        undriven=("sizes or layouts that vary",),
+        undriven=("numbers, sizes or layouts that vary",),
     )
 
 
