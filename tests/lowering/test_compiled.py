@@ -175,6 +175,24 @@ def test_an_option_that_changes_which_state_is_used_is_noticed():
     twins.close()  # the buffers, too, which nobody touches now
 
 
+def test_a_parameter_put_into_a_group_by_hand_is_updated_too():
+    twins = Twins(AdamW)
+    update = _update(twins)
+    more = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for optimizer, param in zip((twins.mine, twins.own), more, strict=True):
+        optimizer.param_groups[0]["params"].append(param)
+
+    for _ in range(3):
+        for param in more:
+            param.grad = torch.full((3,), 0.5)
+        twins.step(update)
+
+    assert update.refusal is None
+    assert not torch.equal(more[0], torch.ones(3))
+    assert is_close(more[0].detach(), more[1].detach())
+    twins.close()
+
+
 def test_a_gradient_laid_out_otherwise_is_left_to_step():
     torch.manual_seed(0)
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)

@@ -279,9 +279,10 @@ PyObject* gather(PyObject*, PyObject* const* args, Py_ssize_t given) {
     return nullptr;
   }
   PyObject *params = args[0], *states = args[1], *names = args[2];
+  if (PyList_GET_SIZE(params) != PyList_GET_SIZE(states)) Py_RETURN_NONE;
   std::vector<Py_ssize_t> kept;
   std::vector<Owned> grads;
-  for (Py_ssize_t i = 0; i < std::min(PyList_GET_SIZE(params), PyList_GET_SIZE(states)); ++i) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
     Owned grad(PyObject_GetAttr(PyList_GET_ITEM(params, i), grad_name));
     if (grad.get() == nullptr) return nullptr;
     if (grad.get() == Py_None) continue;
