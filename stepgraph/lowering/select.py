@@ -45,6 +45,7 @@ _LOOK = {
     torch.ops.aten.binary_cross_entropy.default,
     torch.ops.aten._assert_async.default,
     torch.ops.aten._assert_async.msg,
+    torch.ops.aten.repeat_interleave.Tensor,
 }
 """Operators that raise for some values; Inductor's code for them does not, or is left out."""
 

@@ -231,6 +231,7 @@ def test_tensors_on_a_gpu_are_given_to_inductor_and_others_are_not():
         (torch.ops.aten.binary_cross_entropy.default, "cuda", True),
         (torch.ops.aten._assert_async.default, "cpu", True),
         (torch.ops.aten._assert_async.msg, "cpu", True),
+        (torch.ops.aten.repeat_interleave.Tensor, "cpu", True),
         (torch.ops.aten.binary_cross_entropy_backward.default, "cpu", False),
     ],
 )
