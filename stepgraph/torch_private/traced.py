@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,15 @@ def trace(
     )
 
 
+_LAZY = frozenset(
+    name
+    for found in vars(torch.distributions).values()
+    for name, value in (vars(found).items() if isinstance(found, type) else ())
+    if isinstance(value, distributions_utils.lazy_property)
+)
+_LAZY_PLACE = re.compile(rf"\.(?:{'|'.join(sorted(_LAZY))})\b")
+
+
 def _drop_lost(guards: Any, scope: Mapping[str, Any]) -> None:
     """Drop guards on and below `lazy_property` of `torch.distributions`.
 
@@ -145,9 +155,14 @@ def _drop_lost(guards: Any, scope: Mapping[str, Any]) -> None:
     """
     shown = getattr(distributions_utils, "_lazy_property_and_property", ())
     names = {guard: _names_in(guard) for guard in guards}
-    found = [name for several in names.values() for name in several if "distributions" in name]
+    places = {
+        name[: lazy.end()]: None
+        for several in names.values()
+        for name in several
+        for lazy in _LAZY_PLACE.finditer(name)
+    }
     lost = []
-    for place in dict.fromkeys(name.partition(".wrapped")[0] for name in found):
+    for place in places:
         with contextlib.suppress(NameError, AttributeError, LookupError, TypeError):
             if isinstance(eval(place, dict(scope)), shown):
                 lost.append(place)

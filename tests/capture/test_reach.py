@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import distributions as dist
+from torch.distributions import Categorical
 from torch.nn import functional
 
 from harness import (
@@ -551,6 +553,44 @@ def drawn_from_distributions(x):
     normal = torch.distributions.Normal(torch.zeros(4), torch.ones(4))
     chosen = torch.distributions.Categorical(logits=x).sample()
     return x + normal.rsample((len(x),)) * functional.one_hot(chosen, 4)
+
+
+def by_the_modules_own_name(scores):
+    return torch.distributions.Categorical(logits=scores)
+
+
+def by_another_name_of_the_module(scores):
+    return dist.Categorical(logits=scores)
+
+
+def by_the_class(scores):
+    return Categorical(logits=scores)
+
+
+@pytest.mark.parametrize(
+    "chances", [by_the_modules_own_name, by_another_name_of_the_module, by_the_class]
+)
+def test_a_policy_gradient_is_captured_however_its_distribution_is_imported(chances):
+    def make():
+        net, optimizer = policy()
+
+        def step(x, y):
+            optimizer.zero_grad()
+            choices = chances(net(x))
+            action = choices.sample()
+            loss = -(choices.log_prob(action) * y[:, 0] + 0.01 * choices.entropy()).mean()
+            loss.backward()
+            optimizer.step()
+            return loss, action
+
+        return Program(step, regression)
+
+    assert_captured(same_as_eager(make))
+
+
+def policy():
+    net = mlp()
+    return net, torch.optim.Adam(net.parameters())
 
 
 @pytest.mark.parametrize("noise", [drawn_noise, drawn_everything, drawn_from_distributions])
