@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.cases import CASES
 from benchmarks.measure import Timing
-from benchmarks.peers import BASE
+from benchmarks.peers import BASE, PEERS
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _bars(axis: Any, results: list[Result]) -> None:
         below = [timing.ratio - timing.ratio_range[0] for _, timing in shown]
         above = [timing.ratio_range[1] - timing.ratio for _, timing in shown]
         bars = {"yerr": (below, above), "error_kw": {"linewidth": 0.7}}
-        axis.bar(places, ratios, width, label=name, **bars)
+        axis.bar(places, ratios, width, label=name, color=_colour(name), **bars)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(results)), [r.case for r in results], rotation=30, ha="right")
     axis.set_ylabel(f"times as fast as {BASE}")
@@ -135,13 +135,18 @@ def _sweep(axis: Any, results: list[Result]) -> None:
     for name in dict.fromkeys(name for r in results for name in r.timings):
         points = [(CASES[r.case].batch_size, r.timings[name]) for r in results if name in r.timings]
         sizes = [size for size, _ in points]
-        axis.plot(sizes, [t.median_us for _, t in points], marker="o", label=name)
-        axis.fill_between(
-            sizes, [t.low_us for _, t in points], [t.high_us for _, t in points], alpha=0.15
-        )
+        medians = [t.median_us for _, t in points]
+        low, high = [t.low_us for _, t in points], [t.high_us for _, t in points]
+        axis.plot(sizes, medians, marker="o", label=name, color=_colour(name))
+        axis.fill_between(sizes, low, high, alpha=0.15, color=_colour(name))
     axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="us a call")
     axis.set_title("MLP: where compiling stops paying", fontsize=9)
     axis.legend(fontsize=7)
+
+
+def _colour(peer: str) -> str:
+    """Return the colour of a peer, the same in every picture."""
+    return f"C{list(PEERS).index(peer)}"
 
 
 def _commit() -> str:
