@@ -287,8 +287,9 @@ def _note(variant: Variant, subject: OptimizerSubject) -> str:
     """Return what there is to say about an optimizer's update: whose kernel, which masters."""
     update = _update(variant, subject.number)
     if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
-        runs = isinstance(update, FusedUpdate) and update.why_not() is None
-        return _whose(update.kinds) if runs and isinstance(update, FusedUpdate) else ""
+        if isinstance(update, FusedUpdate) and update.why_not() is None:
+            return _whose(update.kinds)
+        return ""
     if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
         return "float32 master weights and state"
     return "no float32 master weights: updates round to the type of the parameters"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -70,8 +71,8 @@ class _Model:
     def __init__(self, params: list[Tensor], buffers: list[Tensor]) -> None:
         self._params, self._buffers = params, buffers
 
-    def parameters(self) -> list[Tensor]:
-        return self._params
+    def parameters(self) -> Iterator[Tensor]:
+        return iter(self._params)
 
-    def buffers(self) -> list[Tensor]:
-        return self._buffers
+    def buffers(self) -> Iterator[Tensor]:
+        return iter(self._buffers)

@@ -33,7 +33,7 @@ TRACE_CONFIG: Mapping[str, Any] = {
     # torch 2.11 does not look again at a tensor whose dict is as it was: flags, dtypes change in it
     "skip_tensor_guards_with_matching_dict_tags": False,
     "use_recursive_dict_tags_for_guards": False,  # off in torch 2.13 as well
-    "use_lamba_guard_for_object_aliasing": False,  # in Python it takes half of all guards' time
+    "use_lamba_guard_for_object_aliasing": False,  # in C++, not in Python, for each parameter
     "suppress_errors": False,
     "error_on_recompile": False,
     "enable_dynamo_decompositions": False,  # `add_(x, alpha=a)` rounds once, not twice

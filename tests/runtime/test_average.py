@@ -89,12 +89,13 @@ def test_a_method_that_was_replaced_is_called():
     net = _net()
     mine = AveragedModel(net, **AVERAGES["exponential"])
     calls = []
-    mine.update_parameters = calls.append
+    mine.update_parameters = lambda model: calls.append(next(model.parameters()))
 
     with torch.no_grad():
         UpdateAverage(mine)(list(net.parameters()), list(net.buffers()))
 
     assert len(calls) == 1
+    assert calls[0] is net[0].weight
 
 
 def test_averages_share_no_version_with_what_backward_has_saved():
