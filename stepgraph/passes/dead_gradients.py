@@ -33,9 +33,10 @@ class DropDeadGradients(Pass):
     weights, for which nobody asked: the next call clears them. With the additions the products
     disappear that computed them. The gradient becomes None where it would have been added to.
 
-    Legal where this step clears the slot before it does anything else with it, and nothing after
-    the addition reads it. What is read *between* calls is the caller's promise,
-    `keep_grads=False`; that the next call clears first, too, is checked when it comes.
+    Legal where this step clears the slot before it does anything else with it, nothing after the
+    addition reads it, and the step does not return it. What is read *between* calls is the
+    caller's promise, `keep_grads=False`; that the next call clears first, too, is checked when it
+    comes.
 
     Before::                                After::
 
@@ -60,7 +61,6 @@ class DropDeadGradients(Pass):
         flat = step.take_flat()
         graph = flat.graph
         params = parameters(graph)
-        keep_from_output(graph, {slot for _, slot in dead})
         for store, slot in dead:
             _store_none(graph, store, params[slot])
         erase(graph, lambda node: _is_product(node) or marker_name(node) == "first_grad")
@@ -70,7 +70,7 @@ class DropDeadGradients(Pass):
 def _dead_stores(step: StepGraph) -> list[tuple[Node, str]]:
     """Return what stores in, or adds to, gradients that nothing reads afterwards, with slots."""
     access = step.accesses()
-    unread = set(cleared_first(step))
+    unread = set(cleared_first(step)) - _returned(step)
     dead: list[tuple[Node, str]] = []
     for node in reversed(step.flat().graph.nodes):
         if node.op in ("output", "placeholder"):
@@ -83,6 +83,21 @@ def _dead_stores(step: StepGraph) -> list[tuple[Node, str]]:
             continue  # it hands on a value that is read where it is used
         unread -= {_name(resource) for resource in access[node].reads}
     return dead
+
+
+def _returned(step: StepGraph) -> set[str]:
+    """Return the slots whose gradients the step hands to its caller, or views of them."""
+    storages = step.storages()
+    nodes = step.flat().graph.nodes
+    (output,) = (node for node in nodes if node.op == "output")
+    seen = {root for value in output.all_input_nodes for root in storages[value]}
+    return {
+        slot_name(marker_argument(node, "param"))
+        for node in nodes
+        if marker_name(node) == "set_grad"
+        and (grad := marker_argument(node, "grad")) is not None
+        and storages[grad] & seen
+    }
 
 
 def cleared_first(step: StepGraph) -> frozenset[str]:
@@ -131,19 +146,6 @@ def _store_none(graph: Graph, store: Node, param: Node) -> None:
         cleared = graph.call_function(OPS.set_grad.default, (param, None))
     cleared.meta = {**store.meta, "val": None, DROPPED: True}
     graph.erase_node(store)
-
-
-def keep_from_output(graph: Graph, slots: set[str]) -> None:
-    """Let the Python behind the graph, which stores gradients once more, store None."""
-    stored: set[object] = {
-        marker_argument(node, "grad")
-        for node in graph.nodes
-        if marker_name(node) == "set_grad" and slot_name(marker_argument(node, "param")) in slots
-    }
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    (values,) = output.args
-    assert isinstance(values, list | tuple)
-    output.args = (tuple(None if value in stored else value for value in values),)
 
 
 def _is_product(node: Node) -> bool:

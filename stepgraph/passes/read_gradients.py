@@ -18,7 +18,7 @@ from stepgraph.ir import (
 )
 from stepgraph.ir.markers import OPS
 from stepgraph.passes.base import Pass
-from stepgraph.passes.dead_gradients import DROPPED, cleared_first, keep_from_output, parameters
+from stepgraph.passes.dead_gradients import DROPPED, cleared_first, parameters
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class DropReadGradients(Pass):
         flat = step.take_flat()
         params = parameters(flat.graph)
         n_bytes = sum(size_of(params[slot].meta.get("val")) for slot in found)
-        keep_from_output(flat.graph, set(found))
         for slot, reader in found.items():
             _clear_behind(reader, params[slot])
         cleared = StepGraph(flat)

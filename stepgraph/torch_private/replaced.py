@@ -14,7 +14,7 @@ from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.output_graph import OutputGraph, collect_reachable_grad_fns
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables import builder, builtin
-from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.base import AttributeMutationExisting, VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder
 from torch._dynamo.variables.constant import ConstantVariable
 from torch._dynamo.variables.lists import CommonListMethodsVariable, ListVariable
@@ -39,6 +39,7 @@ def replacements(hooks: TraceHooks) -> tuple[tuple[Any, str, Any], ...]:
         (SideEffects, "store_attr", _store_attr(hooks)),
         (*_SETATTR, _call_setattr(hooks)),
         (SideEffects, "mutation", _mutation(hooks)),
+        (SideEffects, "codegen_save_tempvars", _without_gradients()),
         (builder, "make_dupe_guard", _duplicate_guard),
         (VariableBuilder, "_wrap", _wrap(hooks)),
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
@@ -136,6 +137,21 @@ def _store_attr(hooks: TraceHooks) -> Callable[..., Any]:
         original(self, item, name, value, *args, **kw)
 
     return store_attr
+
+
+def _without_gradients() -> Callable[..., None]:
+    """Return what begins Dynamo's writing back, without `.grad`: the program has stored it."""
+    original = SideEffects.codegen_save_tempvars
+
+    def codegen_save_tempvars(self: Any, cg: Any) -> None:
+        for item, stored in self.store_attr_mutations.items():
+            if isinstance(item, TensorVariable) and isinstance(
+                item.mutation_type, AttributeMutationExisting
+            ):
+                stored.pop("grad", None)
+        original(self, cg)
+
+    return codegen_save_tempvars
 
 
 def _traced_requires_grad_(hooks: TraceHooks) -> Callable[..., Any]:
