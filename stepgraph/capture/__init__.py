@@ -2,9 +2,10 @@
 
 from stepgraph.capture.capture import Captured, capture
 from stepgraph.capture.eager import on_terms
+from stepgraph.capture.hooks import Unhooked
 from stepgraph.capture.loop import looped
 from stepgraph.capture.microbatches import Microbatches, check_batch
-from stepgraph.capture.preflight import entry_reason, has_hooks
+from stepgraph.capture.preflight import entry_reason
 from stepgraph.capture.refusal import Refusal, refusal_of
 from stepgraph.capture.scope import scalars_in, scope_reader, varied_number
 from stepgraph.capture.self_test import self_test
@@ -22,10 +23,10 @@ __all__ = [
     "Subject",
     "Subjects",
     "Terms",
+    "Unhooked",
     "capture",
     "check_batch",
     "entry_reason",
-    "has_hooks",
     "looped",
     "on_terms",
     "refusal_of",

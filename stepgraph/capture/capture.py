@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Captured:
     Attributes:
         flat: The flat ATen graph, in program order.
         around: Dynamo's Python around the graph: collects its inputs, writes results back.
-        guards: Dynamo's guard manager, without the guards that went through stand-ins.
+        guards: What must hold of a call, without the guards that went through stand-ins.
         subjects: The subjects that the graph's markers name, by number.
         inputs: The real inputs of the traced call, in the order of the placeholders.
         written: Attributes of subjects that Python stores to when the graph has run.
@@ -82,7 +83,7 @@ class Captured:
 
     flat: GraphModule
     around: Around
-    guards: Any
+    guards: torch_private.Guards
     subjects: dict[int, Subject]
     inputs: tuple[Any, ...]
     written: frozenset[str] = frozenset()
@@ -164,12 +165,12 @@ def _capture_once(
             recast = hooks.terms.autocast is not None
             flat = flatten(found.graph_module, refuse, recast=recast)
             _label(flat, found, subjects, local_names | globals_in(function, local_names))
-            guards = found.build_guards(_guard_filter(subjects), local_names)
+            guards = found.build_guards(_guard_filter(subjects), local_names, fixed=_FIXED)
     except Exception:
         hooks.raise_stopped()
         raise
     if not guards.check(local_names):
-        refuse(f"guards do not hold outside of the trace: {_failing(guards, local_names)}")
+        refuse(f"guards do not hold outside of the trace: {guards.failing(local_names)}")
     used = {
         node.args[i]
         for node in flat.graph.nodes
@@ -294,6 +295,9 @@ _OWN = f"G['__import_{traced.__name__.replace('.', '_dot_')}']"
 _OWN_STATE = f"{_OWN}.TABLE"
 """Dynamo's names of the module that is traced in the place of torch's code, and of its state."""
 
+_FIXED = re.compile(rf"{re.escape(_OWN_STATE)}(\.subject_\d+(\.\w+(\[\d+\])?)?)?")
+"""Names in that state that nobody but us assigns, and we only once."""
+
 
 def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]]], list[bool]]:
     """Return a filter that drops guards on what stands in for something, and on our own code."""
@@ -314,6 +318,8 @@ def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]
             not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)
             and not (kind == "NOT_PRESENT_IN_GENERIC_DICT" and id(value) in replaced)
             and (not name.startswith(_OWN) or name.startswith(_OWN_STATE))
+            and (isinstance(value, Tensor) or not _FIXED.fullmatch(name))
+            and kind != "AUTOGRAD_SAVED_TENSORS_HOOKS"  # never when a step is replayed
             for name, kind, value in entries
         ]
 
@@ -362,11 +368,6 @@ def _subject_arguments(target: Any) -> tuple[int, ...]:
         return ()
     arguments = target._schema.arguments
     return tuple(i for i, a in enumerate(arguments) if a.name in ("subject", "optimizer"))
-
-
-def _failing(guards: Any, scope: dict[str, Any]) -> str:
-    parts = getattr(guards.check_verbose(scope), "verbose_code_parts", None) or ["unknown"]
-    return str(parts[0]).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from torch.nn.modules import module as nn_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from stepgraph.capture.hooks import has_hooks
+
 _GLOBAL_HOOKS = tuple(
     getattr(nn_module, name)
     for name in (
@@ -81,11 +83,3 @@ def object_reason(value: Any) -> str | None:
         return None
     names = {base.__name__ for base in type(value).__mro__} & _DATA_PARALLEL
     return f"{min(names)} reduces gradients behind the trace" if names else None
-
-
-def has_hooks(tensors: Iterable[Tensor]) -> bool:
-    """Return whether autograd would call Python of the user's for one of `tensors`."""
-    for tensor in tensors:  # noqa: SIM110  (a generator would double the time per call)
-        if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
-            return True
-    return False

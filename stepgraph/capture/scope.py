@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
+from stepgraph.torch_private import Guards
+
 _EQUAL_TO_A_NUMBER = re.compile(r"(?P<source>[^\s,]+) == -?\d[\d.e+-]*\s*(#|$)")
 
 Args = tuple[Any, ...]
@@ -78,15 +80,14 @@ def scalars_in(function: FunctionType, args: Args, kwargs: dict[str, Any]) -> di
     return found
 
 
-def varied_number(guards: Any, scope: Scope) -> str | None:
+def varied_number(guards: Guards, scope: Scope) -> str | None:
     """Return the number whose change makes `guards` fail, by Dynamo's name of its source.
 
     Args:
         guards: The guards of a variant.
         scope: The local names of a call that does not match it.
     """
-    failed = getattr(guards.check_verbose(scope), "verbose_code_parts", None) or [""]
-    found = _EQUAL_TO_A_NUMBER.match(failed[0])
+    found = _EQUAL_TO_A_NUMBER.match(guards.failing(scope))
     return found["source"] if found else None
 
 

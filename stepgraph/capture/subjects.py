@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from stepgraph import torch_private
 from stepgraph.capture import traced, traced_scaler
+from stepgraph.capture.hooks import registrations
 from stepgraph.capture.order import Order
 from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
@@ -99,6 +100,7 @@ class OptimizerSubject(Subject):
     def __init__(self, value: Optimizer, name: str = "") -> None:
         super().__init__(value, name)
         self._stepped_as_torch = self.steps_as_torch()
+        self._looked_at: object = None
         self.order = Order(Terms())
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
@@ -128,12 +130,22 @@ class OptimizerSubject(Subject):
     @override
     def unchanged(self) -> bool:
         groups = self.value.param_groups
-        if self.steps_as_torch() != self._stepped_as_torch or len(groups) != len(self.groups):
+        if not self._steps_as_then() or len(groups) != len(self.groups):
             return False
         for group, then in zip(groups, self.groups, strict=True):
             now = group["params"]
             if len(now) != len(then) or not all(map(operator.is_, now, then)):
                 return False
+        return True
+
+    def _steps_as_then(self) -> bool:
+        """Return whether `step()` is still torch's own, or not; looks closely if it may be."""
+        value = self.value
+        now = (type(value).step, vars(value).get("step"), registrations())
+        if now != self._looked_at:
+            if self.steps_as_torch() != self._stepped_as_torch:
+                return False
+            self._looked_at = now
         return True
 
     @override

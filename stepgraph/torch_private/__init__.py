@@ -9,6 +9,7 @@ torch at hand behaves as expected before anything is captured.
 from stepgraph.torch_private.batched import is_batched
 from stepgraph.torch_private.cpp import Layout, empty_strided_cpu, load_cpp, written
 from stepgraph.torch_private.errors import is_unsupported, user_stack
+from stepgraph.torch_private.guards import Guards
 from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks, TraceStop
 from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
 from stepgraph.torch_private.lazy import graph_module
@@ -38,6 +39,7 @@ __all__ = [
     "LIVE_GRAPH",
     "Around",
     "FakeInputs",
+    "Guards",
     "KernelCall",
     "Layout",
     "MatrixProduct",

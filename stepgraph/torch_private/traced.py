@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._dynamo import convert_frame
-from torch._dynamo.hooks import Hooks
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
-from torch.distributions import utils as distributions_utils
 
+from stepgraph.torch_private.guards import Guards, Keep, build_guards
 from stepgraph.torch_private.hooks import TraceHooks
 from stepgraph.torch_private.sources import source_name
 
@@ -76,27 +74,19 @@ class Traced:
     captured: Any
 
     def build_guards(
-        self,
-        keep: Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]],
-        scope: Mapping[str, Any],
-    ) -> Any:
-        """Return a guard manager; `keep` decides about `(name, guard type, value)` of each.
+        self, keep: Keep, scope: Mapping[str, Any], *, fixed: re.Pattern[str]
+    ) -> Guards:
+        """Return the guards; `keep` decides about `(name, guard type, value)` of each.
 
         Called after the graph has been flattened, which may add facts about sizes.
 
         Args:
             keep: The filter.
             scope: The local names of the traced call.
+            fixed: Dynamo's names of what is the same object in every call.
         """
-
-        def filter_guards(entries: Sequence[Any]) -> Sequence[bool]:
-            return keep([(e.name, e.guard_type, e.value if e.has_value else None) for e in entries])
-
-        hooks = Hooks(guard_filter_fn=filter_guards)
-        output = self.captured.graph_capture_output
-        _drop_lost(output.output_graph.guards, {"G": self.around.globals, "L": scope})
-        with get_metrics_context(), dynamo_timed("stepgraph.guards"):
-            return output.build_guards(self.code, hooks=hooks).guard_manager
+        names = {"G": self.around.globals, "L": scope}
+        return build_guards(self.captured, self.code, names, keep, fixed)
 
 
 def trace(
@@ -136,47 +126,6 @@ def trace(
         ),
         captured=captured,
     )
-
-
-_LAZY = frozenset(
-    name
-    for found in vars(torch.distributions).values()
-    for name, value in (vars(found).items() if isinstance(found, type) else ())
-    if isinstance(value, distributions_utils.lazy_property)
-)
-_LAZY_PLACE = re.compile(rf"\.(?:{'|'.join(sorted(_LAZY))})\b")
-
-
-def _drop_lost(guards: Any, scope: Mapping[str, Any]) -> None:
-    """Drop guards on and below `lazy_property` of `torch.distributions`.
-
-    Read from its class, such a property is another object every time, without what Dynamo found
-    in it: a guard that never holds. They are torch's own code and stay what they are.
-    """
-    shown = getattr(distributions_utils, "_lazy_property_and_property", ())
-    names = {guard: _names_in(guard) for guard in guards}
-    places = {
-        name[: lazy.end()]: None
-        for several in names.values()
-        for name in several
-        for lazy in _LAZY_PLACE.finditer(name)
-    }
-    lost = []
-    for place in places:
-        with contextlib.suppress(NameError, AttributeError, LookupError, TypeError):
-            if isinstance(eval(place, dict(scope)), shown):
-                lost.append(place)
-    for guard, several in names.items():
-        if any(name == p or name.startswith(f"{p}.") for name in several for p in lost):
-            guards.inner.discard(guard)
-
-
-def _names_in(guard: Any) -> list[str]:
-    """Return the sources that a guard reads: one, or two that must be the same object."""
-    other = getattr(guard.create_fn, "keywords", {}).get("source_b")
-    return [
-        source_name(source) for source in (guard.originating_source, other) if source is not None
-    ]
 
 
 def _concrete(value: Any) -> Any:

@@ -1,0 +1,194 @@
+"""Dynamo's guards, without those that never hold, and with known tensors checked together."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
+from torch._dynamo.guards import GuardBuilder
+from torch._dynamo.hooks import Hooks
+from torch._dynamo.utils import dynamo_timed, get_metrics_context
+from torch.distributions import utils as distributions_utils
+
+from stepgraph.torch_private.sources import source_name
+
+_LAZY = frozenset(
+    name
+    for found in vars(torch.distributions).values()
+    for name, value in (vars(found).items() if isinstance(found, type) else ())
+    if isinstance(value, distributions_utils.lazy_property)
+)
+_LAZY_PLACE = re.compile(rf"\.(?:{'|'.join(sorted(_LAZY))})\b")
+_HELD = re.compile(r".+\._parameters\['(?P<key>[^'\\]+)'\]")
+_NOTHING = object()
+_VALUES = dict[str, Any].values
+
+Keep = Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]
+
+
+@dataclass
+class Together:
+    """Tensors that are compared in one call with what a trace saw, instead of by a guard each.
+
+    Attributes:
+        tensors: Must have the layout, dtype, device and flags they have now.
+        tables: Parameters of modules: must hold, in the same order, what they hold now.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Guards:
+    """What must hold of a call for a traced program to be right for it.
+
+    Args:
+        found: Dynamo's guards.
+        together: Tensors that they leave out.
+    """
+
+    def __init__(self, found: Any, together: Together) -> None:
+        self.found = found
+        self._holds = found.check
+        self._tensors = together.tensors
+        self._same_layouts = TensorGuards(
+            *together.tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+        self._tables = tuple({id(table): table for table in together.tables}.values())
+        self._held = [value for table in self._tables for value in table.values()]
+
+    def check(self, scope: Mapping[str, Any]) -> bool:
+        """Return whether all of it holds for a call with these local names."""
+        if not self._holds(scope) or not self._same_layouts(*self._tensors):
+            return False
+        held = [*chain.from_iterable(map(_VALUES, self._tables))]
+        return len(held) == len(self._held) and all(map(is_, held, self._held))
+
+    def failing(self, scope: Mapping[str, Any]) -> str:
+        """Return the first of Dynamo's guards that does not hold; empty if they all do."""
+        parts = getattr(self.found.check_verbose(scope), "verbose_code_parts", None)
+        return str(parts[0]) if parts else ""
+
+
+def build_guards(
+    captured: Any, code: Any, names: Mapping[str, Any], keep: Keep, fixed: re.Pattern[str]
+) -> Guards:
+    """Return the guards of a trace.
+
+    Args:
+        captured: What Dynamo has captured.
+        code: The code that was traced.
+        names: Its globals as `"G"`, the local names of the traced call as `"L"`.
+        keep: A filter: decides about `(name, guard type, value)` of each guard.
+        fixed: Dynamo's names of what is the same object in every call.
+    """
+
+    def filter_guards(entries: Sequence[Any]) -> Sequence[bool]:
+        return keep([(e.name, e.guard_type, e.value if e.has_value else None) for e in entries])
+
+    hooks = Hooks(guard_filter_fn=filter_guards)
+    output = captured.graph_capture_output
+    guards = output.output_graph.guards.inner
+    _drop_lost(guards, names)
+    together = _take_together(guards, names, fixed)
+    with get_metrics_context(), dynamo_timed("stepgraph.guards"):
+        return Guards(output.build_guards(code, hooks=hooks).guard_manager, together)
+
+
+def _take_together(guards: Any, names: Mapping[str, Any], fixed: re.Pattern[str]) -> Together:
+    """Take out the guards on tensors that have a fixed name; return what replaces them.
+
+    A parameter of an optimizer has some: its layout, that it is no other tensor of the step, and
+    that a module holds it. The last one needs the module's table of parameters to be the same.
+
+    A tensor is left to Dynamo if it is read elsewhere as well, or if one that is left to Dynamo
+    has the same class: they might become one object.
+    """
+    known: dict[int, list[Any]] = {}
+    for guard in guards:
+        if guard.create_fn_name() in ("TENSOR_MATCH", "DUPLICATE_INPUT"):
+            value = _read(source_name(guard.originating_source), names)
+            if isinstance(value, Tensor):
+                known.setdefault(id(value), [value]).append(guard)
+    groups = [_Group(value, found, names, fixed) for value, *found in known.values()]
+    left = {type(group.tensor) for group in groups if not group.is_complete}
+    together = Together()
+    for group in groups:
+        if group.is_complete and type(group.tensor) not in left:
+            together.tensors.append(group.tensor)
+            together.tables += group.tables
+            for guard in group.guards:
+                guards.discard(guard)
+            for source in group.sources:
+                guards.add(source.make_guard(GuardBuilder.ID_MATCH))
+    return together
+
+
+class _Group:
+    """One tensor, with the guards on it by whatever name.
+
+    Attributes:
+        tables: Tables of parameters of modules that hold it.
+        sources: Dynamo's sources of these tables.
+        is_complete: Whether it has a fixed name, and no others but in those tables.
+    """
+
+    def __init__(
+        self, tensor: Tensor, guards: list[Any], names: Mapping[str, Any], fixed: re.Pattern[str]
+    ) -> None:
+        self.tensor, self.guards = tensor, guards
+        self.tables: list[dict[str, Any]] = []
+        self.sources: list[Any] = []
+        has_fixed = elsewhere = False
+        for name, source in {source_name(s): s for g in guards for s in _sources(g)}.items():
+            key = _HELD.fullmatch(name)
+            table = _read(source_name(source.base), names) if key else None
+            if fixed.fullmatch(name):
+                has_fixed = True
+            elif key and type(table) is dict and table.get(key["key"]) is tensor:
+                self.tables.append(table)
+                self.sources.append(source.base)
+            else:
+                elsewhere = True
+        self.is_complete = has_fixed and not elsewhere
+
+
+def _drop_lost(guards: Any, names: Mapping[str, Any]) -> None:
+    """Drop guards on and below `lazy_property` of `torch.distributions`.
+
+    Read from its class, such a property is another object every time, without what Dynamo found
+    in it: a guard that never holds. They are torch's own code and stay what they are.
+    """
+    shown = getattr(distributions_utils, "_lazy_property_and_property", ())
+    read = {guard: [source_name(source) for source in _sources(guard)] for guard in guards}
+    places = {
+        name[: lazy.end()]: None
+        for several in read.values()
+        for name in several
+        for lazy in _LAZY_PLACE.finditer(name)
+    }
+    lost = [place for place in places if isinstance(_read(place, names), shown)]
+    for guard, several in read.items():
+        if any(name == p or name.startswith(f"{p}.") for name in several for p in lost):
+            guards.discard(guard)
+
+
+def _sources(guard: Any) -> Iterable[Any]:
+    """Return the sources that a guard reads: one, or two that must be the same object."""
+    other = getattr(guard.create_fn, "keywords", {}).get("source_b")
+    return [source for source in (guard.originating_source, other) if source is not None]
+
+
+def _read(name: str, names: Mapping[str, Any]) -> Any:
+    """Return what a name of Dynamo's means now; nothing that anything else is, if it is unset."""
+    with contextlib.suppress(NameError, AttributeError, LookupError, TypeError):
+        return eval(name, dict(names))  # Dynamo's own guards are evaluated the same way
+    return _NOTHING
