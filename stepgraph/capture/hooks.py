@@ -5,27 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
+from torch.nn.modules import module as nn_module
 from torch.utils.hooks import RemovableHandle
 
+_GLOBAL_HOOKS = tuple(
+    getattr(nn_module, name)
+    for name in (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+)
 
-def registrations() -> int:
-    """Return a number that grows whenever a hook is registered on anything.
 
-    All of torch's ways to register one hand out a `RemovableHandle` with a number of its own.
-    """
-    return RemovableHandle.next_id
-
-
-def has_hooks(tensors: Iterable[Tensor]) -> bool:
+def have_hooks(tensors: Iterable[Tensor]) -> bool:
     """Return whether autograd would call Python of the user's for one of `tensors`."""
     return any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors)
 
 
-class Unhooked:
-    """Tells whether tensors are still without hooks.
+def all_modules_have_hooks() -> bool:
+    """Return whether hooks are registered for every module of the process."""
+    return any(_GLOBAL_HOOKS)
 
-    It looks at them only if a hook has been registered since it looked last: two attributes of
-    each tensor cost more than all other checks of a call.
+
+class Unhooked:
+    """Tells whether tensors, and modules in general, are still without hooks.
+
+    It looks only if a hook has been registered, on anything, since it looked last: all of torch's
+    ways to register one hand out a `RemovableHandle` with a number of its own. Two attributes of
+    each tensor would cost more than all other checks of a call.
 
     Args:
         tensors: The tensors.
@@ -37,9 +46,9 @@ class Unhooked:
 
     def __call__(self) -> bool:
         """Return whether none of them has a hook."""
-        now = registrations()
-        if self._looked_at != now:
-            if has_hooks(self._tensors):
-                return False
-            self._looked_at = now
+        if self._looked_at == RemovableHandle.next_id:
+            return True
+        if have_hooks(self._tensors) or all_modules_have_hooks():
+            return False
+        self._looked_at = RemovableHandle.next_id
         return True

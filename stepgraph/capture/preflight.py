@@ -8,21 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from stepgraph.capture.hooks import has_hooks
+from stepgraph.capture.hooks import all_modules_have_hooks, have_hooks
 
-_GLOBAL_HOOKS = tuple(
-    getattr(nn_module, name)
-    for name in (
-        "_global_forward_hooks",
-        "_global_forward_pre_hooks",
-        "_global_backward_hooks",
-        "_global_backward_pre_hooks",
-    )
-)
 _DATA_PARALLEL = {
     "DataParallel",
     "DistributedDataParallel",
@@ -30,21 +20,34 @@ _DATA_PARALLEL = {
     "FSDPModule",
 }
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_is_anomaly_enabled = torch.is_anomaly_enabled
+
+
+def may_replay() -> bool:
+    """Return whether `entry_reason` has none, where the guards of a variant hold.
+
+    They look at grad mode and function modes; `Unhooked` looks at hooks of modules.
+    """
+    return not (
+        _dispatch_modes() or _is_anomaly_enabled() or _saved_tensors_hooks(False) is not None
+    )
 
 
 def entry_reason() -> str | None:
     """Return why no step may be replayed or captured right now, or None."""
     if not torch.is_grad_enabled():
         return "called under no_grad or inference_mode"
-    if torch._C._len_torch_dispatch_stack():
+    if _dispatch_modes():
         return "called under a dispatch mode"
     if torch._C._len_torch_function_stack() and not _only_devices():
         return "called under a function mode"
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+    if _saved_tensors_hooks(False) is not None:
         return "called under hooks on saved tensors"
-    if torch.is_anomaly_enabled():
+    if _is_anomaly_enabled():
         return "called under detect_anomaly"
-    if any(_GLOBAL_HOOKS):
+    if all_modules_have_hooks():
         return "global module hooks are registered"
     return None
 
@@ -64,7 +67,7 @@ def tensor_reason(tensors: Iterable[Any]) -> str | None:
             return f"a tensor subclass among the inputs: {type(tensor).__name__}"
         if tensor.layout is not torch.strided:
             return "sparse gradients or tensors"
-        if tensor.requires_grad and has_hooks((tensor,)):
+        if tensor.requires_grad and have_hooks((tensor,)):
             return "hooks on a tensor or parameter"
         if tensor.grad_fn is not None:
             return "an input with a graph of its own (grad_fn)"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 from collections import deque
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as optimizer_module
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from stepgraph import torch_private
 from stepgraph.capture import traced, traced_scaler
-from stepgraph.capture.hooks import registrations
 from stepgraph.capture.order import Order
 from stepgraph.capture.terms import Terms
 from stepgraph.capture.traced import TABLE, Opaque
@@ -129,23 +129,18 @@ class OptimizerSubject(Subject):
 
     @override
     def unchanged(self) -> bool:
-        groups = self.value.param_groups
-        if not self._steps_as_then() or len(groups) != len(self.groups):
+        value, groups = self.value, self.value.param_groups
+        code = (type(value).step, vars(value).get("step"), RemovableHandle.next_id)
+        if code != self._looked_at:  # only then may hooks be there, or be gone
+            if self.steps_as_torch() != self._stepped_as_torch:
+                return False
+            self._looked_at = code
+        if len(groups) != len(self.groups):
             return False
         for group, then in zip(groups, self.groups, strict=True):
             now = group["params"]
-            if len(now) != len(then) or not all(map(operator.is_, now, then)):
+            if len(now) != len(then) or not all(map(is_, now, then)):
                 return False
-        return True
-
-    def _steps_as_then(self) -> bool:
-        """Return whether `step()` is still torch's own, or not; looks closely if it may be."""
-        value = self.value
-        now = (type(value).step, vars(value).get("step"), registrations())
-        if now != self._looked_at:
-            if self.steps_as_torch() != self._stepped_as_torch:
-                return False
-            self._looked_at = now
         return True
 
     @override
@@ -260,8 +255,7 @@ class AveragedModelSubject(Subject):
     @override
     def unchanged(self) -> bool:
         return all(
-            len(now) == len(then) and all(map(operator.is_, now.values(), then))
-            for now, then in self._held
+            len(now) == len(then) and all(map(is_, now.values(), then)) for now, then in self._held
         )
 
 

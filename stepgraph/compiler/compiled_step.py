@@ -61,6 +61,7 @@ class CompiledStep:
         functools.update_wrapper(self, function)
         self._options = options
         self._terms = options.terms()
+        self._is_plain = self._terms.plain
         self._owner = owner
         self._take(function)
         self._instances: dict[int, tuple[weakref.ref[Any], CompiledStep]] = {}
@@ -104,6 +105,8 @@ class CompiledStep:
         if torch.compiler.is_compiling():
             return self._plain(*self._bound(args), **kwargs)  # part of a larger trace
         terms = self._window.terms
+        if self._is_plain:
+            return self._call(self._bound(args), kwargs, terms)
         args, kwargs = terms.cast(args, kwargs)
         if terms.autocast is None:
             result = self._call(self._bound(args), kwargs, terms)
@@ -117,25 +120,24 @@ class CompiledStep:
         return result
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
-        refused = entry_reason()
-        if refused is None and self._variants:
-            scope = self._scope(args, kwargs)
-            for variant in self._variants:
-                if variant.terms is terms and scope is not None and variant.matches(scope):
-                    if self._dropped:
-                        self._check_dropped(variant.rewritten)
-                    if variant.program.calls < self._options.verify:
-                        return self._verify(variant, args, kwargs)
-                    try:
-                        result = variant.run(args, kwargs)
-                    except NeedsEager as reason:
-                        refused = str(reason)
-                        break
-                    self._calls += 1
-                    self._replays += 1
-                    self._dropped = variant.rewritten.dropped
-                    return result
-        return self._call_unmatched(args, kwargs, terms, refused)
+        scope = self._scope(args, kwargs) if self._variants else None
+        if scope is None:
+            return self._call_unmatched(args, kwargs, terms)
+        for variant in self._variants:
+            if variant.terms is terms and variant.matches(scope):
+                if self._dropped:
+                    self._check_dropped(variant.rewritten)
+                if variant.program.calls < self._options.verify:
+                    return self._verify(variant, args, kwargs)
+                try:
+                    result = variant.run(args, kwargs)
+                except NeedsEager as reason:
+                    return self._call_unmatched(args, kwargs, terms, str(reason))
+                self._calls += 1
+                self._replays += 1
+                self._dropped = variant.rewritten.dropped
+                return result
+        return self._call_unmatched(args, kwargs, terms)
 
     def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._owner is None:
@@ -264,7 +266,11 @@ class CompiledStep:
             variant.rebind(self._function)
 
     def _call_unmatched(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms, refused: str | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        terms: Terms,
+        refused: str | None = None,
     ) -> Any:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
         if terms.split.splits:
@@ -273,8 +279,8 @@ class CompiledStep:
         if config.current().disable:
             self._fallbacks.count(Refusal("STEPGRAPH_DISABLE is set"))
             return self._eagerly(args, kwargs, terms)
-        if refused is not None:
-            return self._fall_back(Refusal(refused), args, kwargs, terms)
+        if reason := refused or entry_reason():
+            return self._fall_back(Refusal(reason), args, kwargs, terms)
         scope = self._scope(args, kwargs)
         self._capturing.note_what_varies(self._function, args, kwargs, self._variants, scope)
         if self._first_call_ms is None:

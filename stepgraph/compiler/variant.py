@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stepgraph.capture import Captured, Subject, Terms, Unhooked
+from stepgraph.capture import Captured, Subject, Terms, Unhooked, may_replay
 from stepgraph.compiler.recording import Recorder, Recording
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
@@ -73,13 +73,20 @@ class Variant:
         """The optimizers, schedulers and other objects it acts on."""
         return self.captured.subjects
 
+    def __post_init__(self) -> None:
+        self._holds = self.captured.guards.check
+        self._unchanged = [
+            subject.unchanged
+            for subject in self.subjects.values()
+            if type(subject).unchanged is not Subject.unchanged
+        ]
+
     def matches(self, scope: dict[str, Any]) -> bool:
         """Return whether everything the trace took as a fact holds for a call."""
-        captured = self.rewritten.captured
-        if not captured.guards.check(scope) or not self.unhooked():
+        if not self._holds(scope) or not self.unhooked() or not may_replay():
             return False
-        for subject in captured.subjects.values():  # noqa: SIM110  (a generator takes 0.5 us)
-            if not subject.unchanged():
+        for unchanged in self._unchanged:  # noqa: SIM110  (a generator would be one more frame)
+            if not unchanged():
                 return False
         return True
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from stepgraph import torch_private
 from stepgraph.runtime.spans import Spans
+
+_is_grad_enabled = torch.is_grad_enabled
+_set_grad_enabled = torch._C._set_grad_enabled
 
 
 class NeedsEager(Exception):  # noqa: N818  (a signal, not an error)
@@ -48,9 +51,9 @@ class Program:
         for position in self.leaves:
             if inputs[position]._backward_hooks:
                 raise NeedsEager("hooks on a tensor or parameter")
-        grad_mode = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
-        entered = [device for device in self.autocast_devices if _switch_off(device)]
+        grad_mode = _is_grad_enabled()
+        _set_grad_enabled(False)
+        entered = _switch_off(self.autocast_devices) if self.autocast_devices else ()
         try:
             if self.spans is not None and torch_private.is_profiling():
                 outputs = self.spans(*inputs)
@@ -59,7 +62,7 @@ class Program:
         finally:
             for device in entered:
                 torch.set_autocast_enabled(device, True)
-            torch._C._set_grad_enabled(grad_mode)
+            _set_grad_enabled(grad_mode)
         self.calls += 1
         return outputs
 
@@ -70,7 +73,9 @@ def autocast_devices() -> tuple[str, ...]:
     return tuple(device for device in known if torch.is_autocast_enabled(device))
 
 
-def _switch_off(device: str) -> bool:
-    was = torch.is_autocast_enabled(device)
-    torch.set_autocast_enabled(device, False)
-    return was
+def _switch_off(devices: Sequence[str]) -> list[str]:
+    """Switch autocast off; return the devices for which it was on."""
+    entered = [device for device in devices if torch.is_autocast_enabled(device)]
+    for device in entered:
+        torch.set_autocast_enabled(device, False)
+    return entered

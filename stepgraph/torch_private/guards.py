@@ -29,7 +29,7 @@ _LAZY = frozenset(
 _LAZY_PLACE = re.compile(rf"\.(?:{'|'.join(sorted(_LAZY))})\b")
 _HELD = re.compile(r".+\._parameters\['(?P<key>[^'\\]+)'\]")
 _NOTHING = object()
-_VALUES = dict[str, Any].values
+_END = object()  # a table with fewer or more values than it had shifts it
 
 Keep = Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]
 
@@ -53,29 +53,36 @@ class Guards:
     Args:
         found: Dynamo's guards.
         together: Tensors that they leave out.
+
+    Attributes:
+        found: Dynamo's guards.
+        check: Returns whether all of it holds for a call with these local names.
     """
 
     def __init__(self, found: Any, together: Together) -> None:
         self.found = found
-        self._holds = found.check
-        self._tensors = together.tensors
-        self._same_layouts = TensorGuards(
-            *together.tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
-        ).check
-        self._tables = tuple({id(table): table for table in together.tables}.values())
-        self._held = [value for table in self._tables for value in table.values()]
-
-    def check(self, scope: Mapping[str, Any]) -> bool:
-        """Return whether all of it holds for a call with these local names."""
-        if not self._holds(scope) or not self._same_layouts(*self._tensors):
-            return False
-        held = [*chain.from_iterable(map(_VALUES, self._tables))]
-        return len(held) == len(self._held) and all(map(is_, held, self._held))
+        self.check = _check(found.check, together)
 
     def failing(self, scope: Mapping[str, Any]) -> str:
         """Return the first of Dynamo's guards that does not hold; empty if they all do."""
         parts = getattr(self.found.check_verbose(scope), "verbose_code_parts", None)
         return str(parts[0]) if parts else ""
+
+
+def _check(found: Callable[[Any], bool], together: Together) -> Callable[[Any], bool]:
+    """Return a function that asks Dynamo's guards, then compares the tensors."""
+    tensors = tuple(together.tensors)
+    layouts = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    tables = {id(table): table for table in together.tables}.values()
+    views = (*(table.values() for table in tables), (_END,))
+    held = tuple(chain.from_iterable(views))
+
+    def check(scope: Any) -> bool:
+        if not found(scope) or not layouts(*tensors):
+            return False
+        return all(map(is_, chain.from_iterable(views), held))
+
+    return check
 
 
 def build_guards(
