@@ -1,10 +1,10 @@
 """Host time of a replay beside its statements: `python -m benchmarks.bench_overhead`.
 
-A call of a compiled step finds its variant, checks the guards, hands the slots to the program, runs
-the program's statements and hands back the results. The clock is read inside each call, where the
-statements begin and where they end: what comes before is guards and slots, what comes after is
-results. So both parts belong to the same call as the statements, and a slow phase of the machine
-meets all alike. Models of different sizes take turns.
+A call of a compiled step binds its arguments, checks Dynamo's guards, looks itself at what these
+leave out, hands the slots to the program, runs the program's statements and hands back the results.
+The clock is read inside each call, where one part ends and the next begins. So all parts belong to
+the same call as the statements, and a slow phase of the machine meets all alike. Models of
+different sizes take turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 import stepgraph
 from benchmarks.harness import header, line
+from stepgraph.compiler.variant import Variant
 from stepgraph.runtime import Program
+from stepgraph.torch_private import guards
 
 WARM_UP = 5
 """Calls of a step before it is timed: the first, the capture, replays."""
@@ -35,12 +37,30 @@ BLOCK = 20
 """Calls of one size before the next has its turn."""
 
 
+PARTS = ("dynamo", "ours", "slots", "statements", "results")
+"""Dynamo's guards; ours; arguments on the way in; the program; results on the way out."""
+
+
 @dataclass
 class Clock:
-    """When the statements of the latest call began and ended, in nanoseconds."""
+    """When the latest call came to its stations, in nanoseconds."""
 
-    began: int = 0
+    guarded: int = 0  # Dynamo's guards begin
+    looked: int = 0  # and end: our own looks begin
+    matched: int = 0  # and end
+    began: int = 0  # the statements
     ended: int = 0
+
+    def parts(self, start: int, end: int) -> dict[str, float]:
+        """Return the time of each part of a call in us."""
+        parts = {
+            "dynamo": self.looked - self.guarded,
+            "ours": self.matched - self.looked,
+            "slots": self.guarded - start + self.began - self.matched,
+            "statements": self.ended - self.began,
+            "results": end - self.ended,
+        }
+        return {name: nanoseconds / 1e3 for name, nanoseconds in parts.items()}
 
 
 @dataclass
@@ -50,46 +70,62 @@ class Sized:
     parameters: int
     step: Callable[[Tensor], Any]
     clock: Clock
-    before: list[float] = field(default_factory=list)
-    after: list[float] = field(default_factory=list)
-    statements: list[float] = field(default_factory=list)
+    calls: list[dict[str, float]] = field(default_factory=list)
 
     def call(self, x: Tensor) -> None:
         """Make one call and note its times."""
         start = time.perf_counter_ns()
         self.step(x)
         end = time.perf_counter_ns()
-        self.before.append((self.clock.began - start) / 1e3)
-        self.after.append((end - self.clock.ended) / 1e3)
-        self.statements.append((self.clock.ended - self.clock.began) / 1e3)
+        self.calls.append(self.clock.parts(start, end))
 
     def median(self, *parts: str) -> float:
         """Return the median over the calls of the sum of some parts."""
-        columns = [getattr(self, part) for part in parts]
-        return statistics.median(map(sum, zip(*columns, strict=True)))
+        return statistics.median(sum(call[part] for part in parts) for call in self.calls)
 
 
 @contextmanager
-def timed_statements(clock: Clock) -> Iterator[None]:
-    """Let the programs made inside read the clock around their statements."""
-    plain = Program.__init__
+def timed(clock: Clock) -> Iterator[None]:
+    """Let the steps captured inside read the clock at their stations."""
+    init, check, matches = Program.__init__, guards._check, Variant.matches
 
-    def init(self: Program, function: Callable[..., Any], **facts: Any) -> None:
+    def timed_init(self: Program, function: Callable[..., Any], **facts: Any) -> None:
         @functools.wraps(function)
-        def timed(*args: Any) -> Any:
+        def statements(*args: Any) -> Any:
             clock.began = time.perf_counter_ns()
             result = function(*args)
             clock.ended = time.perf_counter_ns()
             return result
 
-        plain(self, timed, **facts)
+        init(self, statements, **facts)
 
-    with mock.patch.object(Program, "__init__", init):
+    def timed_check(found: Callable[[Any], bool], together: Any) -> Callable[[Any], bool]:
+        def dynamo(scope: Any) -> bool:
+            clock.guarded = time.perf_counter_ns()
+            holds = found(scope)
+            clock.looked = time.perf_counter_ns()
+            return holds
+
+        return check(dynamo, together)
+
+    def timed_matches(self: Variant, scope: Any) -> bool:
+        found = matches(self, scope)
+        clock.matched = time.perf_counter_ns()
+        return found
+
+    with (
+        mock.patch.object(Program, "__init__", timed_init),
+        mock.patch.object(guards, "_check", timed_check),
+        mock.patch.object(Variant, "matches", timed_matches),
+    ):
         yield
 
 
-def sized(parameters: int) -> Sized:
-    """Compile a step over that many parameters of four elements each, and warm it up."""
+def sized(parameters: int, clock: Clock) -> Sized:
+    """Compile a step over that many parameters of four elements each, and warm it up.
+
+    To be called inside `timed(clock)`.
+    """
     weights = nn.ParameterList(nn.Parameter(torch.randn(4)) for _ in range(parameters))
     optimizer = torch.optim.SGD(weights.parameters(), lr=1e-3)
 
@@ -100,11 +136,9 @@ def sized(parameters: int) -> Sized:
         optimizer.step()
         return loss
 
-    clock = Clock()
     compiled = stepgraph.compile(step, backend="eager", on_fallback="error")
-    with timed_statements(clock):
-        for _ in range(WARM_UP):
-            compiled(torch.randn(4))
+    for _ in range(WARM_UP):
+        compiled(torch.randn(4))
     if not compiled.explain().captured or not clock.ended:
         raise RuntimeError(f"{parameters} parameters: the step does not replay")
     return Sized(parameters, compiled, clock)
@@ -112,33 +146,37 @@ def sized(parameters: int) -> Sized:
 
 def measure(sizes: Sequence[int], rounds: int) -> list[Sized]:
     """Time steps over each number of parameters, taking turns."""
-    steps = [sized(parameters) for parameters in sizes]
-    x = torch.randn(4)
-    gc.collect()
-    gc.disable()
-    try:
-        for turn in range(rounds):
-            for step in steps[turn % len(steps) :] + steps[: turn % len(steps)]:
-                for _ in range(BLOCK):
-                    step.call(x)
-    finally:
-        gc.enable()
+    clock = Clock()
+    with timed(clock):
+        steps = [sized(parameters, clock) for parameters in sizes]
+        x = torch.randn(4)
+        gc.collect()
+        gc.disable()
+        try:
+            for turn in range(rounds):
+                for step in steps[turn % len(steps) :] + steps[: turn % len(steps)]:
+                    for _ in range(BLOCK):
+                        step.call(x)
+        finally:
+            gc.enable()
     return steps
 
 
 def table(steps: Sequence[Sized]) -> str:
     """Return the medians as text, and the line through them."""
-    titles = ("parameters", "statements", "guards, slots", "results", "overhead")
-    rows = ["".join(f"{title:>15}" for title in titles)]
+    overhead = tuple(part for part in PARTS if part != "statements")
+    titles = ("parameters", "statements", "Dynamo's guards", "our looks", "slots", "results")
+    rows = ["".join(f"{title:>16}" for title in (*titles, "overhead"))]
+    columns = [("statements",), ("dynamo",), ("ours",), ("slots",), ("results",), overhead]
     for step in steps:
-        parts = [("statements",), ("before",), ("after",), ("before", "after")]
-        times = "".join(f"{step.median(*names):>12,.1f} us" for names in parts)
-        rows.append(f"{step.parameters:>15}{times}")
+        times = "".join(f"{step.median(*names):>13,.1f} us" for names in columns)
+        rows.append(f"{step.parameters:>16}{times}")
     xs = [step.parameters for step in steps]
-    for name, parts in [("overhead", ("before", "after")), ("guards, slots", ("before",))]:
+    lines = {"overhead": overhead, "Dynamo's guards": ("dynamo",), "our looks": ("ours",)}
+    for name, parts in lines.items():
         a, b = line(xs, [step.median(*parts) for step in steps])
-        rows.append(f"{name:<15}{a:.1f} us + {b:.3f} us per parameter")
-    rows.append(f"{'budget':<15}20 us + 1.0 us per parameter, aim 0.5")
+        rows.append(f"{name:<16}{a:.1f} us + {b:.3f} us per parameter")
+    rows.append(f"{'budget':<16}20 us + 1.0 us per parameter, aim 0.5")
     return "\n".join(rows)
 
 
