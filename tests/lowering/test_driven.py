@@ -70,6 +70,19 @@ def test_one_weight_in_two_places_is_driven():
     side_by_side(make, rows, undriven=())
 
 
+def test_a_hundred_parameters_in_one_kernel_are_driven():
+    def make():
+        scales = nn.ParameterList(torch.randn(6) / 20 for _ in range(100))
+        model = nn.ModuleList([nn.Linear(6, 3), scales])
+
+        def forward(x):
+            return model[0](torch.stack([x * scale for scale in scales]).sum(0))
+
+        return training(model, forward, momentum=0.9)
+
+    side_by_side(make, rows, undriven=())
+
+
 def test_buffers_written_in_place_are_driven():
     def make():
         hidden = nn.Linear(6, 8, bias=False)  # the gradient of a bias would be noise

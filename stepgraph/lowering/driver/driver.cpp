@@ -7,6 +7,7 @@
 
 #include <Python.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -30,7 +31,8 @@ Gemm* dgemm;
 // was. Null with another BLAS.
 int (*set_threads)(int);
 
-constexpr int kArguments = 128;  // of a kernel; one more is refused by who writes the program
+constexpr int kArguments = 1024;  // of a kernel; one more is refused by who writes the program
+constexpr int kStep = 16;        // there is code to call a kernel for every so many
 
 class Reader {
  public:
@@ -64,22 +66,24 @@ void call(void* kernel, char* const* arguments) {
 
 using Call = void (*)(void*, char* const*);
 
-template <size_t... kCounts>
-constexpr auto calls(std::index_sequence<kCounts...>) {
+template <size_t... kSteps>
+constexpr auto calls(std::index_sequence<kSteps...>) {
   struct Table {
-    Call of[sizeof...(kCounts)];
+    Call of[sizeof...(kSteps)];
   };
-  return Table{{call<kCounts>...}};
+  return Table{{call<kSteps * kStep>...}};
 }
 
-// address, count, tensors
+// address, count, tensors. The kernel is given up to kStep - 1 nulls more than it takes, and does
+// not look at them; in all conventions of 64 bits, arguments are taken away by who has put them.
 void run_kernel(Reader& in) {
-  static constexpr auto kCalls = calls(std::make_index_sequence<kArguments + 1>());
+  static constexpr auto kCalls = calls(std::make_index_sequence<kArguments / kStep + 1>());
   void* kernel = reinterpret_cast<void*>(in.number());
-  const int count = in.size();
+  const int count = in.size(), steps = (count + kStep - 1) / kStep;
   char* arguments[kArguments];
   for (int i = 0; i < count; ++i) arguments[i] = in.tensor();
-  kCalls.of[count](kernel, arguments);
+  std::fill(arguments + count, arguments + steps * kStep, nullptr);
+  kCalls.of[steps](kernel, arguments);
 }
 
 // In the order of BLAS, whose matrices are columns of rows of ours:

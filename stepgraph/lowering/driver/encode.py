@@ -10,8 +10,8 @@ from torch import Tensor
 from stepgraph.lowering.indices import Bound
 from stepgraph.torch_private import KernelCall, MatrixProduct, Memory, Strided, Unreadable, Wrapper
 
-_ARGUMENTS = 128
-"""Of a kernel: as many as there are calls for in `driver.cpp`."""
+_ARGUMENTS = 1024
+"""Of a kernel, at most: there are calls for so many in `driver.cpp`."""
 
 _SHARED = 1 << 23
 """Multiplications of a product that threads share: for fewer, asking them costs more."""
