@@ -103,14 +103,13 @@ def build_guards(
 
     hooks = Hooks(guard_filter_fn=filter_guards)
     output = captured.graph_capture_output
-    guards = output.output_graph.guards.inner
-    _drop_lost(guards, names)
-    together = _take_together(guards, names, fixed)
+    _drop_lost(output.output_graph.guards.inner, names)
+    together = _take_together(output.output_graph, names, fixed)
     with get_metrics_context(), dynamo_timed("stepgraph.guards"):
         return Guards(output.build_guards(code, hooks=hooks).guard_manager, together)
 
 
-def _take_together(guards: Any, names: Mapping[str, Any], fixed: re.Pattern[str]) -> Together:
+def _take_together(output: Any, names: Mapping[str, Any], fixed: re.Pattern[str]) -> Together:
     """Take out the guards on tensors that have a fixed name; return what replaces them.
 
     A parameter of an optimizer has some: its layout, that it is no other tensor of the step, and
@@ -119,13 +118,15 @@ def _take_together(guards: Any, names: Mapping[str, Any], fixed: re.Pattern[str]
     A tensor is left to Dynamo if it is read elsewhere as well, or if one that is left to Dynamo
     has the same class: they might become one object.
     """
+    guards = output.guards.inner
+    in_order = {id(_read(source_name(source), names)) for source in output.guard_on_key_order}
     known: dict[int, list[Any]] = {}
     for guard in guards:
         if guard.create_fn_name() in ("TENSOR_MATCH", "DUPLICATE_INPUT"):
             value = _read(source_name(guard.originating_source), names)
             if isinstance(value, Tensor):
                 known.setdefault(id(value), [value]).append(guard)
-    groups = [_Group(value, found, names, fixed) for value, *found in known.values()]
+    groups = [_group(value, found, names, fixed, in_order) for value, *found in known.values()]
     left = {type(group.tensor) for group in groups if not group.is_complete}
     together = Together()
     for group in groups:
@@ -139,33 +140,51 @@ def _take_together(guards: Any, names: Mapping[str, Any], fixed: re.Pattern[str]
     return together
 
 
+@dataclass
 class _Group:
     """One tensor, with the guards on it by whatever name.
 
     Attributes:
+        tensor: The tensor.
+        guards: The guards.
         tables: Tables of parameters of modules that hold it.
         sources: Dynamo's sources of these tables.
         is_complete: Whether it has a fixed name, and no others but in those tables.
     """
 
-    def __init__(
-        self, tensor: Tensor, guards: list[Any], names: Mapping[str, Any], fixed: re.Pattern[str]
-    ) -> None:
-        self.tensor, self.guards = tensor, guards
-        self.tables: list[dict[str, Any]] = []
-        self.sources: list[Any] = []
-        has_fixed = elsewhere = False
-        for name, source in {source_name(s): s for g in guards for s in _sources(g)}.items():
-            key = _HELD.fullmatch(name)
-            table = _read(source_name(source.base), names) if key else None
-            if fixed.fullmatch(name):
-                has_fixed = True
-            elif key and type(table) is dict and table.get(key["key"]) is tensor:
-                self.tables.append(table)
-                self.sources.append(source.base)
-            else:
-                elsewhere = True
-        self.is_complete = has_fixed and not elsewhere
+    tensor: Tensor
+    guards: list[Any]
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[Any] = field(default_factory=list)
+    is_complete: bool = False
+
+
+def _group(
+    tensor: Tensor,
+    guards: list[Any],
+    names: Mapping[str, Any],
+    fixed: re.Pattern[str],
+    in_order: set[int],
+) -> _Group:
+    """Return a tensor with what is guarded about it.
+
+    Dynamo cannot guard the identity of a table whose keys it compares `in_order`.
+    """
+    group = _Group(tensor, guards)
+    elsewhere = False
+    for name, source in {source_name(s): s for g in guards for s in _sources(g)}.items():
+        key = _HELD.fullmatch(name)
+        table = _read(source_name(source.base), names) if key else None
+        if fixed.fullmatch(name):
+            group.is_complete = True
+        elif key and type(table) is dict and table.get(key["key"]) is tensor:
+            elsewhere |= id(table) in in_order
+            group.tables.append(table)
+            group.sources.append(source.base)
+        else:
+            elsewhere = True
+    group.is_complete &= not elsewhere
+    return group
 
 
 def _drop_lost(guards: Any, names: Mapping[str, Any]) -> None:
