@@ -27,7 +27,9 @@ _LAZY = frozenset(
     if isinstance(value, distributions_utils.lazy_property)
 )
 _LAZY_PLACE = re.compile(rf"\.(?:{'|'.join(sorted(_LAZY))})\b")
-_HELD = re.compile(r".+\._parameters\['(?P<key>[^'\\]+)'\]")
+_TABLE = re.compile(r"[^()]+\._parameters")
+_BY_PLACE = re.compile(r"dict\.keys\([^()]+\._parameters\)")
+_HELD = re.compile(rf"(?P<table>{_TABLE.pattern})\['(?P<key>[^'\\]+)'\]")
 _NOTHING = object()
 _END = object()  # a table with fewer or more values than it had shifts it
 
@@ -40,7 +42,7 @@ class Together:
 
     Attributes:
         tensors: Must have the layout, dtype, device and flags they have now.
-        tables: Parameters of modules: must hold, in the same order, what they hold now.
+        tables: Parameters of modules by name: must hold, in the same order, what they hold now.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -74,7 +76,10 @@ def _check(found: Callable[[Any], bool], together: Together) -> Callable[[Any], 
     tensors = tuple(together.tensors)
     layouts = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
     tables = {id(table): table for table in together.tables}.values()
-    views = (*(table.values() for table in tables), (_END,))
+    views: list[Iterable[Any]] = []
+    for table in tables:
+        views += [table.keys(), table.values()]
+    views.append((_END,))
     held = tuple(chain.from_iterable(views))
 
     def check(scope: Any) -> bool:
@@ -119,14 +124,15 @@ def _take_together(output: Any, names: Mapping[str, Any], fixed: re.Pattern[str]
     has the same class: they might become one object.
     """
     guards = output.guards.inner
-    in_order = {id(_read(source_name(source), names)) for source in output.guard_on_key_order}
+    if any(_BY_PLACE.search(source_name(source)) for g in guards for source in _sources(g)):
+        return Together()  # a parameter that is known by its place in the order of a table
     known: dict[int, list[Any]] = {}
     for guard in guards:
         if guard.create_fn_name() in ("TENSOR_MATCH", "DUPLICATE_INPUT"):
             value = _read(source_name(guard.originating_source), names)
             if isinstance(value, Tensor):
                 known.setdefault(id(value), [value]).append(guard)
-    groups = [_group(value, found, names, fixed, in_order) for value, *found in known.values()]
+    groups = [_group(value, found, names, fixed) for value, *found in known.values()]
     left = {type(group.tensor) for group in groups if not group.is_complete}
     together = Together()
     for group in groups:
@@ -135,9 +141,30 @@ def _take_together(output: Any, names: Mapping[str, Any], fixed: re.Pattern[str]
             together.tables += group.tables
             for guard in group.guards:
                 guards.discard(guard)
-            for source in group.sources:
-                guards.add(source.make_guard(GuardBuilder.ID_MATCH))
+    _guard_identity(output, together.tables, names)
     return together
+
+
+def _guard_identity(
+    output: Any, tables: Iterable[dict[str, Any]], names: Mapping[str, Any]
+) -> None:
+    """Let Dynamo guard the identity of tables, instead of their class and the order of their keys.
+
+    It cannot do both, and whoever compares keys and values of the same table needs no other.
+    """
+    guards = output.guards.inner
+    compared = {id(table) for table in tables}
+
+    def is_compared(source: Any) -> bool:
+        name = source_name(source)
+        return bool(_TABLE.fullmatch(name)) and id(_read(name, names)) in compared
+
+    for guard in list(guards):
+        if is_compared(guard.originating_source):
+            guards.discard(guard)
+            guards.add(guard.originating_source.make_guard(GuardBuilder.ID_MATCH))
+    for source in filter(is_compared, list(output.guard_on_key_order)):
+        output.guard_on_key_order.discard(source)
 
 
 @dataclass
@@ -148,43 +175,29 @@ class _Group:
         tensor: The tensor.
         guards: The guards.
         tables: Tables of parameters of modules that hold it.
-        sources: Dynamo's sources of these tables.
         is_complete: Whether it has a fixed name, and no others but in those tables.
     """
 
     tensor: Tensor
     guards: list[Any]
-    tables: list[dict[str, Any]] = field(default_factory=list)
-    sources: list[Any] = field(default_factory=list)
-    is_complete: bool = False
+    tables: list[dict[str, Any]]
+    is_complete: bool
 
 
 def _group(
-    tensor: Tensor,
-    guards: list[Any],
-    names: Mapping[str, Any],
-    fixed: re.Pattern[str],
-    in_order: set[int],
+    tensor: Tensor, guards: list[Any], names: Mapping[str, Any], fixed: re.Pattern[str]
 ) -> _Group:
-    """Return a tensor with what is guarded about it.
-
-    Dynamo cannot guard the identity of a table whose keys it compares `in_order`.
-    """
-    group = _Group(tensor, guards)
-    elsewhere = False
-    for name, source in {source_name(s): s for g in guards for s in _sources(g)}.items():
-        key = _HELD.fullmatch(name)
-        table = _read(source_name(source.base), names) if key else None
-        if fixed.fullmatch(name):
-            group.is_complete = True
-        elif key and type(table) is dict and table.get(key["key"]) is tensor:
-            elsewhere |= id(table) in in_order
-            group.tables.append(table)
-            group.sources.append(source.base)
-        else:
-            elsewhere = True
-    group.is_complete &= not elsewhere
-    return group
+    """Return a tensor with what is guarded about it."""
+    read = {source_name(source): None for guard in guards for source in _sources(guard)}
+    others = [name for name in read if not fixed.fullmatch(name)]
+    tables = []
+    for name in others:
+        held = _HELD.fullmatch(name)
+        table = _read(held["table"], names) if held else None
+        if held and type(table) is dict and table.get(held["key"]) is tensor:
+            tables.append(table)
+    is_complete = len(others) < len(read) and len(tables) == len(others)
+    return _Group(tensor, guards, tables, is_complete)
 
 
 def _drop_lost(guards: Any, names: Mapping[str, Any]) -> None:
