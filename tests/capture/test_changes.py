@@ -154,10 +154,6 @@ def one_more_parameter(world):
     return lambda: delattr(world.net[2], "extra")
 
 
-def one_more_parameter_that_is_none(world):
-    world.net[2].register_parameter("extra", None)
-
-
 def a_table_is_reordered(world):
     table = world.net[2]._parameters
     table["weight"] = table.pop("weight")
@@ -299,7 +295,6 @@ SEEN = [
     a_bias_becomes_a_buffer,
     a_bias_becomes_a_plain_attribute,
     one_more_parameter,
-    one_more_parameter_that_is_none,
     a_table_is_reordered,
     a_table_is_replaced_by_an_equal_one_and_then_changed,
     a_layer_is_new_and_in_a_group_of_its_own,
@@ -351,10 +346,6 @@ def the_teacher_has_other_weights(world):
     world.teacher.weight.data = torch.ones(2, 4)
 
 
-def the_teacher_is_another(world):
-    world.teacher = Layer(2).requires_grad_(False)
-
-
 def the_teacher_shares_the_students_memory(world):
     world.teacher.weight.data = world.net[3].weight.data
 
@@ -390,7 +381,6 @@ GOES_ON = [
     the_model_is_a_shallow_copy,
     a_table_that_a_module_no_longer_has_is_changed,
     the_teacher_has_other_weights,
-    the_teacher_is_another,
     the_teacher_shares_the_students_memory,
     two_weights_overlap,
     a_weight_is_set_to_another_memory,
