@@ -49,8 +49,11 @@ class Program:
     def __call__(self, *inputs: Any) -> Any:
         """Perform the step and return its outputs."""
         for position in self.leaves:
-            if inputs[position]._backward_hooks:
+            leaf = inputs[position]
+            if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
                 raise NeedsEager("hooks on a tensor or parameter")
+            if not leaf.is_leaf:
+                raise NeedsEager("an input with a graph of its own (grad_fn)")
         grad_mode = _is_grad_enabled()
         _set_grad_enabled(False)
         entered = _switch_off(self.autocast_devices) if self.autocast_devices else ()

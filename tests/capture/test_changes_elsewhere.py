@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness import Program, draw, regression, same_as_eager
+from harness import Program, assert_captured, draw, regression, same_as_eager
 from noted import Noted
 
 CHANGED, UNDONE = 4, 6
@@ -82,6 +82,29 @@ def test_a_batch_may_be_of_the_model(name):
     assert [step.replayed[index] for index in (2, 3, 6, 8)] == [True] * 4
     assert name not in GOES_ON or step.replayed[2:] == [True] * 7
     assert step.explain().captures <= 3
+
+
+REPEATED = {
+    "a row of a weight": lambda w: w.net[2].weight.detach()[:1],
+    "a bias": lambda w: w.net[0].bias.detach(),
+    "a buffer": lambda w: w.net.seen,
+    "something new": lambda w: torch.ones(1, 4),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_batch_may_repeat_what_the_step_writes(name):
+    def make():
+        world, pick = Square(), REPEATED[name]
+        world.net.register_buffer("seen", torch.zeros(1, 4))
+
+        def step(x):
+            world.net.seen.add_(1)
+            return world.train(x)
+
+        return Program(step, lambda index: (pick(world).expand(4, 4),), watch=world)
+
+    assert_captured(same_as_eager(make))
 
 
 # --- parameters that no module holds

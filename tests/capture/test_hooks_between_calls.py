@@ -127,6 +127,36 @@ def test_a_hook_is_called_while_it_is_there_and_the_step_replays_when_it_is_gone
     assert step.replayed[REMOVED:] == [True] * 3
 
 
+BY_HAND = {
+    "before an accumulation": lambda leaf: leaf.register_hook(triple),
+    "after an accumulation": lambda leaf: leaf.register_post_accumulate_grad_hook(double_in_place),
+}
+
+
+@pytest.mark.parametrize("where", BY_HAND)
+def test_a_hook_on_a_leaf_that_is_updated_by_hand_is_called(where):
+    def make():
+        leaf = torch.ones(4, 3, requires_grad=True)
+
+        def step(x, y):
+            leaf.grad = None
+            loss = (x @ leaf).square().mean() + y.mean()
+            loss.backward()
+            with torch.no_grad():
+                leaf.sub_(leaf.grad, alpha=0.1)
+            return loss.detach()
+
+        def between(index):
+            if index == REGISTERED:
+                BY_HAND[where](leaf)
+
+        return Program(step, regression, watch=[leaf], between=between)
+
+    step = same_as_eager(make, calls=9, compiler=Noted)
+
+    assert step.replayed[2:REGISTERED] == [True] * 2
+
+
 UNFELT = {
     "on a parameter of another layer": lambda w: w.spare.weight.register_hook(triple).remove,
     "on another layer": lambda w: w.spare.register_forward_hook(doubled).remove,
