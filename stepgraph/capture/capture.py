@@ -284,6 +284,8 @@ def _check_trace(found: Traced) -> None:
             refuse("the graph holds a tensor that is no input of the step")
         if "register_hook" in target or "register_post_accumulate" in target:
             refuse("registers hooks inside the step")
+        if target == "__delattr__":
+            refuse("deletes an attribute of a tensor")
         if "manual_seed" in target or "set_rng_state" in target:
             refuse("host randomness: seeds inside the step")
     replaced = any(node.target is OPS.set_grad.default for node in graph_module.graph.nodes)

@@ -34,7 +34,16 @@ def disabled_scaler_stand_ins() -> dict[str, Any]:
     def update(new_scale: Any = None) -> None:
         pass
 
-    return {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
+    def get_scale() -> float:
+        return 1.0
+
+    return {
+        "scale": scale,
+        "unscale_": unscale_,
+        "step": step,
+        "update": update,
+        "get_scale": get_scale,
+    }
 
 
 def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> dict[str, Any]:

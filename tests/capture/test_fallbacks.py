@@ -230,6 +230,18 @@ def test_randomness_of_the_host_runs_eagerly(body):
     assert not step.explain().captured
 
 
+# --- deleted attributes
+
+
+def test_a_gradient_that_is_deleted_runs_eagerly():
+    def deletes(world, x, y):
+        loss = world.update(world.loss(x, y))
+        del world.net[0].weight.grad
+        return loss
+
+    assert_falls_back(same_as_eager(program(deletes)), "deletes an attribute of a tensor")
+
+
 # --- hooks
 
 
