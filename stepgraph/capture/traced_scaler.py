@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ _scaled_step = OPS.scaled_step
 _unscale = OPS.unscale
 
 REFUSE_SCALER = Opaque("uses GradScaler in a way that is not captured")
+
+
+def _by_name(*methods: Callable[..., Any]) -> dict[str, Any]:
+    return {method.__name__: method for method in methods}
 
 
 def disabled_scaler_stand_ins() -> dict[str, Any]:
@@ -37,13 +42,7 @@ def disabled_scaler_stand_ins() -> dict[str, Any]:
     def get_scale() -> float:
         return 1.0
 
-    return {
-        "scale": scale,
-        "unscale_": unscale_,
-        "step": step,
-        "update": update,
-        "get_scale": get_scale,
-    }
+    return _by_name(scale, unscale_, step, update, get_scale)
 
 
 def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> dict[str, Any]:
@@ -94,10 +93,4 @@ def scaler_stand_ins(number: int, terms: Terms, optimizers: dict[int, int]) -> d
     def get_scale() -> Any:
         return _hyper(number_of(name), 0, "scale").item()
 
-    return {
-        "scale": scale,
-        "unscale_": unscale_,
-        "step": step,
-        "update": update,
-        "get_scale": get_scale,
-    }
+    return _by_name(scale, unscale_, step, update, get_scale)

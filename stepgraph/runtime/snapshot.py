@@ -131,12 +131,8 @@ def _refill_list(target: Any, items: list[Any]) -> None:
 def _refill_tensor(tensor: Tensor, copied: Tensor, flag: bool) -> None:
     with torch.no_grad():
         if not same(tensor.detach(), copied):
-            _once(tensor).copy_(_once(copied, like=tensor))
+            # an expanded tensor cannot be written, but what it repeats
+            once = tuple(slice(None) if stride else slice(1) for stride in tensor.stride())
+            tensor[once].copy_(copied[once])
     if tensor.is_leaf and tensor.requires_grad != flag:
         tensor.requires_grad_(flag)
-
-
-def _once(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return a view without the repetitions of an expanded tensor, which cannot be written."""
-    strides = (tensor if like is None else like).stride()
-    return tensor[tuple(slice(None) if stride else slice(1) for stride in strides)]

@@ -11,22 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from harness import Program, assert_captured, draw, regression, same_as_eager
-from noted import Noted
-
-CHANGED, UNDONE = 4, 6
+from noted import Noted, assert_replays_again, between
 
 
 def changing(change, world, step, batch=regression):
     """A program in which one thing changes at one call, and maybe changes back at a later one."""
-    undo = []
-
-    def between(index):
-        if index == CHANGED:
-            undo.append(change(world))
-        if index == UNDONE and undo[0] is not None:
-            undo[0]()
-
-    return Program(step, batch, watch=world, between=between)
+    return Program(step, batch, watch=world, between=between(change, world))
 
 
 # --- batches
@@ -231,9 +221,7 @@ def test_a_parameter_that_no_module_holds_changes(change, by_hand):
 
     step = same_as_eager(make, calls=10, compiler=Noted)
 
-    assert step.replayed[2:CHANGED] == [True] * 2
-    assert step.replayed[-1]
-    assert step.explain().captures <= 4
+    assert_replays_again(step)
 
 
 # --- two optimizers that share a parameter
@@ -310,9 +298,7 @@ def test_parameters_move_between_two_optimizers(change):
 
     step = same_as_eager(make, calls=10, compiler=Noted)
 
-    assert step.replayed[2:CHANGED] == [True] * 2
-    assert step.replayed[-1]
-    assert step.explain().captures <= 4
+    assert_replays_again(step)
 
 
 # --- averages
@@ -389,6 +375,4 @@ def test_an_average_is_replaced_or_edited(change):
 
     step = same_as_eager(make, calls=10, compiler=Noted)
 
-    assert step.replayed[2:CHANGED] == [True] * 2
-    assert step.replayed[-1]
-    assert step.explain().captures <= 4
+    assert_replays_again(step)
