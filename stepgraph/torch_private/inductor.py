@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unb
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from stepgraph.torch_private.laid_out import lay_out
 from stepgraph.torch_private.sources import constant_source
 
 Compiled = Callable[[list[Any]], Sequence[Any]]
@@ -137,6 +138,7 @@ def compile_inference(
     compile_fx = importlib.import_module("torch._inductor.compile_fx")
     decompositions = importlib.import_module("torch._inductor.decomposition")
     config = importlib.import_module("torch._inductor.config")
+    lowering = importlib.import_module("torch._inductor.graph")
     run = torch.func.functionalize(lambda *values: graph_module(*values), remove="mutations")
     with warnings.catch_warnings(), torch.no_grad(), tracing_context(TracingContext(inputs.mode)):
         warnings.simplefilter("ignore")  # about the compiler's own decisions
@@ -147,7 +149,8 @@ def compile_inference(
                 tracing_mode="real",
             )(*inputs.values)
         functional.graph.eliminate_dead_code()
-        _fix_outputs(functional, strides, compile_fx.record_original_output_strides)
+        convolves = lowering.GraphLowering.decide_layout_opt(functional, is_inference=True)
+        lay_out(functional, inputs.mode, inputs.values, strides, channels_last=convolves)
         options = {} if threads is None else {"cpp.threads": threads}
         with config.patch({"size_asserts": assertions, **options}):
             compiled = compile_fx.compile_fx_inner(functional, inputs.values, is_inference=True)
@@ -161,20 +164,3 @@ def _norms(tensors: list[Tensor], ord: float = 2, dtype: torch.dtype | None = No
 
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {torch.ops.aten._foreach_norm.Scalar: _norms}
 """What Inductor would call a library for, though it can compile it."""
-
-
-def _fix_outputs(
-    graph_module: GraphModule,
-    strides: Sequence[tuple[int, ...] | None],
-    record: Callable[[GraphModule], None],
-) -> None:
-    """Say which strides the outputs must have: those of the trace, unless given."""
-    output = graph_module.graph.output_node()
-    output.args = (list(output.args[0]),)  # type: ignore[arg-type]
-    record(graph_module)
-    output.meta["user_visible_output_idxs"] = list(range(len(strides)))
-    recorded = output.meta["original_output_strides"]
-    output.meta["original_output_strides"] = [
-        own if given is None else given for given, own in zip(strides, recorded, strict=True)
-    ]
-    graph_module.recompile()

@@ -63,6 +63,47 @@ def test_dropout_and_batch_norm_draw_and_count_as_in_eager():
     side_by_side(make, lambda index: (torch.randn(5, 2, 6, 6), torch.randint(3, (5,))))
 
 
+class _Attentive(nn.Module):
+    """A residual block whose result attends over its own pixels, one view after another."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.query = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(x + self.second(F.relu(self.norm(self.first(x)))))
+        query, key = self.query(hidden).flatten(2), hidden.flatten(2)
+        attention = torch.softmax(query.transpose(1, 2) @ key, -1)
+        attended = (key @ attention.transpose(1, 2)).view(hidden.shape)
+        return hidden + attended
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_between_views_return_tensors_laid_out_as_in_eager(layout):
+    def make():
+        blocks = nn.Sequential(_Attentive(4), nn.MaxPool2d(2), _Attentive(4))
+        grow = nn.ConvTranspose2d(4, 2, 2, stride=2)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), blocks, grow)
+        model = model.to(memory_format=layout)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+        def step(x):
+            optimizer.zero_grad()
+            features = blocks(model[0](x))
+            images = grow(features)
+            loss = (images - x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss, features.detach(), images.detach()
+
+        return World(model, step)
+
+    side_by_side(make, lambda _: (torch.randn(3, 2, 8, 8).contiguous(memory_format=layout),))
+
+
 def test_gradients_accumulate_in_place():
     def make():
         model = mlp()

@@ -1,0 +1,117 @@
+"""Memory layouts in a graph for Inductor: of what convolutions read, and of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+Strides = tuple[int, ...]
+_aten = torch.ops.aten
+_CONVOLUTIONS = (_aten.convolution.default, _aten.convolution_backward.default)
+_VIEWS = (_aten.view.default, _aten._unsafe_view.default)
+
+
+def lay_out(
+    graph_module: GraphModule,
+    mode: FakeTensorMode,
+    inputs: Sequence[Any],
+    strides: Sequence[Strides | None],
+    *,
+    channels_last: bool,
+) -> None:
+    """Choose layouts inside of a graph, in place; its results keep theirs.
+
+    Args:
+        graph_module: Functional ATen operators with fake values. Its output is a tuple, afterwards
+            a list.
+        mode: The mode of the fake values.
+        inputs: Fake inputs.
+        strides: For each result the strides it must have; None for those it has in the trace.
+        channels_last: Inductor is going to use channels last for convolutions.
+    """
+    output = graph_module.graph.output_node()
+    results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    own = [_strides(result) for result in results]
+    wanted = [given or traced for given, traced in zip(strides, own, strict=True)]
+    if channels_last and _put_channels_last(graph_module):
+        FakeTensorProp(graph_module, mode).propagate_dont_convert_inputs(*inputs)
+    pairs = zip(results, wanted, strict=True)
+    output.args = ([_with_strides(result, s) for result, s in pairs],)
+    output.meta["user_visible_output_idxs"] = list(range(len(results)))
+    graph_module.recompile()
+
+
+def _strides(result: Any) -> Strides | None:
+    value = result.meta.get("val") if isinstance(result, Node) else None
+    return value.stride() if isinstance(value, Tensor) else None
+
+
+def _with_strides(result: Any, strides: Strides | None) -> Any:
+    """Return a result with these strides: itself, or a copy that a kernel can write right away.
+
+    Strides of no dense layout are nothing that a copy has; `result` stays as it is.
+    """
+    if strides is None or strides == _strides(result):
+        return result
+    order = _dense_order(result.meta["val"].shape, strides)
+    if order is None:
+        return result
+    back = sorted(range(len(order)), key=order.__getitem__)
+    graph: torch.fx.Graph = result.graph
+    with graph.inserting_before(graph.output_node()):
+        turned = graph.call_function(_aten.permute.default, (result, order))
+        dense = _clone(turned, torch.contiguous_format)
+        return graph.call_function(_aten.permute.default, (dense, back))
+
+
+def _clone(value: Node, memory_format: Any) -> Node:
+    return value.graph.call_function(
+        _aten.clone.default, (value,), {"memory_format": memory_format}
+    )
+
+
+def _dense_order(shape: Sequence[int], strides: Strides) -> list[int] | None:
+    """Return the dimensions from the outermost to the innermost; None if there are gaps."""
+    if not all(isinstance(n, int) for n in strides):
+        return None
+    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+    run = 1
+    for dim in reversed(order):
+        if shape[dim] != 1 and strides[dim] != run:
+            return None
+        run *= shape[dim]
+    return order
+
+
+def _put_channels_last(graph_module: GraphModule) -> bool:
+    """Lay out once, channels last, what convolutions read in forward and backward.
+
+    Inductor chooses channels last for a convolution. Of what a backward reads it takes for granted
+    that it comes as an input, laid out by a forward; where both are in one graph, it makes up to
+    three copies: one as in the trace, and one with channels last for each of the two.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    graph = graph_module.graph
+    if graph.find_nodes(op="call_function", target=_aten.as_strided.default):
+        return False  # it reads memory as the trace has laid it out
+    backward = graph.find_nodes(op="call_function", target=_aten.convolution_backward.default)
+    read = {value: None for node in backward for value in node.all_input_nodes}
+    several = [v for v in read if v.meta["val"].dim() == 4 and len(v.users) > 1]
+    for value in several:
+        with graph.inserting_after(value):
+            laid_out = _clone(value, torch.channels_last)
+        for user in [user for user in value.users if user is not laid_out]:
+            if user.target in _CONVOLUTIONS or value.op != "placeholder":
+                user.replace_input_with(value, laid_out)
+    for node in graph.nodes:
+        if node.target in _VIEWS:  # of a value that may have channels last now
+            node.target = _aten.reshape.default
+    return bool(several)
