@@ -2,10 +2,9 @@
 
 from stepgraph.capture.capture import Captured, capture
 from stepgraph.capture.eager import on_terms
-from stepgraph.capture.hooks import Unhooked
 from stepgraph.capture.loop import looped
 from stepgraph.capture.microbatches import Microbatches, check_batch
-from stepgraph.capture.preflight import entry_reason, may_replay
+from stepgraph.capture.preflight import Moment, entry_reason
 from stepgraph.capture.refusal import Refusal, refusal_of
 from stepgraph.capture.scope import scalars_in, scope_reader, varied_number
 from stepgraph.capture.self_test import self_test
@@ -17,18 +16,17 @@ __all__ = [
     "Captured",
     "ListSubject",
     "Microbatches",
+    "Moment",
     "Opaque",
     "OptimizerSubject",
     "Refusal",
     "Subject",
     "Subjects",
     "Terms",
-    "Unhooked",
     "capture",
     "check_batch",
     "entry_reason",
     "looped",
-    "may_replay",
     "on_terms",
     "refusal_of",
     "scalars_in",

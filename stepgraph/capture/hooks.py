@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from torch import Tensor
 from torch.nn.modules import module as nn_module
-from torch.utils.hooks import RemovableHandle
 
 _GLOBAL_HOOKS = tuple(
     getattr(nn_module, name)
@@ -27,28 +26,3 @@ def have_hooks(tensors: Iterable[Tensor]) -> bool:
 def all_modules_have_hooks() -> bool:
     """Return whether hooks are registered for every module of the process."""
     return any(_GLOBAL_HOOKS)
-
-
-class Unhooked:
-    """Tells whether tensors, and modules in general, are still without hooks.
-
-    It looks only if a hook has been registered, on anything, since it looked last: all of torch's
-    ways to register one hand out a `RemovableHandle` with a number of its own. Two attributes of
-    each tensor would cost more than all other checks of a call.
-
-    Args:
-        tensors: The tensors.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tuple(tensors)
-        self._looked_at: int | None = None
-
-    def __call__(self) -> bool:
-        """Return whether none of them has a hook."""
-        if self._looked_at == RemovableHandle.next_id:
-            return True
-        if have_hooks(self._tensors) or all_modules_have_hooks():
-            return False
-        self._looked_at = RemovableHandle.next_id
-        return True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils.hooks import RemovableHandle
 
 from stepgraph.capture.hooks import all_modules_have_hooks, have_hooks
 
@@ -25,14 +26,33 @@ _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_anomaly_enabled = torch.is_anomaly_enabled
 
 
-def may_replay() -> bool:
-    """Return whether `entry_reason` has none, where the guards of a variant hold.
+class Moment:
+    """Tells whether a call may be replayed now, where the guards of its variant hold.
 
-    They look at grad mode and function modes; `Unhooked` looks at hooks of modules.
+    Guards look at grad mode and function modes; this looks at the rest of `entry_reason`, and for
+    hooks on tensors. For hooks it looks only if one has been registered, on anything, since it
+    looked last: all of torch's ways to register one hand out a `RemovableHandle` with a number of
+    its own. Two attributes of each tensor would cost more than all other checks of a call.
+
+    Args:
+        tensors: Leaves into which the step accumulates gradients.
     """
-    return not (
-        _dispatch_modes() or _is_anomaly_enabled() or _saved_tensors_hooks(False) is not None
-    )
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = tuple(tensors)
+        self._handles: int | None = None  # hooks registered in the process when it looked last
+
+    def may_replay(self) -> bool:
+        """Return whether a replay would leave nothing out."""
+        if _dispatch_modes() or _is_anomaly_enabled() or _saved_tensors_hooks(False) is not None:
+            return False
+        return self._handles == RemovableHandle.next_id or self._is_without_hooks()
+
+    def _is_without_hooks(self) -> bool:
+        if have_hooks(self._tensors) or all_modules_have_hooks():
+            return False
+        self._handles = RemovableHandle.next_id
+        return True
 
 
 def entry_reason() -> str | None:

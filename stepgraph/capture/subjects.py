@@ -100,10 +100,12 @@ class OptimizerSubject(Subject):
     def __init__(self, value: Optimizer, name: str = "") -> None:
         super().__init__(value, name)
         self._stepped_as_torch = self.steps_as_torch()
-        self._looked_at: object = None
+        self._handles: int | None = None  # hooks registered in the process when it was looked at
+        self._step: Callable[..., Any] | None = None  # and `step()` then
         self.order = Order(Terms())
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
+        self._lengths = list(map(len, self.groups))
 
     @override
     def stand_ins(self, subjects: Subjects, terms: Terms) -> dict[str, Any]:
@@ -129,19 +131,15 @@ class OptimizerSubject(Subject):
 
     @override
     def unchanged(self) -> bool:
-        value, groups = self.value, self.value.param_groups
-        code = (type(value).step, vars(value).get("step"), RemovableHandle.next_id)
-        if code != self._looked_at:  # only then may hooks be there, or be gone
+        step, handles = self.value.step, RemovableHandle.next_id
+        if handles != self._handles or step != self._step:  # hooks may be there, or be gone
             if self.steps_as_torch() != self._stepped_as_torch:
                 return False
-            self._looked_at = code
-        if len(groups) != len(self.groups):
+            self._handles, self._step = handles, step
+        groups = [group["params"] for group in self.value.param_groups]
+        if list(map(len, groups)) != self._lengths:
             return False
-        for group, then in zip(groups, self.groups, strict=True):
-            now = group["params"]
-            if len(now) != len(then) or not all(map(is_, now, then)):
-                return False
-        return True
+        return all(map(is_, itertools.chain.from_iterable(groups), self.parameters))
 
     @override
     def may_rehearse(self) -> bool:

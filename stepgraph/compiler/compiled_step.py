@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-import torch
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from stepgraph import config
 from stepgraph.capture import (
@@ -32,7 +32,7 @@ from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.recording import Recorder
 from stepgraph.compiler.rewritten import Rewritten
-from stepgraph.compiler.variant import Variant, build
+from stepgraph.compiler.variant import TIMED, Variant, build
 from stepgraph.compiler.verification import check_same, rehearsal_of
 from stepgraph.compiler.window import Window
 from stepgraph.errors import ConfigurationError
@@ -102,11 +102,16 @@ class CompiledStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replay the step, or run it eagerly and perhaps capture it."""
-        if torch.compiler.is_compiling():
+        if is_dynamo_compiling():
             return self._plain(*self._bound(args), **kwargs)  # part of a larger trace
         terms = self._window.terms
-        if self._is_plain:
-            return self._call(self._bound(args), kwargs, terms)
+        if not self._is_plain:
+            return self._call_on_terms(args, kwargs, terms)
+        bound = args if self._owner is None else self._bound(args)
+        return self._call(bound, kwargs, terms)
+
+    def _call_on_terms(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+        """Call the step as its options want it, and count the call in its window."""
         args, kwargs = terms.cast(args, kwargs)
         if terms.autocast is None:
             result = self._call(self._bound(args), kwargs, terms)
@@ -127,15 +132,17 @@ class CompiledStep:
             if variant.terms is terms and variant.matches(scope):
                 if self._dropped:
                     self._check_dropped(variant.rewritten)
-                if variant.program.calls < self._options.verify:
+                calls = variant.program.calls
+                if calls < self._options.verify:
                     return self._verify(variant, args, kwargs)
+                run = variant.call if calls >= TIMED else variant.timed
                 try:
-                    result = variant.run(args, kwargs)
+                    result = run(*args, **kwargs)
                 except NeedsEager as reason:
                     return self._call_unmatched(args, kwargs, terms, str(reason))
                 self._calls += 1
                 self._replays += 1
-                self._dropped = variant.rewritten.dropped
+                self._dropped = variant.dropped
                 return result
         return self._call_unmatched(args, kwargs, terms)
 
@@ -273,6 +280,8 @@ class CompiledStep:
         refused: str | None = None,
     ) -> Any:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
+        if is_compiling():
+            return self._function(*args, **kwargs)  # part of a larger trace, without Dynamo
         if terms.split.splits:
             check_batch(self._plain, args, kwargs, self._split)
         self._calls += 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stepgraph.capture import Captured, Subject, Terms, Unhooked, may_replay
+from stepgraph.capture import Captured, Moment, Subject, Terms
 from stepgraph.compiler.recording import Recorder, Recording
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
@@ -36,7 +36,7 @@ class Variant:
         terms: The terms of the calls it is for.
         program: What replays it.
         call: The step as Python around the program: collects inputs, writes results back.
-        unhooked: Tells whether no parameter has a hook, which the trace would lose.
+        moment: Tells whether a call comes at a time at which it may be replayed.
         capture_ms: Time it took to trace and lower.
         replay_ms: Shortest time among the first replays, or None.
         source: The program as Python.
@@ -47,7 +47,7 @@ class Variant:
     terms: Terms
     program: Program
     call: Callable[..., Any]
-    unhooked: Unhooked
+    moment: Moment
     capture_ms: float
     source: str
     recording: Recording | None = None
@@ -74,7 +74,9 @@ class Variant:
         return self.captured.subjects
 
     def __post_init__(self) -> None:
+        self.dropped = self.rewritten.dropped
         self._holds = self.captured.guards.check
+        self._may_replay = self.moment.may_replay
         self._unchanged = [
             subject.unchanged
             for subject in self.subjects.values()
@@ -83,17 +85,15 @@ class Variant:
 
     def matches(self, scope: dict[str, Any]) -> bool:
         """Return whether everything the trace took as a fact holds for a call."""
-        if not self._holds(scope) or not self.unhooked() or not may_replay():
+        if not self._holds(scope) or not self._may_replay():
             return False
         for unchanged in self._unchanged:  # noqa: SIM110  (a generator would be one more frame)
             if not unchanged():
                 return False
         return True
 
-    def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Replay the step."""
-        if self.program.calls >= TIMED:
-            return self.call(*args, **kwargs)
+    def timed(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay the step and note the time it takes."""
         start = time.perf_counter()
         result = self.call(*args, **kwargs)
         elapsed_ms = (time.perf_counter() - start) * 1e3
@@ -182,7 +182,7 @@ def build(
         terms=terms,
         program=program,
         call=captured.around.function(program, function.__closure__),
-        unhooked=Unhooked(tuple(leaves.values())),
+        moment=Moment(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
         recording=recording,
