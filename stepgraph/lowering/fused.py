@@ -157,13 +157,16 @@ class FusedUpdate:
         self._look_up_states()
         launches = []
         for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
-            if reason := self._misfit_of_group(group):
-                raise DoesNotFit(reason)
+            known = self._compiled.get(i)
+            if known is None or not known.remembers(group):
+                if reason := self._misfit_of_group(group):
+                    raise DoesNotFit(reason)
+                if known is not None:
+                    known.read(group)
             params = group["params"]
             if self._part is not None:
                 params, states = self._part.of(i, params), self._part.of(i, states)
-            known = self._compiled.get(i)
-            launch = None if known is None else known.again(group, params, states)
+            launch = None if known is None else known.again(params, states)
             if launch is None:
                 launch = self._first(i, group, params, states)
             if launch is not None:
@@ -214,9 +217,11 @@ class FusedUpdate:
         launch.masters = self.masters
         if self._kernels is None or self.masters is not None:
             return launch
-        compiled = self._compiled.get(number) or CompiledKernel(self._kernels, rule)
-        self._compiled[number] = compiled
-        return compiled.first(group, launch) or launch
+        compiled = self._compiled.get(number)
+        if compiled is None:
+            compiled = self._compiled[number] = CompiledKernel(self._kernels, rule)
+            compiled.read(group)
+        return compiled.first(launch) or launch
 
 
 def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:

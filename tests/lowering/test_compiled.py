@@ -175,6 +175,67 @@ def test_an_option_that_changes_which_state_is_used_is_noticed():
     twins.close()  # the buffers, too, which nobody touches now
 
 
+def _with_lists(groups, **options):
+    optimizer = AdamW(groups, **options)
+    for group in optimizer.param_groups:
+        group["betas"] = list(group["betas"])
+    return optimizer
+
+
+def _in_place(group):
+    group["betas"][0] = 0.5
+
+
+def _a_tensor_in_place(group):
+    group["lr"] = group["lr"] if isinstance(group["lr"], float) else group["lr"].mul_(0.5)
+
+
+_CHANGES = {
+    "a number": (AdamW, lambda group: group.update(lr=0.5)),
+    "a flag": (AdamW, lambda group: group.update(maximize=True)),
+    "an equal number": (AdamW, lambda group: group.update(eps=float("1e-8"))),
+    "a list, in place": (_with_lists, _in_place),
+    "a tensor, in place": (functools.partial(AdamW, lr=torch.tensor(0.1)), _a_tensor_in_place),
+    "which formula": (AdamW, lambda group: group.update(decoupled_weight_decay=False)),
+    "whether it fits": (AdamW, lambda group: group.update(foreach=True)),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_options_that_change_between_updates_hold_from_the_next_one_on(change):
+    make, apply = _CHANGES[change]
+    twins = Twins(make)
+    update = _update(twins)
+    for _ in range(2):
+        twins.step(update)
+
+    for optimizer in (twins.mine, twins.own):
+        for group in optimizer.param_groups:
+            apply(group)
+    for _ in range(3):
+        twins.step(update)
+        twins.close()
+
+    assert (update.refusal is None) == (change != "whether it fits")
+
+
+def test_options_of_a_loaded_state_hold_from_the_next_update_on():
+    twins = Twins(AdamW)
+    update = _update(twins)
+    twins.step(update)
+
+    for optimizer in (twins.mine, twins.own):
+        state = copy.deepcopy(optimizer.state_dict())
+        for group in state["param_groups"]:
+            group.update(lr=0.3, weight_decay=0.5)
+        optimizer.load_state_dict(state)
+    for _ in range(3):
+        twins.step(update)
+
+    assert update.refusal is None
+    twins.close()
+
+
 def test_a_parameter_put_into_a_group_by_hand_is_updated_too():
     twins = Twins(AdamW)
     update = _update(twins)

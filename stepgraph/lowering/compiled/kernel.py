@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from pathlib import Path
 from struct import pack
 from types import ModuleType
@@ -67,7 +68,8 @@ class CompiledKernel:
     """Updates the tensors of one param group, in the place of a fused kernel of torch's.
 
     A kernel gets nothing but addresses, so it runs only on tensors of a layout that was looked at
-    (`first`), and every call's tensors are compared with it (`again`).
+    (`first`), and every call's tensors are compared with it (`again`). The group's options are
+    read (`read`) when they are no longer what they were (`remembers`).
 
     Args:
         kernels: Those of `compiled_kernels`.
@@ -78,31 +80,45 @@ class CompiledKernel:
         self._functions = {kernel: getattr(kernels, name) for kernel, name in _NAMES.items()}
         self._gather, self._rule = kernels.gather, rule
         self._layout: torch_private.Layout | None = None
-        self._names: tuple[str, ...] = ()
         self._sizes, self._is_double = b"", False
+        self._laid_out: tuple[str, ...] = ()  # names of the state whose layout was looked at
+        self._names: tuple[str, ...] = ()
+        self._function: Callable[..., None] = _unread
+        self._options: tuple[Any, ...] = ()
+        self._values: tuple[Any, ...] = ()  # of the group, when its options were read
 
-    def again(
-        self, group: Group, params: list[Tensor], states: list[State]
-    ) -> CompiledLaunch | None:
-        """Return the launch for a param group that is laid out as before, or None.
+    def remembers(self, group: Group) -> bool:
+        """Return whether a param group holds the very objects that its options were read from."""
+        values, before = group.values(), self._values
+        return len(values) == len(before) and all(map(is_, values, before))
+
+    def read(self, group: Group) -> None:
+        """Read the options of a param group."""
+        rule, names = self._rule, self._rule.names(group)
+        self._names = (*names, "step") if rule.counts else names
+        self._function = self._functions[rule.kernel(group)]
+        self._options = tuple(rule.options(group).values())
+        options = [value for key, value in group.items() if key != "params"]
+        self._values = tuple(group.values()) if all(map(_is_constant, options)) else ()
+
+    def again(self, params: list[Tensor], states: list[State]) -> CompiledLaunch | None:
+        """Return the launch for tensors that are laid out as before, or None.
 
         Args:
-            group: The param group.
-            params: Its parameters; those without a gradient are left out.
+            params: The parameters of the group; those without a gradient are left out.
             states: The state of each.
         """
         layout, names = self._layout, self._names
-        if layout is None or self._read_by(group) != names:
+        if layout is None or names != self._laid_out:
             return None
         tensors = self._gather(params, states, names, layout.count, layout.check)
-        return None if tensors is None else self._launch(group, tensors)
+        return None if tensors is None else self._launch(tensors)
 
-    def first(self, group: Group, launch: Launch) -> CompiledLaunch | None:
+    def first(self, launch: Launch) -> CompiledLaunch | None:
         """Look at the tensors of a launch; return the same with this kernel if it takes them.
 
         Args:
-            group: The param group.
-            launch: Its dense tensors; those that belong together have one size and one order of
+            launch: Dense tensors; those that belong together have one size and one order of
                 elements.
         """
         self._layout = None
@@ -117,19 +133,11 @@ class CompiledKernel:
         sizes = [p.numel() for p in params]
         self._sizes = pack(f"{len(sizes)}q", *sizes)
         self._is_double = params[0].dtype is torch.float64
-        self._names = self._read_by(group)
-        self._layout = torch_private.Layout(tensors)
-        return self._launch(group, tensors)
+        self._layout, self._laid_out = torch_private.Layout(tensors), self._names
+        return self._launch(tensors)
 
-    def _read_by(self, group: Group) -> tuple[str, ...]:
-        """Return the names of all state that is read."""
-        names = self._rule.names(group)
-        return (*names, "step") if self._rule.counts else names
-
-    def _launch(self, group: Group, tensors: tuple[Tensor, ...]) -> CompiledLaunch:
-        rule = self._rule
-        function = self._functions[rule.kernel(group)]
-        return CompiledLaunch(self, function, tensors, tuple(rule.options(group).values()))
+    def _launch(self, tensors: tuple[Tensor, ...]) -> CompiledLaunch:
+        return CompiledLaunch(self, self._function, tensors, self._options)
 
     def run(self, launch: CompiledLaunch, factor: Tensor | None) -> None:
         """Advance the counters and update.
@@ -148,6 +156,17 @@ class CompiledKernel:
             torch_private.written,
             *launch.options,
         )
+
+
+def _unread(*_: Any) -> None:
+    raise AssertionError("options are read before a launch")
+
+
+def _is_constant(value: Any) -> bool:
+    """Return whether a hyper-parameter stays what it is as long as it is the same object."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_plain(tensor: Tensor) -> bool:
