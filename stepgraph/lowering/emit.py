@@ -72,6 +72,9 @@ class Update(Protocol):
     def clipped(self, factor: Tensor) -> None:
         """Multiply the gradients by `factor`, then update all parameters."""
 
+    def scaled(self, scaler: Any) -> None:
+        """Run `scaler.step(optimizer)`, with this in the place of the optimizer's `step()`."""
+
 
 @dataclass(frozen=True)
 class Emitted:
@@ -208,11 +211,9 @@ class _Emitter:
             update = self.constant(f"update_{node.args[3]}", self.updates[node.args[3]])
             self.body.append(f"{update}.clipped({self.argument(node.args[2])})")
             return
-        if marker == "scaled_step":
-            scaled = getattr(self.updates.get(node.args[3]), "scaled", None)
-            if scaled is not None:
-                self.scaled(scaled, node)
-                return
+        if marker == "scaled_step" and node.args[3] in self.updates:
+            self.scaled(self.updates[node.args[3]].scaled, node)
+            return
         self.clip(node)
         own = self.own_update(marker, node)
         if own is not None:

@@ -26,7 +26,7 @@ from stepgraph.lowering.compiled import CompiledKernel, CompiledLaunch, compiled
 from stepgraph.lowering.launch import RULES, Group, Launch, State
 from stepgraph.lowering.masters import Masters
 from stepgraph.runtime import PartOfStep
-from stepgraph.runtime.effects import run_step
+from stepgraph.runtime.effects import run_scaled_step, run_step
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
@@ -79,6 +79,17 @@ class FusedUpdate:
     def clipped(self, factor: Tensor) -> None:
         """Multiply the gradients by `factor`, `[]`, then update; the kernels do both at once."""
         self._update(factor)
+
+    def scaled(self, scaler: Any) -> None:
+        """Run `scaler.step(optimizer)`, which updates if all gradients are finite.
+
+        The scaler unscales in a pass of its own. It has to see all gradients before the first
+        weight is written, and writes them then: a kernel that unscales would save nothing.
+        """
+        owner = self._optimizer
+        update = partial(self._update, None)
+        with replaced_step(owner, update), scaling_in_step(owner, supported=False):
+            run_scaled_step(scaler, owner)
 
     def _update(self, factor: Tensor | None) -> None:
         if self._failed:
@@ -294,6 +305,22 @@ def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def scaling_in_step(optimizer: Any, *, supported: bool) -> Iterator[None]:
+    """Scope in which a `GradScaler` does, or does not, leave scale and skipping to `step()`."""
+    attributes: dict[str, Any] = vars(optimizer)
+    missing = object()
+    before = attributes.get("_step_supports_amp_scaling", missing)
+    optimizer._step_supports_amp_scaling = supported
+    try:
+        yield
+    finally:
+        if before is missing:
+            del optimizer._step_supports_amp_scaling
+        else:
+            optimizer._step_supports_amp_scaling = before
 
 
 def _belong_together(tensors: Sequence[list[Tensor]]) -> bool:

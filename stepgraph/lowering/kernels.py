@@ -12,11 +12,9 @@ torch goes on from there.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from stepgraph.lowering.fused import (
     FusedUpdate,
     has_hooks,
     replaced_step,
+    scaling_in_step,
 )
 from stepgraph.lowering.launch import Group, State
 from stepgraph.lowering.masters import Masters
@@ -241,8 +240,7 @@ class KernelUpdate(FusedUpdate):
         """
         owner: Any = self._optimizer
         if not self.tried or has_hooks(owner):
-            with replaced_step(owner, partial(self._update, None)):
-                run_scaled_step(scaler, owner)
+            super().scaled(scaler)
             return
 
         def step() -> None:
@@ -253,7 +251,7 @@ class KernelUpdate(FusedUpdate):
             finally:
                 owner.grad_scale, owner.found_inf = scale, found_inf
 
-        with replaced_step(owner, step), _supports_scaling(owner):
+        with replaced_step(owner, step), scaling_in_step(owner, supported=True):
             run_scaled_step(scaler, owner)
 
     def _unless(self, found_inf: Tensor, scale: Tensor | None) -> None:
@@ -358,19 +356,3 @@ _DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 def _copy_of(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-@contextlib.contextmanager
-def _supports_scaling(optimizer: Any) -> Iterator[None]:
-    """Scope in which a `GradScaler` leaves scale and skipping to `optimizer.step()`."""
-    attributes: dict[str, Any] = vars(optimizer)
-    missing = object()
-    before = attributes.get("_step_supports_amp_scaling", missing)
-    optimizer._step_supports_amp_scaling = True
-    try:
-        yield
-    finally:
-        if before is missing:
-            del optimizer._step_supports_amp_scaling
-        else:
-            optimizer._step_supports_amp_scaling = before

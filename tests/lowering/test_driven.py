@@ -125,6 +125,34 @@ def test_what_passes_between_two_regions_is_driven():
     side_by_side(make, batches, regions=2, undriven=())
 
 
+def test_a_scaled_step_updates_in_our_own_kernels_and_skips_as_in_eager():
+    def make():
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+
+        def step(x, y):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            return loss, norm, scaler.get_scale()
+
+        return World(model, step)
+
+    def batches(index):
+        x, y = rows(index)
+        return (x * float("inf") if index == 4 else x), y
+
+    explanation = side_by_side(make, batches, regions=2, calls=8)
+
+    (optimizer,) = explanation.variants[0].optimizers
+    assert (optimizer.fused, optimizer.note) == (True, "in stepgraph's own kernels")
+
+
 def test_weights_that_are_parts_of_larger_tensors_are_driven():
     def make():
         model = mlp()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, RMSprop
 
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.compiled import compiled_kernels
 from stepgraph.lowering.fused import FusedUpdate, fused_update, misfit
 from twins import FITTING, Twins
 
@@ -225,3 +226,47 @@ def test_a_group_of_several_dtypes_is_not_fused():
     params = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
 
     assert misfit(AdamW(params)) == "a param group of several dtypes"
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("kernels", [None, compiled_kernels()], ids=["torch", "compiled"])
+def test_a_scaler_skips_what_it_skips_in_eager(unscaled, fused, kernels):
+    twins = Twins(functools.partial(AdamW, fused=fused))
+    update = FusedUpdate(twins.mine, kernels=kernels)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2) for _ in range(2)]
+    for scaler in scalers:
+        scaler.scale(torch.ones(()))
+
+    for value in (1.0, 1.0, 1.0, float("inf"), 1.0):
+        twins.gradients()
+        for model, scaler in zip(twins.models, scalers, strict=True):
+            for p in model.parameters():
+                p.grad *= value * scaler.get_scale()
+        for scaler, optimizer in zip(scalers, (twins.mine, twins.own), strict=True):
+            if unscaled:
+                scaler.unscale_(optimizer)
+        update.scaled(scalers[0])
+        scalers[1].step(twins.own)
+        for scaler in scalers:
+            scaler.update()
+        twins.close()
+        pairs = zip(*(m.parameters() for m in twins.models), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+    assert scalers[0].get_scale() == scalers[1].get_scale() == 8.0  # it was 16
+    assert update.refusal is None
+    assert update.kinds == ("torch" if kernels is None else "compiled",)
+    assert vars(twins.mine).keys() == vars(twins.own).keys()
+
+
+def test_an_error_of_a_scaler_leaves_the_optimizer_as_it_was():
+    twins = Twins(AdamW)
+    update = FusedUpdate(twins.mine)
+    scaler = torch.amp.GradScaler("cpu")  # has scaled nothing
+    twins.gradients()
+
+    with pytest.raises(AssertionError, match="_scale is None"):
+        update.scaled(scaler)
+
+    assert vars(twins.mine).keys() == vars(twins.own).keys()
