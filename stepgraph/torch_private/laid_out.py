@@ -33,13 +33,15 @@ def lay_out(
         mode: The mode of the fake values.
         inputs: Fake inputs.
         strides: For each result the strides it must have; None for those it has in the trace.
-        channels_last: Inductor is going to use channels last for convolutions.
+        channels_last: Inductor is going to use channels last for convolutions. Where the strides
+            of a result depend on sizes that vary, that is left to Inductor.
     """
     output = graph_module.graph.output_node()
     results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
     own = [_strides(result) for result in results]
     wanted = [given or traced for given, traced in zip(strides, own, strict=True)]
-    if channels_last and _put_channels_last(graph_module):
+    fixed = all(isinstance(n, int) for them in wanted for n in them or ())
+    if channels_last and fixed and _put_channels_last(graph_module):
         FakeTensorProp(graph_module, mode).propagate_dont_convert_inputs(*inputs)
     pairs = zip(results, wanted, strict=True)
     output.args = ([_with_strides(result, s) for result, s in pairs],)
@@ -78,8 +80,6 @@ def _clone(value: Node, memory_format: Any) -> Node:
 
 def _dense_order(shape: Sequence[int], strides: Strides) -> list[int] | None:
     """Return the dimensions from the outermost to the innermost; None if there are gaps."""
-    if not all(isinstance(n, int) for n in strides):
-        return None
     order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
     run = 1
     for dim in reversed(order):

@@ -104,6 +104,33 @@ def test_convolutions_between_views_return_tensors_laid_out_as_in_eager(layout):
     side_by_side(make, lambda _: (torch.randn(3, 2, 8, 8).contiguous(memory_format=layout),))
 
 
+_SHAPES = {
+    "one image more": lambda index: (3 + index, 2, 8, 9),
+    "larger images": lambda index: (3, 2, 8 + index, 9 + index),
+}
+
+
+@pytest.mark.parametrize("varying", _SHAPES)
+def test_convolutions_of_sizes_that_vary_return_features_laid_out_as_in_eager(varying):
+    def make():
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+        def step(x):
+            optimizer.zero_grad()
+            features = model(x)
+            loss = features.square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss, features.detach()
+
+        return World(model, step)
+
+    explanation = side_by_side(make, lambda index: (torch.randn(_SHAPES[varying](index)),))
+
+    assert explanation.captures == 2  # one for the first size, one for all others
+
+
 def test_gradients_accumulate_in_place():
     def make():
         model = mlp()
