@@ -4,7 +4,8 @@ A call of a compiled step binds its arguments, checks Dynamo's guards, looks its
 leave out, hands the slots to the program, runs the program's statements and hands back the results.
 The clock is read inside each call, where one part ends and the next begins. So all parts belong to
 the same call as the statements, and a slow phase of the machine meets all alike. Models of
-different sizes take turns.
+different sizes take turns, and so does one small eager operator: its time says how fast the
+machine is right now.
 """
 
 from __future__ import annotations
@@ -144,9 +145,21 @@ def sized(parameters: int, clock: Clock) -> Sized:
     return Sized(parameters, compiled, clock)
 
 
-def measure(sizes: Sequence[int], rounds: int) -> list[Sized]:
-    """Time steps over each number of parameters, taking turns."""
-    clock = Clock()
+def operator_us(x: Tensor) -> float:
+    """Return the time of a small eager operator in a row of them, in us."""
+    start = time.perf_counter_ns()
+    for _ in range(BLOCK):
+        torch.add(x, x)
+    return (time.perf_counter_ns() - start) / BLOCK / 1e3
+
+
+def measure(sizes: Sequence[int], rounds: int) -> tuple[list[Sized], float]:
+    """Time steps over each number of parameters, taking turns.
+
+    Returns:
+        The steps, and the median time of an eager operator in us.
+    """
+    clock, operators = Clock(), []
     with timed(clock):
         steps = [sized(parameters, clock) for parameters in sizes]
         x = torch.randn(4)
@@ -157,13 +170,19 @@ def measure(sizes: Sequence[int], rounds: int) -> list[Sized]:
                 for step in steps[turn % len(steps) :] + steps[: turn % len(steps)]:
                     for _ in range(BLOCK):
                         step.call(x)
+                operators.append(operator_us(x))
         finally:
             gc.enable()
-    return steps
+    return steps, statistics.median(operators)
 
 
-def table(steps: Sequence[Sized]) -> str:
-    """Return the medians as text, and the line through them."""
+def table(steps: Sequence[Sized], operator: float) -> str:
+    """Return the medians as text, and the line through them.
+
+    Args:
+        steps: The steps after `measure`.
+        operator: Time of an eager operator in us.
+    """
     overhead = tuple(part for part in PARTS if part != "statements")
     titles = ("parameters", "statements", "Dynamo's guards", "our looks", "slots", "results")
     rows = ["".join(f"{title:>16}" for title in (*titles, "overhead"))]
@@ -177,6 +196,7 @@ def table(steps: Sequence[Sized]) -> str:
         a, b = line(xs, [step.median(*parts) for step in steps])
         rows.append(f"{name:<16}{a:.1f} us + {b:.3f} us per parameter")
     rows.append(f"{'budget':<16}20 us + 1.0 us per parameter, aim 0.5")
+    rows.append(f"{'torch.add':<16}{operator:.1f} us for 4 elements, eagerly, in a row")
     return "\n".join(rows)
 
 
@@ -190,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     given = " ".join(sys.argv[1:] if arguments is None else arguments)
     about = header(f"python -m benchmarks.bench_overhead {given}".rstrip())
-    sys.stdout.write(f"{about}\n\n{table(measure(chosen.sizes, chosen.rounds))}\n")
+    sys.stdout.write(f"{about}\n\n{table(*measure(chosen.sizes, chosen.rounds))}\n")
 
 
 if __name__ == "__main__":
