@@ -18,10 +18,11 @@ from torch.fx import GraphModule, Node
 
 from stepgraph import torch_private
 from stepgraph.capture import loop, place, traced
+from stepgraph.capture.ahead import meet_ahead
 from stepgraph.capture.flatten import flatten, has_symbolic_sizes, user_line
 from stepgraph.capture.holders import holder_of
 from stepgraph.capture.microbatches import Part
-from stepgraph.capture.names import slots
+from stepgraph.capture.names import name_subjects, slots
 from stepgraph.capture.preflight import object_reason, tensor_reason
 from stepgraph.capture.refusal import Refusal, refusal_of, refuse
 from stepgraph.capture.scope import globals_in, scope_reader
@@ -152,6 +153,8 @@ def _capture_once(
     local_names = scope_reader(function)(args, kwargs)
     if local_names is None:
         refuse("the arguments do not fit the signature, or a closure variable is unset")
+    names = local_names | globals_in(function, local_names)
+    meet_ahead(subjects, names.values())
     try:
         scope = torch_private.tracing(
             hooks.trace_hooks, dynamic, subjects.seen, static=hooks.static_sizes
@@ -164,21 +167,19 @@ def _capture_once(
             _check_trace(found)
             recast = hooks.terms.autocast is not None
             flat = flatten(found.graph_module, refuse, recast=recast)
-            _label(flat, found, subjects, local_names | globals_in(function, local_names))
+            _label(flat, found, subjects, names)
             guards = found.build_guards(_guard_filter(subjects), local_names, fixed=_FIXED)
     except Exception:
         hooks.raise_stopped()
         raise
     if not guards.check(local_names):
         refuse(f"guards do not hold outside of the trace: {guards.failing(local_names)}")
-    used = {
-        node.args[i]
+    acted_on = {
+        node.args[i]: subjects[node.args[i]]
         for node in flat.graph.nodes
-        if MARKERS.get(node.target)
         for i in _subject_arguments(node.target)
     }
-    used |= {s.number for s in subjects.all if isinstance(s, ListSubject)}
-    acted_on = {s.number: s for s in subjects.all if s.number in used}
+    acted_on |= {s.number: s for s in subjects.all if isinstance(s, ListSubject)}
     mark_transparent(flat, acted_on, found.values)
     check_types(hooks.terms, acted_on.values())
     if hooks.terms.micro_batches > 1:
@@ -334,7 +335,7 @@ def _label(flat: GraphModule, found: Traced, subjects: Subjects, names: dict[str
     known = slots(found.sources, found.values, names)
     for node, slot in zip(placeholders, known, strict=True):
         node.meta["stepgraph.slot"] = slot
-    _name_subjects(subjects, names)
+    name_subjects(subjects, names)
     for node in flat.graph.nodes:
         numbers = [node.args[i] for i in _subject_arguments(node.target)]
         if numbers:
@@ -344,24 +345,6 @@ def _label(flat: GraphModule, found: Traced, subjects: Subjects, names: dict[str
                 (subjects.find(owner) or subjects[n]).label
                 for owner, n in zip(owners, numbers, strict=True)
             ]
-
-
-def _name_subjects(subjects: Subjects, local_names: dict[str, Any]) -> None:
-    """Call every subject what its author calls it; no two the same."""
-    names: dict[int, str] = {}
-    for name, value in local_names.items():
-        names.setdefault(id(value), name)
-        prefix = "" if name == "self" else f"{name}."
-        for key, held in getattr(value, "__dict__", {}).items():
-            names.setdefault(id(held), f"{prefix}{key}")
-            for i, item in enumerate(held if isinstance(held, list | tuple) else ()):
-                names.setdefault(id(item), f"{prefix}{key}[{i}]")
-    taken: set[str] = set()
-    for subject in subjects.all:
-        subject.name = subject.name or names.get(id(subject.value), "")
-        if subject.label in taken:
-            subject.name = f"{subject.name}#{subject.number}"
-        taken.add(subject.label)
 
 
 def _subject_arguments(target: Any) -> tuple[int, ...]:

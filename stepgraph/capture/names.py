@@ -1,4 +1,4 @@
-"""Names for the inputs of a step, as its author would write them."""
+"""Names for the inputs and the subjects of a step, as its author would write them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from stepgraph.capture.subjects import Subjects
 from stepgraph.ir import Role, Slot
 
 _STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
@@ -75,3 +76,21 @@ def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
         for key, tensor in (*module.named_parameters(), *module.named_buffers()):
             names.setdefault(id(tensor), f"{prefix.removeprefix('self.')}{key}")
     return names
+
+
+def name_subjects(subjects: Subjects, local_names: Mapping[str, Any]) -> None:
+    """Call every subject what its author calls it; no two the same."""
+    names: dict[int, str] = {}
+    for name, value in local_names.items():
+        names.setdefault(id(value), name)
+        prefix = "" if name == "self" else f"{name}."
+        for key, held in getattr(value, "__dict__", {}).items():
+            names.setdefault(id(held), f"{prefix}{key}")
+            for i, item in enumerate(held if isinstance(held, list | tuple) else ()):
+                names.setdefault(id(item), f"{prefix}{key}[{i}]")
+    taken: set[str] = set()
+    for subject in subjects.all:
+        subject.name = subject.name or names.get(id(subject.value), "")
+        if subject.label in taken:
+            subject.name = f"{subject.name}#{subject.number}"
+        taken.add(subject.label)

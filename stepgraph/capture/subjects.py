@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import is_
 from typing import Any
 
@@ -346,18 +346,21 @@ class Subjects:
             yield
 
 
+SUBJECTS: Mapping[type, type[Subject]] = {
+    Optimizer: OptimizerSubject,
+    LRScheduler: SchedulerSubject,
+    GradScaler: ScalerSubject,
+    AveragedModel: AveragedModelSubject,
+}
+"""The kind of subject that stands for an instance of a class."""
+
+
 def subject_class(value: Any) -> type[Subject] | None:
     """Return the kind of subject that `value` would be, or None."""
-    if isinstance(value, Optimizer):
-        return OptimizerSubject
-    if isinstance(value, LRScheduler):
-        return SchedulerSubject
-    if isinstance(value, GradScaler):
-        return ScalerSubject
     if isinstance(value, AveragedModel):
-        standard = type(value).update_parameters is AveragedModel.update_parameters
-        return AveragedModelSubject if standard else None
-    return None
+        update = type(value).update_parameters
+        return AveragedModelSubject if update is AveragedModel.update_parameters else None
+    return next((found for kind, found in SUBJECTS.items() if isinstance(value, kind)), None)
 
 
 def is_growing(value: Any) -> bool:
