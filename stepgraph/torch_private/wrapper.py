@@ -154,6 +154,17 @@ _UNKNOWN = (
 """What Python raises for a word, an operator or a kernel that is not known."""
 
 
+class _Module(SimpleNamespace):
+    """A module of which nothing but a few names is known; says which other name is read."""
+
+    def __init__(self, called: str, **known: Any) -> None:
+        super().__init__(**known)
+        self._called = called
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self._called}.{name}")
+
+
 class _StandIn:
     """What the wrapper holds: a tensor, or itself. All it can do is to pass it on.
 
@@ -269,14 +280,14 @@ def _words(reading: _Reading, known: dict[str, Any]) -> dict[str, Any]:
     dtypes = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
     words: dict[str, Any] = {"__builtins__": {}}
     if known.get("torch") is torch:
-        words["torch"] = SimpleNamespace(**dtypes)
+        words["torch"] = _Module("torch", **dtypes)
     if known.get("empty_strided_cpu") is _guards._empty_strided_cpu:
         words["empty_strided_cpu"] = reading.empty
     if known.get("reinterpret_tensor") is _guards._reinterpret_tensor:
         words["reinterpret_tensor"] = reading.view
     kernels = known.get("extern_kernels")
     if (getattr(kernels, "mm", None), getattr(kernels, "addmm", None)) == (torch.mm, torch.addmm):
-        words["extern_kernels"] = SimpleNamespace(mm=reading.mm, addmm=reading.addmm)
+        words["extern_kernels"] = _Module("extern_kernels", mm=reading.mm, addmm=reading.addmm)
     for name, value in known.items():
         if name.startswith("cpp_fused") and isinstance(value, BuiltinFunctionType):
             words[name] = reading.kernel(_address(value))
