@@ -1178,3 +1178,28 @@ def test_a_compiled_step_inside_a_compiled_step_runs_exactly():
         return Program(step, regression, watch=world)
 
     assert_captured_or_explained(same_as_eager(make, decorated=True))
+
+
+@pytest.mark.parametrize("calls", [0, 3])
+def test_a_compiled_step_is_part_of_an_export_that_calls_it(calls):
+    net = nn.Linear(4, 3)
+
+    @stepgraph.compile(on_fallback="error")
+    def forward(x):
+        return net(x).relu().detach()
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return forward(x) + 1
+
+    x = torch.randn(2, 4)
+    for _ in range(calls):
+        forward(x)
+
+    exported = torch.export.export(Whole(), (x,), strict=False)
+
+    assert torch.equal(exported.module()(x), net(x).relu() + 1)
