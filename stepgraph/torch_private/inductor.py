@@ -138,6 +138,7 @@ def compile_inference(
     compile_fx = importlib.import_module("torch._inductor.compile_fx")
     decompositions = importlib.import_module("torch._inductor.decomposition")
     config = importlib.import_module("torch._inductor.config")
+    utilities = importlib.import_module("torch._functorch.compile_utils")
     lowering = importlib.import_module("torch._inductor.graph")
     run = torch.func.functionalize(lambda *values: graph_module(*values), remove="mutations")
     with warnings.catch_warnings(), torch.no_grad(), tracing_context(TracingContext(inputs.mode)):
@@ -149,6 +150,8 @@ def compile_inference(
                 tracing_mode="real",
             )(*inputs.values)
         functional.graph.eliminate_dead_code()
+        # a backward uses what the forward has computed, instead of computing it once more
+        functional.graph = utilities.fx_graph_cse(functional.graph)
         convolves = lowering.GraphLowering.decide_layout_opt(functional, is_inference=True)
         lay_out(functional, inputs.mode, inputs.values, strides, channels_last=convolves)
         options = {} if threads is None else {"cpp.threads": threads}
