@@ -72,6 +72,11 @@ def _with_strides(result: Any, strides: Strides | None) -> Any:
         return graph.call_function(_aten.permute.default, (dense, back))
 
 
+def _is_image(node: Node) -> bool:
+    value = node.meta.get("val")  # a number where a size varies
+    return isinstance(value, Tensor) and value.dim() == 4
+
+
 def _clone(value: Node, memory_format: Any) -> Node:
     return value.graph.call_function(
         _aten.clone.default, (value,), {"memory_format": memory_format}
@@ -104,7 +109,7 @@ def _put_channels_last(graph_module: GraphModule) -> bool:
         return False  # it reads memory as the trace has laid it out
     backward = graph.find_nodes(op="call_function", target=_aten.convolution_backward.default)
     read = {value: None for node in backward for value in node.all_input_nodes}
-    several = [v for v in read if v.meta["val"].dim() == 4 and len(v.users) > 1]
+    several = [node for node in read if _is_image(node) and len(node.users) > 1]
     for value in several:
         with graph.inserting_after(value):
             laid_out = _clone(value, torch.channels_last)
