@@ -135,7 +135,7 @@ def _block(entrants: Mapping[str, _Entrant], case: Case, *, seconds: float, roun
     for entrant in entrants.values():
         times, _ = entrant.runner.run(_whole_windows(3, case))
         one_turn += statistics.median(times)
-    return max(3, min(500, int(seconds / (rounds * one_turn))))
+    return max(1, min(500, int(seconds / (rounds * one_turn))))
 
 
 def _timing(entrant: _Entrant, base: _Entrant) -> Timing:
