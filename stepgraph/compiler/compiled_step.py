@@ -14,7 +14,6 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from stepgraph import config
 from stepgraph.capture import (
     Refusal,
-    Subjects,
     Terms,
     check_batch,
     entry_reason,
@@ -32,7 +31,7 @@ from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.recording import Recorder
 from stepgraph.compiler.rewritten import Rewritten
-from stepgraph.compiler.variant import TIMED, Variant, build
+from stepgraph.compiler.variant import TIMED, Variant, build, release
 from stepgraph.compiler.verification import check_same, rehearsal_of
 from stepgraph.compiler.window import Window
 from stepgraph.errors import ConfigurationError
@@ -86,7 +85,7 @@ class CompiledStep:
         self._dropped: frozenset[str] = frozenset()  # gradients that the latest call left out
         self._observed: list[Any] = []  # guards of paths whose subjects are known
         self._first_call_ms: float | None = None
-        self._release = weakref.finalize(self, _release, self._capturing.subjects, self._variants)
+        self._release = weakref.finalize(self, release, self._capturing.subjects, self._variants)
 
     def __get__(self, instance: Any, owner: type | None = None) -> CompiledStep:
         if instance is None:
@@ -393,11 +392,3 @@ class CompiledStep:
         variant.program.calls += 1
         check_same(call, self._function, self._options.verify)
         return result
-
-
-def _release(subjects: Subjects, variants: list[Variant]) -> None:
-    """Take what a compiled step put into module globals out of them."""
-    for subject in subjects.all:
-        subject.forget()
-    for variant in variants:
-        variant.captured.around.release()

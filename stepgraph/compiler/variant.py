@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stepgraph.capture import Captured, Moment, Subject, Terms
+from stepgraph.capture import Captured, Moment, Subject, Subjects, Terms
 from stepgraph.compiler.recording import Recorder, Recording
 from stepgraph.compiler.rewritten import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
@@ -187,6 +187,14 @@ def build(
         source=emitted.source,
         recording=recording,
     )
+
+
+def release(subjects: Subjects, variants: list[Variant]) -> None:
+    """Take what a compiled step put into module globals out of them."""
+    for subject in subjects.all:
+        subject.forget()
+    for variant in variants:
+        variant.captured.around.release()
 
 
 def _spans(name: str, rewritten: Rewritten) -> Spans:

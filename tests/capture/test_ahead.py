@@ -90,7 +90,8 @@ def test_one_trace_is_enough_for_several_optimizers_and_a_schedule(make, traces)
     assert step.explain().captures == 1
 
 
-def test_an_optimizer_that_is_in_sight_and_not_used_has_no_part_in_the_step():
+def beside_an_unused():
+    """Return a compiled step, and an optimizer that it sees and does not use."""
     net, used, other = pair()
 
     @stepgraph.compile(on_fallback="error")
@@ -100,6 +101,11 @@ def test_an_optimizer_that_is_in_sight_and_not_used_has_no_part_in_the_step():
         used.step()
         return other is not None
 
+    return step, other
+
+
+def test_an_optimizer_that_is_in_sight_and_not_used_has_no_part_in_the_step():
+    step, other = beside_an_unused()
     for _ in range(3):
         step(torch.ones(2, 3))
     del other.param_groups[0]["params"][:]  # a change that would matter if it was used
@@ -111,15 +117,8 @@ def test_an_optimizer_that_is_in_sight_and_not_used_has_no_part_in_the_step():
 
 
 def test_what_an_unused_optimizer_shows_is_as_before_after_a_capture():
-    net, used, other = pair()
+    step, other = beside_an_unused()
     before = dict(vars(other))
-
-    @stepgraph.compile(on_fallback="error")
-    def step(x):
-        used.zero_grad()
-        net(x).square().mean().backward()
-        used.step()
-        return other is not None
 
     for _ in range(3):
         step(torch.ones(2, 3))
