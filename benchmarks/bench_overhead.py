@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import stepgraph
 from benchmarks.harness import header, line
-from stepgraph.compiler.variant import Variant
+from stepgraph.compiler.variants.variant import Variant
 from stepgraph.runtime import Program
 from stepgraph.torch_private import guards
 

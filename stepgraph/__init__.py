@@ -1,7 +1,7 @@
 """stepgraph: compile a whole PyTorch training step."""
 
 from stepgraph import errors, profiling, report
-from stepgraph.compiler import CompiledStep, Explanation, Microbatches, compile, views
+from stepgraph.compiler import CompiledStep, Explanation, Microbatches, compile, extensions
 from stepgraph.ir import StepGraph
 from stepgraph.profiling import Profile
 from stepgraph.train import (
@@ -44,4 +44,4 @@ __all__ = [
 
 __version__ = "0.1.0.dev0"
 
-views.register(profile=profiling.profile, to_html=report.to_html, to_rich=report.to_rich)
+extensions.register(profile=profiling.profile, to_html=report.to_html, to_rich=report.to_rich)

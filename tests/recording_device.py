@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from stepgraph.lowering.kernels import KernelLaunch
+from stepgraph.lowering.updates.triton import KernelLaunch
 
 
 class RecordingDevice:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch._C._dynamo import guards
 from torch._inductor.select_algorithm import extern_kernels
 
-from stepgraph.lowering.driver import Driver
+from stepgraph.lowering.regions.driver import Driver
 from stepgraph.torch_private import MatrixProduct, Memory, Strided, Wrapper
 
 MODULE = {

@@ -8,7 +8,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from stepgraph.ir import marker_name
-from stepgraph.ir.effects import is_glue
+from stepgraph.ir.memory_access import is_glue
 from stepgraph.ir.schema import schema_of
 
 _QUIET_MARKERS = (

@@ -10,7 +10,7 @@ from stepgraph.analysis.flops import flops
 from stepgraph.analysis.memory import memory_of
 from stepgraph.analysis.traffic import MOVE_NOTHING, bytes_of
 from stepgraph.ir import StepGraph, marker_name
-from stepgraph.ir.effects import is_glue
+from stepgraph.ir.memory_access import is_glue
 
 _LAUNCH_NOTHING = (*MOVE_NOTHING, "first_grad", "check")
 """Markers that set pointers. A first gradient usually is the value itself, not a copy."""

@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from stepgraph import torch_private
-from stepgraph.capture import loop, place, traced
-from stepgraph.capture.ahead import meet_ahead
-from stepgraph.capture.flatten import flatten, has_symbolic_sizes, user_line
-from stepgraph.capture.holders import holder_of
-from stepgraph.capture.microbatches import Part
-from stepgraph.capture.names import name_subjects, slots
-from stepgraph.capture.preflight import object_reason, tensor_reason
-from stepgraph.capture.refusal import Refusal, refusal_of, refuse
-from stepgraph.capture.scope import globals_in, scope_reader
-from stepgraph.capture.subjects import (
+from stepgraph.capture.call_scope import globals_in, scope_reader
+from stepgraph.capture.checks.dtypes import check_types
+from stepgraph.capture.checks.preconditions import object_reason, tensor_reason
+from stepgraph.capture.checks.split import check_parts
+from stepgraph.capture.checks.update_scope import mark_transparent
+from stepgraph.capture.checks.window import check_window
+from stepgraph.capture.objects import stand_ins
+from stepgraph.capture.objects.discover import meet_ahead
+from stepgraph.capture.objects.list_location import holder_of
+from stepgraph.capture.objects.registry import (
     ListSubject,
     OptimizerSubject,
     ScalerSubject,
@@ -36,7 +36,8 @@ from stepgraph.capture.subjects import (
     subject_class,
     zero_step_codes,
 )
-from stepgraph.capture.terms import (
+from stepgraph.capture.options import current, split_loop
+from stepgraph.capture.options.call_options import (
     PLAIN,
     Terms,
     clip_nothing,
@@ -44,10 +45,10 @@ from stepgraph.capture.terms import (
     clipping_with,
     without_clipping,
 )
-from stepgraph.capture.transparent import mark_transparent
-from stepgraph.capture.types import check_types
-from stepgraph.capture.unsplit import check_parts
-from stepgraph.capture.window import check_window
+from stepgraph.capture.options.microbatches import Part
+from stepgraph.capture.refusal import Refusal, refusal_of, refuse
+from stepgraph.capture.tracing.flatten import flatten, has_symbolic_sizes, user_line
+from stepgraph.capture.tracing.names import name_subjects, slots
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.markers import MARKERS, OPS
 from stepgraph.torch_private import LIVE_GRAPH, Around, Traced, TraceHooks, TraceStop
@@ -56,16 +57,16 @@ _MAX_RESTARTS = 64
 _TRY = {LIVE_GRAPH: "`.detach()` it, or let a backward in the step consume its graph"}
 _LOCK = threading.RLock()
 _FUNCTIONS = (
-    (torch, "_is_all_true", traced.is_all_true),
-    (torch.distributions.constraints, "is_dependent", traced.is_dependent),
-    (torch.optim.Optimizer, "zero_grad", traced.zero_grad_of_base),
+    (torch, "_is_all_true", stand_ins.is_all_true),
+    (torch.distributions.constraints, "is_dependent", stand_ins.is_dependent),
+    (torch.optim.Optimizer, "zero_grad", stand_ins.zero_grad_of_base),
 )
 _REPLACED_FUNCTIONS = [
     *(replacement for _, _, replacement in _FUNCTIONS),
     clip_nothing,
-    traced.refuse_clipping,
-    place.clip_to_norm_in_time,
-    place.clip_value_in_time,
+    stand_ins.refuse_clipping,
+    current.clip_to_norm_in_time,
+    current.clip_value_in_time,
 ]
 
 
@@ -149,7 +150,7 @@ def _capture_once(
 ) -> Captured:
     subjects = hooks.subjects
     hooks.stopped, hooks.written = None, []
-    place.PLACE.terms = hooks.terms
+    current.PLACE.terms = hooks.terms
     local_names = scope_reader(function)(args, kwargs)
     if local_names is None:
         refuse("the arguments do not fit the signature, or a closure variable is unset")
@@ -160,7 +161,7 @@ def _capture_once(
             hooks.trace_hooks, dynamic, subjects.seen, static=hooks.static_sizes
         )
         standing_in = subjects.standing_in(hooks.terms)
-        with scope, standing_in, hooks.withheld(), loop.beginning(hooks.begin):
+        with scope, standing_in, hooks.withheld(), split_loop.beginning(hooks.begin):
             found = torch_private.trace(function, args, kwargs, hooks.trace_hooks)
             hooks.raise_stopped()
             hooks.symbolic = has_symbolic_sizes(found.graph_module)
@@ -208,7 +209,7 @@ class _Hooks:
             grow=self.grow,
             is_subject=lambda value: subjects.find(value) is not None,
             write=self.write,
-            backward=traced.backward_stand_in(
+            backward=stand_ins.backward_stand_in(
                 windowed=terms.windowed,
                 casting=terms.autocast is not None,
                 scaler=None if scaler is None else scaler.number,
@@ -223,21 +224,21 @@ class _Hooks:
     def withheld(self) -> contextlib.AbstractContextManager[Any]:
         """Return the scope in which torch's functions do not clip, where that is not the time."""
         if self.terms.scaler is not None:
-            return clipping_with(traced.refuse_clipping)
+            return clipping_with(stand_ins.refuse_clipping)
         if self.terms.split.splits:
-            return clipping_by(norm=place.clip_to_norm_in_time, value=place.clip_value_in_time)
+            return clipping_by(norm=current.clip_to_norm_in_time, value=current.clip_value_in_time)
         return contextlib.nullcontext() if self.terms.updates else without_clipping()
 
     def begin(self, part: Part) -> None:
         """A part of the call begins, while the trace goes on."""
         torch.clear_autocast_cache()  # Dynamo takes a cast for something a backward consumes
-        terms = place.PLACE.terms = self.terms.of(part)
+        terms = current.PLACE.terms = self.terms.of(part)
         for subject in self.subjects.all:
             if isinstance(subject, OptimizerSubject):
                 subject.order.enter(terms)
 
     def meet(self, value: Any) -> None:
-        if isinstance(value, traced.Opaque):
+        if isinstance(value, stand_ins.Opaque):
             self.stop(Refusal(value.reason, hint=value.hint))
         if reason := object_reason(value):
             self.refuse(reason)
@@ -294,7 +295,7 @@ def _check_trace(found: Traced) -> None:
         refuse("keeps a gradient that the step replaces")
 
 
-_OWN = f"G['__import_{traced.__name__.replace('.', '_dot_')}']"
+_OWN = f"G['__import_{stand_ins.__name__.replace('.', '_dot_')}']"
 _OWN_STATE = f"{_OWN}.TABLE"
 """Dynamo's names of the module that is traced in the place of torch's code, and of its state."""
 
@@ -315,7 +316,7 @@ def _guard_filter(subjects: Subjects) -> Callable[[Sequence[tuple[str, str, Any]
         prefixes |= {
             name
             for name, _, value in entries
-            if isinstance(value, traced.Recorder) or any(value is f for f in _REPLACED_FUNCTIONS)
+            if isinstance(value, stand_ins.Recorder) or any(value is f for f in _REPLACED_FUNCTIONS)
         }
         return [
             not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)

@@ -6,7 +6,7 @@ import re
 from typing import NoReturn
 
 from stepgraph import torch_private
-from stepgraph.capture.traced import REFUSE_LOOP
+from stepgraph.capture.objects.stand_ins import REFUSE_LOOP
 from stepgraph.torch_private import TraceStop
 
 

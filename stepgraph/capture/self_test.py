@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stepgraph.capture.capture import capture
+from stepgraph.capture.objects.registry import Subjects
 from stepgraph.capture.refusal import Refusal
-from stepgraph.capture.subjects import Subjects
 from stepgraph.ir.markers import MARKERS
 
 _EXPECTED = ["zero_grad", "first_grad", "set_grad", "first_grad", "set_grad", "step"]

@@ -21,18 +21,18 @@ from stepgraph.capture import (
     on_terms,
     scope_reader,
 )
-from stepgraph.compiler import views
-from stepgraph.compiler.capturing import Capturing
+from stepgraph.compiler import extensions
 from stepgraph.compiler.closures import ClosureSteps
-from stepgraph.compiler.explanation import Explanation, explain
+from stepgraph.compiler.explain.explanation import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks, no_meaning
 from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
-from stepgraph.compiler.recording import Recorder
-from stepgraph.compiler.rewritten import Rewritten
-from stepgraph.compiler.variant import TIMED, Variant, build, release
-from stepgraph.compiler.verification import check_same, rehearsal_of
+from stepgraph.compiler.variants.capture_session import Capturing
+from stepgraph.compiler.variants.cuda_recording import Recorder
+from stepgraph.compiler.variants.rewrite import Rewritten
+from stepgraph.compiler.variants.variant import TIMED, Variant, build, release
+from stepgraph.compiler.variants.verify import check_same, rehearsal_of
 from stepgraph.compiler.window import Window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import StepGraph
@@ -199,7 +199,7 @@ class CompiledStep:
         Raises:
             ConfigurationError: The step runs eagerly for these arguments, or `steps` is no number.
         """
-        return views.profile(Probe(self, *self._terms.cast(args, kwargs)), steps)
+        return extensions.profile(Probe(self, *self._terms.cast(args, kwargs)), steps)
 
     @property
     def captured_graphs(self) -> tuple[StepGraph, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from stepgraph.capture import ListSubject, Subject
-from stepgraph.compiler.variant import TIMED, Variant
+from stepgraph.compiler.variants.variant import TIMED, Variant
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import flatten
 from stepgraph.lowering import Section

@@ -1,21 +1,20 @@
 """The step graph: what a captured training step is, and what its nodes read and write."""
 
-from stepgraph.ir.dependencies import dependency_graph, flat_dependencies
-from stepgraph.ir.effects import (
+from stepgraph.ir.kind import Kind, marker_kind, marker_name
+from stepgraph.ir.kind import argument as marker_argument
+from stepgraph.ir.memory_access import (
     all_storages,
     draws_random,
     storages_of,
     writes_of,
     written_arguments,
 )
-from stepgraph.ir.flatten import flatten, partition
-from stepgraph.ir.kind import Kind, marker_kind, marker_name
-from stepgraph.ir.kind import argument as marker_argument
 from stepgraph.ir.resources import OPAQUE, UPDATES, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
-from stepgraph.ir.step_graph import StepGraph
-from stepgraph.ir.text import Line, lines, readable
-from stepgraph.ir.verify import Meaning, meaning
+from stepgraph.ir.step_graph import StepGraph, flatten, partition
+from stepgraph.ir.views.dependencies import dependency_graph, flat_dependencies
+from stepgraph.ir.views.text import Line, lines, readable
+from stepgraph.ir.views.verify import Meaning, meaning
 
 __all__ = [
     "OPAQUE",

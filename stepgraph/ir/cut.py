@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
 
-from stepgraph.ir.effects import is_glue
 from stepgraph.ir.kind import Kind, marker_kind
+from stepgraph.ir.memory_access import is_glue
 
 
 @dataclass(eq=False)

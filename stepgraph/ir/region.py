@@ -10,7 +10,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir.cut import Unit, cut
-from stepgraph.ir.effects import all_storages
+from stepgraph.ir.memory_access import all_storages
 from stepgraph.ir.resources import Access, accesses
 from stepgraph.torch_private import graph_module
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from stepgraph.ir.effects import (
+from stepgraph.ir.kind import argument, marker_name
+from stepgraph.ir.memory_access import (
     draws_random,
     read_arguments,
     storages_of,
     written_arguments,
 )
-from stepgraph.ir.kind import argument, marker_name
 from stepgraph.ir.schema import schema_of
 from stepgraph.ir.signature import Slot
 

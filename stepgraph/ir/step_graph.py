@@ -11,15 +11,15 @@ import networkx as nx
 from torch.fx import GraphModule, Node
 
 from stepgraph.ir.cut import cut
-from stepgraph.ir.dependencies import dependency_graph
-from stepgraph.ir.dot import to_dot
-from stepgraph.ir.effects import all_storages
 from stepgraph.ir.kind import Kind
+from stepgraph.ir.memory_access import all_storages
 from stepgraph.ir.region import copied, cut_out, dissolve, region_of
 from stepgraph.ir.resources import OPAQUE, Access, accesses
 from stepgraph.ir.signature import Slot
-from stepgraph.ir.text import describe
-from stepgraph.ir.verify import Meaning, verify
+from stepgraph.ir.views.dependencies import dependency_graph
+from stepgraph.ir.views.dot import to_dot
+from stepgraph.ir.views.text import describe
+from stepgraph.ir.views.verify import Meaning, verify
 
 _EDITED = tuple(
     f"stepgraph.{name}"
@@ -219,3 +219,23 @@ class StepGraph:
 
     def __str__(self) -> str:
         return describe(self)
+
+
+def partition(flat: GraphModule) -> StepGraph:
+    """Return the step graph of a flat graph: ATen nodes and markers in program order.
+
+    It is cut into regions, maximal runs of computing nodes of one kind and phase between two
+    effects; see `cut` and `cut_out`.
+
+    Args:
+        flat: With the metadata of a capture. Unchanged; edits of it do not show in the step.
+    """
+    return StepGraph(copied(flat))
+
+
+def flatten(step: StepGraph) -> GraphModule:
+    """Return `step` as one flat graph of its own: regions dissolved, program order kept.
+
+    Every node that belongs to a typed node has its name in `meta["stepgraph.node"]`.
+    """
+    return copied(step.flat())

@@ -1,15 +1,15 @@
 """Lowering: from a step graph to a program."""
 
-from stepgraph.lowering.capturable import why_not_capturable
-from stepgraph.lowering.cuda_graph import graphed
+from stepgraph.lowering.cuda.legality import why_not_capturable
+from stepgraph.lowering.cuda.record import graphed
 from stepgraph.lowering.emit import Emitted, emit, first_update
-from stepgraph.lowering.fused import FusedUpdate
-from stepgraph.lowering.inductor import compile_region
 from stepgraph.lowering.lower import Lowered, lower
-from stepgraph.lowering.masters import Masters
-from stepgraph.lowering.region import Region, Unsupported
+from stepgraph.lowering.regions.compiled_run import Region, Unsupported
+from stepgraph.lowering.regions.inductor import compile_region
 from stepgraph.lowering.sections import Section, launched, operator_sections, sections, with_marks
-from stepgraph.lowering.updates import misfit
+from stepgraph.lowering.updates.choose import misfit
+from stepgraph.lowering.updates.cpu import FusedUpdate
+from stepgraph.lowering.updates.master_weights import Masters
 
 __all__ = [
     "Emitted",

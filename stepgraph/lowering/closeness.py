@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_map
 
-from stepgraph.ir.effects import storages_of
 from stepgraph.ir.markers import OPS
+from stepgraph.ir.memory_access import storages_of
 
 BITS = 16.0
 """How much further from the exact result than eager a compiled result may be."""

@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from stepgraph.analysis import stealable
 from stepgraph.ir import all_storages
 from stepgraph.ir.markers import MARKERS
-from stepgraph.lowering.region import Region
+from stepgraph.lowering.regions.compiled_run import Region
 from stepgraph.passes import EARLY
 from stepgraph.runtime import PartOfStep, UpdateAverage, effects
 

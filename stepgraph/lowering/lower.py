@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir.effects import all_storages, draws_random, is_glue, written_arguments
-from stepgraph.lowering.fused import FusedUpdate
-from stepgraph.lowering.masters import Masters
-from stepgraph.lowering.region import Region, Unsupported
-from stepgraph.lowering.select import Run, select
-from stepgraph.lowering.updates import fused_update
+from stepgraph.ir.memory_access import all_storages, draws_random, is_glue, written_arguments
+from stepgraph.lowering.regions.compiled_run import Region, Unsupported
+from stepgraph.lowering.regions.select import Run, select
+from stepgraph.lowering.updates.choose import fused_update
+from stepgraph.lowering.updates.cpu import FusedUpdate
+from stepgraph.lowering.updates.master_weights import Masters
 from stepgraph.torch_private import graph_module
 
 Compile = Callable[[GraphModule, str], Region]

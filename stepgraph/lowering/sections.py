@@ -10,8 +10,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.analysis import launches
 from stepgraph.ir import Kind, marker_kind, marker_name
-from stepgraph.ir.effects import is_glue
-from stepgraph.lowering.region import Region
+from stepgraph.ir.memory_access import is_glue
+from stepgraph.lowering.regions.compiled_run import Region
 from stepgraph.torch_private import graph_module
 
 _FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)

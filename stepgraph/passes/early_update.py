@@ -22,8 +22,8 @@ from stepgraph.ir import (
     slot_name,
     updates,
 )
-from stepgraph.ir.effects import is_glue
 from stepgraph.ir.markers import OPS
+from stepgraph.ir.memory_access import is_glue
 from stepgraph.passes.base import Pass
 
 EARLY = "stepgraph.early"

@@ -12,7 +12,7 @@ from typing import Any
 from stepgraph.analysis import Work, work
 from stepgraph.errors import VerifyError
 from stepgraph.ir import Meaning, StepGraph, meaning
-from stepgraph.ir.verify import compare
+from stepgraph.ir.views.verify import compare
 from stepgraph.passes.base import Pass
 
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 from stepgraph.analysis import flops_of, peak
 from stepgraph.compiler.probe import Probe
 from stepgraph.errors import ConfigurationError
-from stepgraph.ir.effects import is_glue
+from stepgraph.ir.memory_access import is_glue
 from stepgraph.lowering import Region, Section, operator_sections, sections
 from stepgraph.profiling.bandwidth import copy_gbps
 from stepgraph.profiling.calls import CallsBetweenMarks, operator_calls

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepgraph.compiler import views
+from stepgraph.compiler import extensions
 from stepgraph.profiling.text import describe
 from stepgraph.profiling.trace import Span, write_chrome_trace
 
@@ -194,7 +194,7 @@ class Profile:
         return describe(self)
 
     def __rich__(self) -> RenderableType:
-        shown: RenderableType = views.to_rich(self)
+        shown: RenderableType = extensions.to_rich(self)
         return shown
 
 

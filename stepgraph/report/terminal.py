@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stepgraph.compiler import Explanation
-from stepgraph.compiler.advice import Advice
-from stepgraph.compiler.explanation import FallbackReport, VariantReport
-from stepgraph.compiler.words import (
+from stepgraph.compiler.explain.advice import Advice
+from stepgraph.compiler.explain.explanation import FallbackReport, VariantReport
+from stepgraph.compiler.explain.text import (
     count_of,
     optimizer_lines,
     pass_differences,

@@ -1,8 +1,7 @@
 """Runtime: programs and what stands between them and the user's objects."""
 
-from stepgraph.runtime.average import UpdateAverage
+from stepgraph.runtime.averaged_model import UpdateAverage
 from stepgraph.runtime.cuda_graph import Buffers, CudaDevice, GraphDevice, Graphed, Plan
-from stepgraph.runtime.parts import PartOfStep
 from stepgraph.runtime.program import NeedsEager, Program, autocast_devices
 from stepgraph.runtime.rehearsal import (
     PartialRehearsal,
@@ -14,6 +13,7 @@ from stepgraph.runtime.rehearsal import (
 )
 from stepgraph.runtime.snapshot import Snapshot
 from stepgraph.runtime.spans import Spans
+from stepgraph.runtime.step_part import PartOfStep
 
 __all__ = [
     "Buffers",

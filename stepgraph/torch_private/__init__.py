@@ -6,17 +6,11 @@ not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` find
 torch at hand behaves as expected before anything is captured.
 """
 
-from stepgraph.torch_private.batched import is_batched
-from stepgraph.torch_private.cpp import Layout, empty_strided_cpu, load_cpp, written
-from stepgraph.torch_private.errors import is_unsupported, user_stack
-from stepgraph.torch_private.guards import Guards
-from stepgraph.torch_private.hooks import LIVE_GRAPH, TraceHooks, TraceStop
-from stepgraph.torch_private.inductor import FakeInputs, compile_inference, has_unbacked
-from stepgraph.torch_private.lazy import graph_module
-from stepgraph.torch_private.profiler import is_profiling
-from stepgraph.torch_private.scaler import found_inf
-from stepgraph.torch_private.traced import Around, Traced, trace
-from stepgraph.torch_private.tracing import (
+from stepgraph.torch_private.data_loader import has_live_workers, stop_workers
+from stepgraph.torch_private.dynamo.errors import is_unsupported, user_stack
+from stepgraph.torch_private.dynamo.guards import Guards
+from stepgraph.torch_private.dynamo.hooks import LIVE_GRAPH, TraceHooks, TraceStop
+from stepgraph.torch_private.dynamo.scope import (
     Seen,
     assume_constant_result,
     current_trace,
@@ -24,8 +18,20 @@ from stepgraph.torch_private.tracing import (
     shield_constants,
     tracing,
 )
-from stepgraph.torch_private.workers import has_live_workers, stop_workers
-from stepgraph.torch_private.wrapper import (
+from stepgraph.torch_private.dynamo.trace import Around, Traced, trace
+from stepgraph.torch_private.grad_scaler import found_inf
+from stepgraph.torch_private.inductor.compile import (
+    FakeInputs,
+    compile_inference,
+    has_unbacked,
+)
+from stepgraph.torch_private.inductor.cpp import (
+    Layout,
+    empty_strided_cpu,
+    load_cpp,
+    written,
+)
+from stepgraph.torch_private.inductor.wrapper import (
     KernelCall,
     MatrixProduct,
     Memory,
@@ -34,6 +40,9 @@ from stepgraph.torch_private.wrapper import (
     Wrapper,
     read_wrapper,
 )
+from stepgraph.torch_private.lazy_module import graph_module
+from stepgraph.torch_private.profiler import is_profiling
+from stepgraph.torch_private.vmap import is_batched
 
 __all__ = [
     "LIVE_GRAPH",

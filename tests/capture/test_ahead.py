@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import StepLR
 import stepgraph
 from stepgraph import torch_private
 from stepgraph.capture import Subjects, self_test
-from stepgraph.capture.ahead import meet_ahead
+from stepgraph.capture.objects.discover import meet_ahead
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from stepgraph.capture.scope import scope_reader
+from stepgraph.capture.call_scope import scope_reader
 
 
 def plain(a, b=2): ...

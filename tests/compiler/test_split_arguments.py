@@ -15,9 +15,9 @@ from torch import nn
 import stepgraph
 from harness import assert_captured, mlp, regression
 from stepgraph import Microbatches
-from stepgraph.capture.loop import beginning, looped
-from stepgraph.capture.microbatches import check_batch
-from stepgraph.capture.scope import globals_in
+from stepgraph.capture.call_scope import globals_in
+from stepgraph.capture.options.microbatches import check_batch
+from stepgraph.capture.options.split_loop import beginning, looped
 from stepgraph.errors import ConfigurationError
 
 

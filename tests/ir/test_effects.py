@@ -8,7 +8,7 @@ from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stepgraph.ir import all_storages, draws_random, storages_of, writes_of
-from stepgraph.ir.effects import is_glue, read_arguments
+from stepgraph.ir.memory_access import is_glue, read_arguments
 
 
 def traced(function, *inputs, mode="real"):

@@ -7,8 +7,8 @@ from torch import nn
 from stepgraph.ir import Kind
 from stepgraph.ir.build import add, clear, flat_graph, log, lr, part, set_lr, step, store
 from stepgraph.ir.markers import OPS
-from stepgraph.lowering.capturable import gradients, leaving, tail_of, why_not_capturable
-from stepgraph.lowering.kernels import KernelUpdate
+from stepgraph.lowering.cuda.legality import gradients, leaving, tail_of, why_not_capturable
+from stepgraph.lowering.updates.triton import KernelUpdate
 
 XW = {"batch:x": torch.ones(4, 3), "param:w": torch.ones(3, 3, requires_grad=True)}
 

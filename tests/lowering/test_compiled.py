@@ -11,9 +11,9 @@ from torch.optim import SGD, AdamW
 
 from stepgraph import torch_private
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.compiled import CompiledKernel, compiled_kernels
-from stepgraph.lowering.fused import FusedUpdate, fused_update
-from stepgraph.lowering.library import library
+from stepgraph.lowering.cpp_library import library
+from stepgraph.lowering.updates.cpp import CompiledKernel, compiled_kernels
+from stepgraph.lowering.updates.cpu import FusedUpdate, fused_update
 from twins import FITTING, Twins
 
 

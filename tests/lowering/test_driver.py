@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepgraph import torch_private
-from stepgraph.lowering.indices import Bound
-from stepgraph.lowering.library import library
+from stepgraph.lowering.cpp_library import library
+from stepgraph.lowering.regions.indices import Bound
 from stepgraph.torch_private import KernelCall, MatrixProduct, Memory, Strided, Unreadable
 from wrappers import drive, given_as, made, product
 
@@ -229,7 +229,7 @@ def test_without_a_compiler_there_is_no_driver(monkeypatch, no_library):
 def test_without_blas_there_is_no_driver_and_those_made_before_go_on(monkeypatch, no_library):
     call, inputs = product()
     before = drive([call], [], inputs)
-    monkeypatch.setattr(torch_private.cpp, "_address", lambda symbol: 0)
+    monkeypatch.setattr(torch_private.inductor.cpp, "_address", lambda symbol: 0)
     library.cache_clear()
 
     with pytest.raises(Unreadable, match="no BLAS of the usual names"):

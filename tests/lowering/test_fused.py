@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Adam, AdamW, RMSprop
 
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.compiled import compiled_kernels
-from stepgraph.lowering.fused import FusedUpdate, fused_update, misfit
+from stepgraph.lowering.updates.cpp import compiled_kernels
+from stepgraph.lowering.updates.cpu import FusedUpdate, fused_update, misfit
 from twins import FITTING, Twins
 
 

@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from stepgraph.lowering.indices import Bound, bounds, uses
+from stepgraph.lowering.regions.indices import Bound, bounds, uses
 
 
 def of(function, *inputs):

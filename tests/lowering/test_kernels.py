@@ -14,7 +14,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 from stepgraph.ir.markers import OPS
 from stepgraph.lowering import emit
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.kernels import KernelLaunch, KernelUpdate, kernel_misfit
+from stepgraph.lowering.updates.triton import KernelLaunch, KernelUpdate, kernel_misfit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"),

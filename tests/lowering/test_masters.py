@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
-from stepgraph.lowering.fused import FusedUpdate
-from stepgraph.lowering.masters import Masters
+from stepgraph.lowering.updates.cpu import FusedUpdate
+from stepgraph.lowering.updates.master_weights import Masters
 
 LOW = torch.bfloat16
 OPTIMIZERS = [

@@ -8,8 +8,8 @@ import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from stepgraph.lowering.driver import drive as drive_wrapper
-from stepgraph.lowering.driver.scratch import place
+from stepgraph.lowering.regions.driver import drive as drive_wrapper
+from stepgraph.lowering.regions.driver.scratch import place
 from stepgraph.torch_private import MatrixProduct, Unreadable, Wrapper
 from wrappers import SIZES, drawn_wrappers, drive, given_as, made, matrix, product, written_by_hand
 

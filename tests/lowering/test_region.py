@@ -4,7 +4,7 @@ import torch
 from torch.fx import Graph, GraphModule
 
 from stepgraph.lowering import Region
-from stepgraph.lowering.inductor import threads_for
+from stepgraph.lowering.regions.inductor import threads_for
 
 
 def doubling() -> GraphModule:

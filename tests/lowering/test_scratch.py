@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepgraph.lowering.driver.scratch import place
+from stepgraph.lowering.regions.driver.scratch import place
 from stepgraph.torch_private import KernelCall, Memory, Strided, Wrapper
 from wrappers import made
 

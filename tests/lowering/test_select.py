@@ -8,7 +8,7 @@ from torch.fx import Graph
 from stepgraph.ir import Kind
 from stepgraph.ir.build import add, clear, flat_graph, log, lr, part, step, store
 from stepgraph.ir.markers import MARKERS
-from stepgraph.lowering.select import Run, eager_reason, select
+from stepgraph.lowering.regions.select import Run, eager_reason, select
 
 X = {"batch:x": torch.ones(4, 3)}
 XW = {**X, "param:w": torch.ones(3, 3, requires_grad=True)}

@@ -10,7 +10,7 @@ from harness import Program, assert_captured, draw, same_as_eager
 from stepgraph.ir import Kind, flatten, marker_name, partition
 from stepgraph.ir import build as b
 from stepgraph.lowering.closeness import is_close
-from stepgraph.lowering.fused import FusedUpdate
+from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.passes import FuseTail, Pipeline
 
 ONLY = Pipeline((FuseTail(),))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from stepgraph.compiler.explanation import (
+from stepgraph.compiler.explain.explanation import (
     Explanation,
     FallbackReport,
     OptimizerReport,

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from stepgraph.torch_private import FakeInputs
-from stepgraph.torch_private.laid_out import lay_out
+from stepgraph.torch_private.inductor.layouts import lay_out
 
 aten = torch.ops.aten
 CONVOLVE, CONVOLVE_BACK = aten.convolution.default, aten.convolution_backward.default

@@ -1,0 +1,108 @@
+"""Facts about the moment of a call that a captured step could not honour."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils.hooks import RemovableHandle
+
+from stepgraph.capture.checks.hooks import all_modules_have_hooks, have_hooks
+
+_DATA_PARALLEL = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "FSDPModule",
+}
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_is_anomaly_enabled = torch.is_anomaly_enabled
+
+
+class Moment:
+    """Tells whether a call may be replayed now, where the guards of its variant hold.
+
+    Guards look at grad mode and function modes; this looks at the rest of `entry_reason`, and for
+    hooks on tensors. For hooks it looks only if one has been registered, on anything, since it
+    looked last: all of torch's ways to register one hand out a `RemovableHandle` with a number of
+    its own. Two attributes of each tensor would cost more than all other checks of a call.
+
+    Args:
+        tensors: Leaves into which the step accumulates gradients.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = tuple(tensors)
+        self._handles: int | None = None  # hooks registered in the process when it looked last
+
+    def may_replay(self) -> bool:
+        """Return whether a replay would leave nothing out."""
+        if _dispatch_modes() or _is_anomaly_enabled() or _saved_tensors_hooks(False) is not None:
+            return False
+        return self._handles == RemovableHandle.next_id or self._is_without_hooks()
+
+    def _is_without_hooks(self) -> bool:
+        if have_hooks(self._tensors) or all_modules_have_hooks():
+            return False
+        self._handles = RemovableHandle.next_id
+        return True
+
+
+def entry_reason() -> str | None:
+    """Return why no step may be replayed or captured right now, or None."""
+    if not torch.is_grad_enabled():
+        return "called under no_grad or inference_mode"
+    if _dispatch_modes():
+        return "called under a dispatch mode"
+    if torch._C._len_torch_function_stack() and not _only_devices():
+        return "called under a function mode"
+    if _saved_tensors_hooks(False) is not None:
+        return "called under hooks on saved tensors"
+    if _is_anomaly_enabled():
+        return "called under detect_anomaly"
+    if all_modules_have_hooks():
+        return "global module hooks are registered"
+    return None
+
+
+def _only_devices() -> bool:
+    """Return whether all function modes around the call set a default device."""
+    modes = _get_current_function_mode_stack()
+    return all(isinstance(mode, DeviceContext) for mode in modes)
+
+
+def tensor_reason(tensors: Iterable[Any]) -> str | None:
+    """Return why the real inputs of a trace cannot be inputs of a program, or None."""
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        if type(tensor) not in _PLAIN:
+            return f"a tensor subclass among the inputs: {type(tensor).__name__}"
+        if tensor.layout is not torch.strided:
+            return "sparse gradients or tensors"
+        if tensor.requires_grad and have_hooks((tensor,)):
+            return "hooks on a tensor or parameter"
+        if tensor.grad_fn is not None:
+            return "an input with a graph of its own (grad_fn)"
+    return None
+
+
+def object_reason(value: Any) -> str | None:
+    """Return why a step that uses `value` cannot be captured, or None.
+
+    A trace would lose the state of a `random.Random`. Data-parallel wrappers reduce gradients in
+    hooks of the autograd engine that no trace sees.
+    """
+    if isinstance(value, random.Random):
+        return "host randomness: draws from a random.Random inside the step"
+    if not isinstance(value, nn.Module):
+        return None
+    names = {base.__name__ for base in type(value).__mro__} & _DATA_PARALLEL
+    return f"{min(names)} reduces gradients behind the trace" if names else None

@@ -1,0 +1,1 @@
+"""The user objects that a step acts on."""

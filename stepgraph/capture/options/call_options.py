@@ -1,0 +1,168 @@
+"""The terms of a call: what the options of `compile` make of a plain step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.nn.utils import clip_grad
+from torch.utils._pytree import tree_map
+
+from stepgraph.capture.options.microbatches import UNSPLIT, Microbatches, Part
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How one call of a step differs from the plain step.
+
+    A trace and an eager call honour the same terms: the trace by the stand-ins it shows, the
+    eager call by methods replaced on the instances (`eager.py`).
+
+    Attributes:
+        micro_batches: Length of a window, in calls. Every backward is seeded with the inverse.
+        clears: Whether `zero_grad()` in front of an update does something: in the first call of a
+            window.
+        updates: Whether updates, schedules, averages, clipping, and `zero_grad()` behind an
+            update do something: in the last call of a window.
+        clip_norm: Norm to which an optimizer's gradients are clipped before its update.
+        clip_value: Absolute value to which they are clipped.
+        autocast: Type to which autocast casts, in everything but backward and updates.
+        dtype: Type of every parameter that is updated; floating-point arguments are cast to it
+            before anything else happens.
+        scaler: Scales the seed of every backward, and lets an update be skipped when a gradient
+            is inf or nan. Its own `update()` is the caller's, after the last call of a window.
+        split: How the batch of the call is split. Each part is a run of the step on terms of its
+            own: `of`.
+        part: The part these terms are of; None for those of the whole call.
+    """
+
+    micro_batches: int = 1
+    clears: bool = True
+    updates: bool = True
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    autocast: torch.dtype | None = None
+    dtype: torch.dtype | None = None
+    scaler: GradScaler | None = None
+    split: Microbatches = UNSPLIT
+    part: Part | None = None
+
+    def of(self, part: Part) -> Terms:
+        """Return the terms of a part: the first clears, the last updates, where the call does."""
+        clears = self.clears and part.index == 0
+        updates = self.updates and part.index == part.count - 1
+        return replace(self, clears=clears, updates=updates, part=part)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the step means what it says."""
+        return self == PLAIN
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the step runs more than once for an update."""
+        return self.micro_batches > 1 or self.split.splits
+
+    @property
+    def divisor(self) -> int:
+        """By what the seed of a backward is divided."""
+        if self.part is None or not self.part.is_even:
+            return self.micro_batches
+        return self.micro_batches * self.part.count
+
+    @property
+    def weight(self) -> float:
+        """By what it is multiplied then: the share of a part, where parts differ in size."""
+        if self.part is None or self.part.is_even:
+            return 1.0
+        return self.part.size / self.part.total
+
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped before an update."""
+        return self.clip_norm is not None or self.clip_value is not None
+
+    def cast(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call, floating-point tensors in the type of the parameters."""
+        if self.dtype is None:
+            return args, kwargs
+        cast: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._cast, (args, kwargs))
+        return cast
+
+    def _cast(self, value: Any) -> Any:
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self.dtype) if is_float else value
+
+    @contextlib.contextmanager
+    def casting(self) -> Iterator[None]:
+        """Scope of the whole call, in which autocast is on where the terms say so."""
+        if self.autocast is None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            for device in autocast_devices():
+                stack.enter_context(torch.autocast(device, dtype=self.autocast))
+            yield
+
+
+PLAIN = Terms()
+"""The step means what it says."""
+
+
+def autocast_devices() -> tuple[str, ...]:
+    """Return the device types that autocast is switched on for."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def without_clipping() -> contextlib.AbstractContextManager[None]:
+    """Return a scope in which torch's clipping functions compute norms and change no gradient."""
+    return clipping_by(norm=clip_nothing, value=clip_nothing)
+
+
+@contextlib.contextmanager
+def clipping_by(*, norm: Any, value: Any) -> Iterator[None]:
+    """Scope in which other functions do what torch's clipping functions do to gradients.
+
+    Users import torch's functions by name, so what is replaced lies behind them.
+
+    Args:
+        norm: Called in the place of `_clip_grads_with_norm_`, when the norm is known.
+        value: Called in the place of what `clip_grad_value_` wraps.
+    """
+    inner = _cell_of(clip_grad.clip_grad_value_)
+    before = clip_grad._clip_grads_with_norm_, inner.cell_contents
+    clip_grad._clip_grads_with_norm_, inner.cell_contents = norm, value
+    try:
+        yield
+    finally:
+        clip_grad._clip_grads_with_norm_, inner.cell_contents = before
+
+
+@contextlib.contextmanager
+def clipping_with(replacement: Any) -> Iterator[None]:
+    """Scope in which torch's clipping functions do what `replacement` does."""
+    cells = [_cell_of(f) for f in (clip_grad.clip_grad_norm_, clip_grad.clip_grad_value_)]
+    before = [cell.cell_contents for cell in cells]
+    for cell in cells:
+        cell.cell_contents = replacement
+    try:
+        yield
+    finally:
+        for cell, function in zip(cells, before, strict=True):
+            cell.cell_contents = function
+
+
+def _cell_of(wrapper: Any) -> Any:
+    """Return the cell that holds the function which `no_grad` wraps."""
+    (cell,) = wrapper.__closure__
+    return cell
+
+
+def clip_nothing(*args: Any, **kwargs: Any) -> None:
+    """Take the place of what clips."""

@@ -1,0 +1,270 @@
+"""A step as a loop over the parts of its batch: Python that is traced, and run eagerly as well.
+
+The loop is a function with the signature, the globals and the closure of the user's step, so that
+a trace of it names and guards everything as a trace of the step would.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextvars
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepgraph.capture.objects.stand_ins import Opaque
+from stepgraph.capture.options.microbatches import (
+    Microbatches,
+    Part,
+    is_container,
+    items_of,
+    keys_of,
+    like,
+)
+from stepgraph.errors import ConfigurationError
+from stepgraph.ir.markers import OPS
+from stepgraph.torch_private import assume_constant_result
+
+_mark = OPS.part
+
+_ALONE = "return tensors or None, alone or in containers"
+REFUSE_OTHER = Opaque("returns something that is neither a tensor nor None", hint=_ALONE)
+REFUSE_COUNT = Opaque(
+    "returns a whole number in a tensor: neither mean nor sum is sure",
+    hint="return a mean, or one number for each sample",
+)
+REFUSE_SHAPE = Opaque(
+    "returns a tensor that is neither a scalar nor has a row for each sample",
+    hint="return a mean, or one row for each sample",
+)
+REFUSE_PATHS = Opaque("returns unlike things for two parts of a batch", hint=_ALONE)
+
+_SOURCE = """
+def make({free}):
+    def loop{signature}:
+        def _stepgraph_step():
+            return {free}
+        from stepgraph.capture.options.split_loop import run as _stepgraph_run
+        return _stepgraph_run(_stepgraph_step, {named}, {rest}, {keywords}, {count}, {whole})
+"""
+
+
+def looped(function: FunctionType, split: Microbatches) -> FunctionType:
+    """Return a function that calls `function` for every part of its arguments.
+
+    Args:
+        function: The user's step, unbound.
+        split: How the arguments are split.
+
+    Returns:
+        A function of the same signature, globals and closure. It returns what the calls have
+        returned, put together and detached.
+    """
+    code, free = function.__code__, function.__code__.co_freevars
+    tree = ast.parse(_source(function, split))
+    for node in ast.walk(tree):  # what the loop does is said to happen where the step begins
+        if isinstance(node, ast.stmt | ast.expr | ast.arg):
+            node.lineno = node.end_lineno = code.co_firstlineno
+    module = compile(tree, code.co_filename, "exec")
+    made = _code_in(_code_in(module))
+    own = _code_in(made)
+    assert own.co_freevars == made.co_freevars == free, "compilers sort free variables"
+    made = made.replace(
+        co_consts=tuple(code if constant is own else constant for constant in made.co_consts),
+        co_name=code.co_name,
+        co_names=(*made.co_names, *code.co_names),  # who looks for globals of the step finds them
+    )
+    loop = FunctionType(
+        made, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    loop.__kwdefaults__, loop.__qualname__ = function.__kwdefaults__, function.__qualname__
+    return loop
+
+
+def _source(function: FunctionType, split: Microbatches) -> str:
+    """Return Python that makes the loop; the code of the step in it is a place holder."""
+    signature = inspect.signature(function, follow_wrapped=False)
+    bare = [p.replace(default=p.empty, annotation=p.empty) for p in signature.parameters.values()]
+    named: list[str] = []
+    keywords: list[str] = []
+    rest = "()"
+    for p in bare:
+        if p.kind is p.VAR_POSITIONAL:
+            rest = p.name
+        elif p.kind is p.VAR_KEYWORD:
+            keywords.append(f"**{p.name}")
+        else:
+            items = keywords if p.kind is p.KEYWORD_ONLY else named
+            items.append(f"{p.name!r}: {p.name}")
+    return _SOURCE.format(
+        free=", ".join(function.__code__.co_freevars),
+        signature=inspect.Signature(bare),
+        named="{" + ", ".join(named) + "}",
+        rest=rest,
+        keywords="{" + ", ".join(keywords) + "}",
+        count=split.count,
+        whole=(*split.whole, "*") if rest in split.whole else split.whole,
+    )
+
+
+def _code_in(code: CodeType) -> CodeType:
+    """Return the code of the function that `code` defines."""
+    return next(constant for constant in code.co_consts if isinstance(constant, CodeType))
+
+
+_BEGIN: contextvars.ContextVar[Callable[[Part], None]] = contextvars.ContextVar("begin")
+
+
+@contextmanager
+def beginning(begin: Callable[[Part], None]) -> Iterator[None]:
+    """Scope in which the loop tells `begin` about every part, ahead of it."""
+    token = _BEGIN.set(begin)
+    try:
+        yield
+    finally:
+        _BEGIN.reset(token)
+
+
+@assume_constant_result
+def _begin(index: int, count: int, size: int, total: int) -> None:
+    """Tell, also while a trace goes on, that a part begins."""
+    _BEGIN.get()(Part(index, count, size, total))
+
+
+def run(
+    step: Callable[..., Any],
+    named: dict[str, Any],
+    rest: tuple[Any, ...],
+    keywords: dict[str, Any],
+    count: int,
+    whole: tuple[str, ...],
+) -> Any:
+    """Call `step` for every part and put together what it returns.
+
+    Args:
+        step: The user's step.
+        named: Arguments to be passed by position.
+        rest: More of them.
+        keywords: Arguments to be passed by keyword.
+        count: Into how many parts the batch is split.
+        whole: Names of arguments that are not split, `"*"` for `rest`.
+    """
+    total = _samples(named, rest, keywords, whole)
+    sizes = _sizes(total, count)
+    is_even = sizes[0] == sizes[-1]
+    results: list[Any] = []
+    start = 0
+    for index, size in enumerate(sizes):
+        if is_even:
+            _begin(index, len(sizes), 1, len(sizes))
+        else:
+            _begin(index, len(sizes), size, sum(sizes))
+        if torch.compiler.is_compiling():
+            _mark(index)
+        split = start, size, total
+        args = [v if n in whole else _piece(v, *split) for n, v in named.items()]
+        args += rest if "*" in whole else [_piece(v, *split) for v in rest]
+        kwargs = {n: v if n in whole else _piece(v, *split) for n, v in keywords.items()}
+        results.append(_result(step(*args, **kwargs), size))
+        start = start + size
+    return put_together(results, [] if is_even else [size / sum(sizes) for size in sizes])
+
+
+def _sizes(total: int, count: int) -> list[int]:
+    """Return the sizes of the parts; those that differ as constants of a trace."""
+    count = count if total >= count else max(1, _constant(total))
+    rest = _constant(total % count)
+    if rest == 0:
+        return [total // count] * count
+    return [_constant(total // count) + (1 if index < rest else 0) for index in range(count)]
+
+
+def _constant(number: int) -> int:
+    """Return `number`; while a trace goes on, as a constant."""
+    return len(range(number))
+
+
+def _samples(
+    named: dict[str, Any], rest: tuple[Any, ...], keywords: dict[str, Any], whole: tuple[str, ...]
+) -> int:
+    """Return the number of samples: the size along dim 0 of the first tensor that is split."""
+    for values in (named, keywords):
+        for name, value in values.items():
+            if name not in whole and (size := _size(value)) != 1:
+                return size
+    return 1 if "*" in whole else _size(rest)
+
+
+def _size(value: Any) -> int:
+    """Return the size along dim 0 of the first tensor in `value`; 1 if there is none to split."""
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.dim() and not isinstance(value, nn.Parameter) else 1
+    for item in items_of(value):
+        if (size := _size(item)) != 1:
+            return size
+    return 1
+
+
+def _piece(value: Any, start: int, size: int, total: int) -> Any:
+    """Return what a part gets of `value`: views of its tensors."""
+    if isinstance(value, Tensor):
+        return value.narrow(0, start, size) if _size(value) == total != 1 else value
+    if is_container(value):
+        return like(value, [_piece(item, start, size, total) for item in items_of(value)])
+    return value
+
+
+def _result(value: Any, size: int) -> Any:
+    """Return what a part has returned, detached: what led to it need not stay alive."""
+    if isinstance(value, Tensor):
+        if value.dim() == 0 and not (value.is_floating_point() or value.is_complex()):
+            _refuse(REFUSE_COUNT)
+        if value.dim() > 0 and value.shape[0] != size:
+            _refuse(REFUSE_SHAPE)
+        return value.detach()
+    if is_container(value):
+        return like(value, [_result(item, size) for item in items_of(value)])
+    if value is not None:
+        _refuse(REFUSE_OTHER)
+    return None
+
+
+def put_together(values: list[Any], weights: list[float]) -> Any:
+    """Return what the parts have returned as what the step returns.
+
+    Args:
+        values: For each part. Scalars are averaged, other tensors concatenated, along dim 0.
+        weights: For each part, its share of the samples; empty when they are the same.
+    """
+    first = values[0]
+    if isinstance(first, Tensor):
+        if any(not isinstance(v, Tensor) or v.dim() != first.dim() for v in values):
+            return _refuse(REFUSE_PATHS)
+        if first.dim() > 0:
+            return torch.cat(values)
+        parts = [v * w for v, w in zip(values, weights)]  # noqa: B905  (traced)
+        parts = parts or [value / len(values) for value in values]
+        return _sum(parts)
+    if first is None:
+        return None if all(value is None for value in values) else _refuse(REFUSE_PATHS)
+    if any(type(v) is not type(first) or keys_of(v) != keys_of(first) for v in values):
+        return _refuse(REFUSE_PATHS)
+    columns = zip(*[items_of(value) for value in values])  # noqa: B905
+    return like(first, [put_together(list(column), weights) for column in columns])
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _refuse(reason: Opaque) -> Any:
+    """Refuse what a step returns: in a trace, which always comes first, by a stop of the trace."""
+    raise ConfigurationError("what the step returns cannot be put together", found=reason.reason)

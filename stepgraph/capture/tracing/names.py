@@ -1,0 +1,96 @@
+"""Names for the inputs and the subjects of a step, as its author would write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from stepgraph.capture.objects.registry import Subjects
+from stepgraph.ir import Role, Slot
+
+_STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
+
+
+def readable(source: str) -> str:
+    """Turn Dynamo's spelling of where a value comes from into Python."""
+    name = re.sub(r"^[LG]\['([^']*)'\]", r"\1", source)
+    name = _STEPS.sub(r".\1", name)
+    return name.replace(".cell_contents", "").replace("__closure__", "closure")
+
+
+def slots(
+    sources: Iterable[str], values: Iterable[Any], local_names: Mapping[str, Any]
+) -> list[Slot]:
+    """Return role and name of every input of a traced graph.
+
+    Args:
+        sources: Where each input comes from, in Dynamo's spelling.
+        values: The real inputs.
+        local_names: Arguments and closure variables of the step, by name.
+    """
+    known = _module_tensors(local_names)
+    found = []
+    for source, value in zip(sources, values, strict=True):
+        base = source.removesuffix(".grad")
+        if base != source:
+            found.append(Slot(Role.GRAD, known.get(base, readable(base))))
+            continue
+        name = known.get(id(value)) or readable(source)
+        known[source] = name
+        found.append(Slot(_role(source, value, local_names), name))
+    return found
+
+
+def _role(source: str, value: Any, local_names: Mapping[str, Any]) -> Role:
+    if isinstance(value, nn.Parameter):
+        return Role.PARAM
+    root = re.match(r"^L\['([^']*)'\]", source)
+    owner = local_names.get(root.group(1)) if root else None
+    is_argument = root is not None and not isinstance(owner, nn.Module) and not _is_object(owner)
+    if is_argument or not isinstance(value, Tensor):
+        return Role.BATCH
+    return Role.PARAM if value.requires_grad else Role.BUFFER
+
+
+def _is_object(value: Any) -> bool:
+    """Return whether `value` holds state of the user's, rather than a batch."""
+    return any(isinstance(held, nn.Module) for held in getattr(value, "__dict__", {}).values())
+
+
+def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
+    """Return the names of the tensors of every module within reach, by id."""
+    modules: dict[str, nn.Module] = {}
+    for name, value in local_names.items():
+        if isinstance(value, nn.Module):
+            modules[name] = value
+            continue
+        for key, held in getattr(value, "__dict__", {}).items():
+            if isinstance(held, nn.Module):
+                modules[f"{name}.{key}"] = held
+    names: dict[Any, str] = {}
+    for name, module in modules.items():
+        prefix = "" if name == "self" else f"{name}."
+        for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+            names.setdefault(id(tensor), f"{prefix.removeprefix('self.')}{key}")
+    return names
+
+
+def name_subjects(subjects: Subjects, local_names: Mapping[str, Any]) -> None:
+    """Call every subject what its author calls it; no two the same."""
+    names: dict[int, str] = {}
+    for name, value in local_names.items():
+        names.setdefault(id(value), name)
+        prefix = "" if name == "self" else f"{name}."
+        for key, held in getattr(value, "__dict__", {}).items():
+            names.setdefault(id(held), f"{prefix}{key}")
+            for i, item in enumerate(held if isinstance(held, list | tuple) else ()):
+                names.setdefault(id(item), f"{prefix}{key}[{i}]")
+    taken: set[str] = set()
+    for subject in subjects.all:
+        subject.name = subject.name or names.get(id(subject.value), "")
+        if subject.label in taken:
+            subject.name = f"{subject.name}#{subject.number}"
+        taken.add(subject.label)

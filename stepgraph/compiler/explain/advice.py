@@ -1,0 +1,145 @@
+"""What a user could change to get more out of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepgraph.analysis import work
+from stepgraph.ir import Role, StepGraph, flatten, partition, readable
+from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, dropped_gradients
+
+if TYPE_CHECKING:
+    from stepgraph.compiler.explain.explanation import Explanation, OptimizerReport, VariantReport
+
+_WORTH = 2**20
+"""Bytes at the peak that are worth advice."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something that holds a step back.
+
+    Attributes:
+        what: What that is.
+        hint: What to change, and what that gives.
+    """
+
+    what: str
+    hint: str
+
+
+def advice(explanation: Explanation) -> tuple[Advice, ...]:
+    """Return what would make a captured step cheaper, the most general first.
+
+    Reasons to run eagerly are not repeated: they carry hints of their own.
+    """
+    found: dict[Advice, None] = dict.fromkeys(_of_backend(explanation.variants))
+    for variant, (captured, after) in zip(explanation.variants, explanation.graphs, strict=False):
+        found |= dict.fromkeys(_of_optimizers(variant))
+        found |= dict.fromkeys(_of_waiting(variant))
+        if explanation.options.get("keep_grads", True):
+            found |= dict.fromkeys(_of_gradients(captured, after))
+    found |= dict.fromkeys(_of_variants(explanation))
+    return tuple(found)
+
+
+def _of_backend(variants: Sequence[VariantReport]) -> Iterator[Advice]:
+    """The eager backend calls every operator by itself."""
+    eager = [variant for variant in variants if variant.backend == "eager"]
+    if not eager:
+        return
+    optimizers = [one for variant in eager for one in variant.optimizers]
+    fitting = list(dict.fromkeys(one.label for one in optimizers if not one.misfit))
+    gain = "compiles what lies between effects"
+    if fitting:
+        gain += f" and runs {_listed(fitting)} in fused kernels"
+    most = max(variant.launches for variant in eager)
+    yield Advice(
+        f'backend="eager" calls {most} operators one by one',
+        f'backend="inductor": {gain}; rounds differently from eager',
+    )
+
+
+_FITS = {
+    "its options choose another implementation": "leave foreach and fused at their defaults",
+    "differentiable or capturable": "leave differentiable and capturable at False",
+    "a param group of several dtypes": "a param group for each dtype",
+    "its step() was replaced": "leave step() of the instance as torch wrote it",
+    "code of the user's runs with step()": "do in the step what the optimizer's hooks do",
+    "it has not stepped every parameter yet": "leave parameters out that never get a gradient",
+}
+
+
+def _of_optimizers(variant: VariantReport) -> Iterator[Advice]:
+    """Options of an optimizer may stand against a fused update."""
+    for optimizer in variant.optimizers:
+        why = optimizer.misfit if variant.backend == "eager" else optimizer.why
+        if optimizer.fused or not why:
+            continue
+        hint = _FITS.get(why)
+        if why.startswith("no fused CPU kernel"):
+            hint = "Adam, AdamW, SGD and Adagrad have one"
+        if hint is not None:
+            yield Advice(f"{_named(optimizer)} cannot be fused: {why}", hint)
+
+
+_WAITING = {
+    "wait for: gradient norm": (
+        "updates wait for the norm of all gradients",
+        "clip_grad_value_ clips each gradient by itself, without waiting",
+    ),
+    "wait for: loss scale": (
+        "updates wait until all gradients are known to be finite",
+        'precision="bf16-mixed" needs no loss scale',
+    ),
+}
+
+
+def _of_waiting(variant: VariantReport) -> Iterator[Advice]:
+    """What keeps updates waiting for the end of the backward."""
+    said = "; ".join(sentence for record in variant.passes for sentence in record.did)
+    yield from (Advice(*told) for reason, told in _WAITING.items() if reason in said)
+
+
+def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
+    """Gradients that the next call clears need not be computed, or not be kept until then."""
+    step, dropped = partition(flatten(captured)), frozenset[str]()
+    for applied in WITHOUT_GRADIENTS:
+        step = applied(step)
+        if isinstance(applied, DropDeadGradients):
+            dropped = dropped_gradients(step.flat().graph)
+    now, then = work(after), work(step)
+    slots = [node.meta["stepgraph.slot"] for node in step.nodes if node.op == "placeholder"]
+    names = [slot.name for slot in slots if slot.role is Role.PARAM and slot.name in dropped]
+    saved = []
+    if now.flops > then.flops:
+        saved.append(f"{(now.flops - then.flops) / now.flops:.0%} of all products")
+    if now.peak_bytes - then.peak_bytes >= _WORTH:
+        part = f"{readable(now.peak_bytes - then.peak_bytes)} of {readable(now.peak_bytes)}"
+        saved.append(f"{part} at the peak")
+    if not saved:
+        return
+    what = "gradients are kept until the next call, which clears them"
+    if names:
+        what = f"gradients of {_listed(names)} are computed, and cleared before anything reads them"
+    hint = f"saves {' and '.join(saved)}, if nothing reads .grad between calls"
+    yield Advice(what, f"keep_grads=False: {hint}")
+
+
+def _of_variants(explanation: Explanation) -> Iterator[Advice]:
+    if any(one.reason.startswith("no variant for these inputs") for one in explanation.fallbacks):
+        yield Advice(
+            f"{explanation.captures} variants are the limit, and this step has more",
+            "fewer shapes, flags or branches; STEPGRAPH_MAX_VARIANTS raises the limit",
+        )
+
+
+def _named(optimizer: OptimizerReport) -> str:
+    return f"{optimizer.label} ({optimizer.tensors} tensors)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more

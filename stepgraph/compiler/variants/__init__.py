@@ -1,0 +1,1 @@
+"""A variant of a step: captured, rewritten, rehearsed, built."""

@@ -1,0 +1,49 @@
+"""`verify=n`: the first replays of a variant beside the user's Python."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import FunctionType
+from typing import Any
+
+from stepgraph.capture import Subjects
+from stepgraph.compiler.variants.rehearse import RehearsedCall
+from stepgraph.compiler.variants.variant import Variant
+from stepgraph.errors import VerificationError
+
+
+def rehearsal_of(
+    variant: Variant,
+    function: FunctionType,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    subjects: Subjects,
+) -> RehearsedCall:
+    """Return a call that runs a variant and puts everything back, then runs the user's Python.
+
+    Args:
+        variant: One that matches the arguments.
+        function: The step.
+        args: Its arguments.
+        kwargs: More of them.
+        subjects: The optimizers, schedulers and whatever else the step acts on.
+    """
+    captured = replace(variant.captured, inputs=variant.inputs(function, args, kwargs))
+    rewritten = replace(variant.rewritten, captured=captured)
+    return RehearsedCall(rewritten, variant.terms, subjects)
+
+
+def check_same(call: RehearsedCall, function: FunctionType, calls: int) -> None:
+    """Check what a call of `rehearsal_of` has found; `calls` is what `verify` was given.
+
+    Raises:
+        VerificationError: Variant and user's Python differ. The results of the latter stay.
+    """
+    if call.difference is not None:
+        raise VerificationError(
+            f"{function.__qualname__} computes something else than the eager step",
+            at=call.difference,
+            found="other bits",
+            why=f"verify={calls} compares the first replays with eager",
+            hint="report it; STEPGRAPH_DISABLE=1 runs the step eagerly",
+        )

@@ -1,0 +1,1 @@
+"""What is derived from a step graph: dependencies, verification, text, Graphviz."""

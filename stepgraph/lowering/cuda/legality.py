@@ -1,0 +1,231 @@
+"""Whether a program may be recorded as a CUDA graph, and if not, every reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from stepgraph import torch_private
+from stepgraph.ir import UPDATES, all_storages, marker_argument, marker_name
+from stepgraph.ir.memory_access import written_arguments
+from stepgraph.ir.signature import Role
+from stepgraph.lowering.emit import plain_numbers
+from stepgraph.lowering.regions.compiled_run import Region
+from stepgraph.lowering.updates.triton import KernelUpdate
+
+TAIL = ("set_grad", "zero_grad", "toggle", "log", "lr_step", "hyper")
+"""Effects that the host performs after the device's work: they move pointers or hand on results."""
+
+FIXED = (Role.PARAM, Role.BUFFER)
+"""Inputs that a graph uses where they are; others are copied into buffers of its own."""
+
+_HOST = {
+    "unscale": "a loss scaler's own code runs",
+    "scaled_step": "a loss scaler's own code runs",
+    "scale_update": "a loss scaler's own code runs",
+    "ema": "an averaged model's own code runs",
+    "set_hyper": "a hyper-parameter is computed in the step",
+    "check": "values are checked on the host",
+}
+_WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_DETACH = torch.ops.aten.detach.default
+
+
+def why_not_capturable(
+    flat: GraphModule, updates: Mapping[int, Any], *, device: str = "cuda"
+) -> list[str]:
+    """Return every reason why a lowered step cannot be recorded and replayed; none if it can.
+
+    Args:
+        flat: The lowered graph: ATen operators, regions and markers. Unchanged.
+        updates: For optimizers, by number: what updates, or why nothing but their `step()` does.
+        device: The type of device that would record.
+    """
+    reasons = [
+        *_inputs(flat.graph, device),
+        *_operators(flat.graph, device),
+        *_updates(flat.graph, updates),
+        *_order(flat.graph),
+        *_results(flat.graph),
+    ]
+    return list(dict.fromkeys(reasons))
+
+
+def origin(node: Any) -> Any:
+    """Return what a node is another name of, through detach."""
+    while isinstance(node, Node) and node.target is _DETACH:
+        node = node.args[0]
+    return node
+
+
+def tail_of(graph: Graph) -> dict[Node, None]:
+    """Return the nodes that the host performs after the device's work, in program order."""
+    plain = plain_numbers(graph)
+    tail: dict[Node, None] = {}
+    for node in graph.nodes:
+        renames = node.target is _DETACH and origin(node) in tail
+        if marker_name(node) in TAIL or node in plain or renames:
+            tail[node] = None
+    return tail
+
+
+def leaving(graph: Graph, tail: Mapping[Node, None]) -> list[Node]:
+    """Return the values that leave the device's work: for the tail and for the caller."""
+    used = [s for node in tail for s in node.all_input_nodes]
+    used += graph.output_node().all_input_nodes
+    origins = (origin(node) for node in used)
+    return list(dict.fromkeys(n for n in origins if n not in tail and n.op != "placeholder"))
+
+
+def gradients(graph: Graph) -> dict[Node, list[tuple[Node, Node]] | None]:
+    """Return for every update its parameters and their gradients, as nodes.
+
+    None where the graph does not show which gradient is whose.
+    """
+    slots = {n: n.meta["stepgraph.slot"] for n in graph.nodes if n.op == "placeholder"}
+    named = {slot.name: n for n, slot in slots.items() if slot.role is Role.GRAD}
+    current: dict[Any, Any] = {
+        n: named.get(slot.name) for n, slot in slots.items() if slot.role is Role.PARAM
+    }
+    found: dict[Node, list[tuple[Node, Node]] | None] = {}
+    for node in graph.nodes:
+        name = marker_name(node)
+        if name == "set_grad":
+            current[origin(node.args[0])] = origin(node.args[1])
+        elif name == "zero_grad":
+            current.update({origin(param): None for param in node.args[0]})
+        elif name in UPDATES:
+            params = [origin(param) for param in marker_argument(node, "params")]
+            pairs = [(p, current[p]) for p in params if current.get(p) is not None]
+            given = [origin(grad) for grad in marker_argument(node, "grads")]
+            found[node] = pairs if [grad for _, grad in pairs] == given else None
+    return found
+
+
+def _inputs(graph: Graph, device: str) -> Iterator[str]:
+    owners: dict[Node, Node] = {}
+    storages = all_storages(graph)
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) or _has_symbols(value):
+            yield "sizes vary from call to call"
+        elif not isinstance(value, Tensor):
+            yield "an input is no tensor"
+        elif value.device.type != device and node.users:
+            yield f"tensors on {value.device.type} take part"
+        for root in storages[node]:
+            other = owners.setdefault(root, node)
+            if other is not node and not (_is_fixed(node) and _is_fixed(other)):
+                yield "two of its inputs share memory"
+
+
+def _operators(graph: Graph, device: str) -> Iterator[str]:
+    tail = tail_of(graph)
+    for node in graph.nodes:
+        name = marker_name(node)
+        if name in _HOST:
+            yield _HOST[name]
+        if node in tail or node.op != "call_function" or name in UPDATES:
+            continue
+        if any(origin(source) in tail for source in node.all_input_nodes):
+            yield "a number that the host reads in the step is used to compute"
+            continue
+        yield from _values(node, device)
+        target: Any = node.target
+        if any(tag in getattr(target, "tags", ()) for tag in _WAITS):
+            yield f"{target._schema.name.removeprefix('aten::')} waits for the device"
+
+
+def _values(node: Node, device: str) -> Iterator[str]:
+    for value in tree_leaves(node.meta.get("val")):
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            yield "sizes vary from call to call"
+        elif torch_private.has_unbacked(value):
+            yield "a size depends on values"
+        elif _has_symbols(value):
+            yield "sizes vary from call to call"
+        elif isinstance(value, Tensor) and value.device.type != device:
+            yield f"tensors on {value.device.type} take part"
+
+
+def _updates(graph: Graph, updates: Mapping[int, Any]) -> Iterator[str]:
+    for node, pairs in gradients(graph).items():
+        number = marker_argument(node, "subject")
+        label = node.meta.get("stepgraph.label", "an optimizer")
+        update = updates.get(number, "it runs its own step()")
+        if not isinstance(update, KernelUpdate):
+            why = update if isinstance(update, str) else "no Triton kernel updates it"
+            yield f"{label} runs its own code: {why}"
+        elif not update.recordable:
+            yield f"{label}: its kernels are not recorded yet"
+        if pairs is None:
+            yield f"{label}: which gradient is whose is known only when the step runs"
+
+
+def _order(graph: Graph) -> Iterator[str]:
+    """Look for what the tail would do too late."""
+    changed = False
+    for node in graph.nodes:
+        name = marker_name(node)
+        changed = changed or name == "lr_step"
+        if changed and name in UPDATES:
+            yield "a schedule steps before an update"
+
+
+def _results(graph: Graph) -> Iterator[str]:
+    storages = all_storages(graph)
+    tail = tail_of(graph)
+    owners: dict[Node, Node] = {}
+    for node in leaving(graph, tail):
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            yield "something that is no tensor leaves it"
+            continue
+        for root in storages[node]:
+            if root.op == "placeholder":
+                yield "a view of an input leaves it"
+            elif owners.setdefault(root, node) is not node:
+                yield "two of its results share memory"
+    yield from _moved_gradients(graph, storages)
+
+
+def _moved_gradients(graph: Graph, storages: Mapping[Node, frozenset[Node]]) -> Iterator[str]:
+    """Look for views of gradients that an update reads: it reads a copy of them."""
+    moved: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for source in map(origin, node.all_input_nodes):
+            for root in storages[source]:
+                if moved.get(root, source) is not source:
+                    yield "a view of a gradient is used after an update"
+        if marker_name(node) in UPDATES:
+            grads: Sequence[Any] = marker_argument(node, "grads")
+            for grad in map(origin, grads):
+                if grad.op != "placeholder":
+                    moved.update(dict.fromkeys(storages[grad], grad))
+
+
+def _has_symbols(value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return not all(isinstance(n, int) for n in (*value.shape, *value.stride()))
+
+
+def _is_fixed(node: Node) -> bool:
+    return node.meta["stepgraph.slot"].role in FIXED
+
+
+def written_inputs(graph: Graph) -> set[Node]:
+    """Return the placeholders whose memory some node writes."""
+    storages = all_storages(graph)
+    written = set[Node]()
+    for node in graph.nodes:
+        target = node.target
+        region = target.written if isinstance(target, Region) else None
+        arguments = written_arguments(node) if region is None else [node.args[i] for i in region]
+        written |= {root for argument in arguments for root in storages[argument]}
+    return {node for node in graph.find_nodes(op="placeholder") if storages[node] & written}

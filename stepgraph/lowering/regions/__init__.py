@@ -1,0 +1,1 @@
+"""Runs of operators that a compiler gets."""

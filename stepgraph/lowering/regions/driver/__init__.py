@@ -1,0 +1,11 @@
+"""A compiled region as one call: its kernels and matrix products without Python in between.
+
+Inductor calls its kernels from Python. For the small tensors of a small model that Python takes as
+long as the kernels: a microsecond to make a tensor, two to ask for a matrix product. Here the
+wrapper is read once, and what it does is done in C++: products go to the BLAS that torch links,
+what lies between two kernels lies in memory that is kept, and only results are new tensors.
+"""
+
+from stepgraph.lowering.regions.driver.driver import Driver, drive
+
+__all__ = ["Driver", "drive"]

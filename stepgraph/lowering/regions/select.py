@@ -1,0 +1,276 @@
+"""Which nodes of a flat step graph go to Inductor, and in which runs.
+
+A run is a stretch of a step in which nothing but computation has to keep its place. Effects that
+only move pointers (`.grad = ...`, a flag) or hand on a result wait until the run is over; what
+depends on nothing inside it (sizes, random draws, a learning rate) comes before it. So one run
+usually holds a forward, its backward and the clipping behind it.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
+
+from stepgraph import torch_private
+from stepgraph.ir.kind import argument
+from stepgraph.ir.markers import MARKERS
+from stepgraph.ir.memory_access import all_storages, draws_random, is_glue, written_arguments
+from stepgraph.lowering.regions.indices import uses
+
+SMALLEST = 4
+"""A run with fewer operators stays eager: a call of compiled code costs as much as they do."""
+
+_DEVICES = ("cpu", "cuda")
+_WAIT = ("set_grad", "zero_grad", "toggle", "log")
+_INSIDE = ("first_grad", "add_grad_")
+_HIDDEN_WRITES = ("aten::native_batch_norm",)
+"""Operators whose hidden writes are spelled out before Inductor sees them."""
+
+_ALLOCATIONS = (torch.ops.aten.empty_like.default, torch.ops.aten.empty.memory_format)
+_LIKE = {
+    torch.ops.aten.rand_like.default,
+    torch.ops.aten.randn_like.default,
+    torch.ops.aten.randint_like.default,
+    torch.ops.aten.randint_like.low_dtype,
+}
+"""Random operators that look only at the metadata of their first argument."""
+
+_LOOK = {
+    torch.ops.aten.binary_cross_entropy.default,
+    torch.ops.aten._assert_async.default,
+    torch.ops.aten._assert_async.msg,
+    torch.ops.aten.repeat_interleave.Tensor,
+}
+"""Operators that raise for some values; Inductor's code for them does not, or is left out."""
+
+
+@dataclass(eq=False)
+class Run:
+    """A stretch of a flat graph that becomes one region.
+
+    Attributes:
+        nodes: All of it, in program order.
+        inside: What Inductor gets.
+        before: What moves in front: sizes, random draws and the memory they fill.
+        after: What moves behind: stores to `.grad`, flags, logs.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    inside: dict[Node, None] = field(default_factory=dict)
+    before: dict[Node, None] = field(default_factory=dict)
+    after: dict[Node, None] = field(default_factory=dict)
+
+    @property
+    def operators(self) -> int:
+        """The number of operators that compute."""
+        return sum(not is_glue(node) for node in self.inside)
+
+
+def select(graph: Graph) -> list[Node | Run]:
+    """Return the nodes of a flat graph in program order, those for Inductor in runs."""
+    selector = _Selector(graph)
+    for node in graph.nodes:
+        selector.add(node)
+    selector.close()
+    return selector.items
+
+
+def draws(node: Node) -> bool:
+    """Return whether `node` draws random numbers: attention without dropout only might."""
+    return draws_random(node) and argument(node, "dropout_p") != 0.0
+
+
+def eager_reason(node: Node) -> str | None:
+    """Return why an operator is not given to Inductor, or None."""
+    target = node.target
+    if node.op != "call_function":
+        return "no operator"
+    values = [a.meta.get("val") for a in node.all_input_nodes] + [node.meta.get("val")]
+    for value in tree_leaves(values):
+        if isinstance(value, torch.SymFloat | torch.SymBool):
+            return "a number that is known only when the step runs"
+        if torch_private.has_unbacked(value):
+            return "a size that depends on values"
+        if isinstance(value, Tensor) and (reason := _tensor_reason(value)):
+            return reason
+    if is_glue(node) or MARKERS.get(target) in _INSIDE:
+        return None
+    if not isinstance(target, torch._ops.OpOverload):
+        return "a function that is no operator"
+    if target.namespace != "aten":
+        return f"an operator of {target.namespace}"
+    if draws(node):
+        return "random draws that depend on values"
+    return _operator_reason(node)
+
+
+def _operator_reason(node: Node) -> str | None:
+    target: Any = node.target
+    mutable = any(a.alias_info and a.alias_info.is_write for a in target._schema.arguments)
+    if not mutable and written_arguments(node) and target._schema.name not in _HIDDEN_WRITES:
+        return "an operator that writes unannounced"
+    if torch.Tag.data_dependent_output in target.tags:
+        return "a number that depends on values"
+    if _looks_at_values(node):
+        return "an operator that looks at its values"
+    if target is torch.ops.aten.mkldnn_rnn_layer.default:
+        return "an operator that looks at the grad mode"
+    return None
+
+
+def _looks_at_values(node: Node) -> bool:
+    """Return whether `node` raises for some values that Inductor's code for it just takes."""
+    if node.target is torch.ops.aten.one_hot.default:
+        return bool(node.meta["val"].device.type != "cpu")  # there its classes are checked before
+    return node.target in _LOOK
+
+
+def _tensor_reason(value: Tensor) -> str | None:
+    if value.layout is not torch.strided or value.is_quantized:
+        return "sparse or quantized tensors"
+    if value.is_complex():
+        return "complex numbers"
+    return None if value.device.type in _DEVICES else f"tensors on {value.device.type}"
+
+
+class _Selector:
+    def __init__(self, graph: Graph) -> None:
+        self.items: list[Node | Run] = []
+        self.run: Run | None = None
+        self.written: set[Node] = set()
+        self.logged: set[Node] = set()
+        self.computes = False
+        self.part: int | None = None
+        self.storages = all_storages(graph)
+
+    def add(self, node: Node) -> None:
+        """Put the next node in program order in its place."""
+        name = MARKERS.get(node.target)
+        self._enter(node.meta.get("stepgraph.part"))
+        if node.op in ("placeholder", "get_attr"):
+            self.items.insert(self._before_run(), node)
+        elif draws(node):
+            self._draw(node)
+        elif self.run is None and (name is not None or _stays_out(node)):
+            self.items.append(node)
+        elif name in _WAIT and self._may_wait(node, name):
+            idle = not (self.computes or any(map(self._depends, node.all_input_nodes)))
+            self._put(self._open().before if idle else self._open().after, node)
+            self.logged |= self.storages[_first(node)] if name == "log" else set()
+        elif name == "hyper" or self._moves_before(node):
+            self._put(self._open().before, node)
+        elif (name is None or name in _INSIDE) and eager_reason(node) is None:
+            self._compute(node)
+        else:
+            self._alone(node)
+
+    def _enter(self, part: int | None) -> None:
+        """End the run where another part of a split batch begins: its activations die there."""
+        if part is not None and part != self.part:
+            self.close()
+            self.part = part
+
+    def close(self) -> None:
+        """End the open run; one that is not worth a call dissolves."""
+        run, self.run = self.run, None
+        self.written, self.logged, self.computes = set(), set(), False
+        if run is not None and run.operators < SMALLEST:
+            place = self.items.index(run)
+            self.items[place : place + 1] = run.nodes
+
+    def _compute(self, node: Node) -> None:
+        written = {root for a in written_arguments(node) for root in self.storages[a]}
+        if written & self.logged:
+            self.close()  # a log that waits would see the new value
+        indices = {root for use in uses(node) for root in self.storages[use.index]}
+        if indices & self.written or any(map(self._depends, indices)):
+            self.close()  # it must be an input, to be checked
+        self.written |= written
+        self.computes = self.computes or not is_glue(node)
+        self._put(self._open().inside, node)
+
+    def _open(self) -> Run:
+        if self.run is None:
+            self.run = Run()
+            self.items.append(self.run)
+        return self.run
+
+    def _put(self, where: dict[Node, None], node: Node) -> None:
+        where[node] = None
+        self._open().nodes.append(node)
+
+    def _before_run(self) -> int:
+        return len(self.items) if self.run is None else self.items.index(self.run)
+
+    def _alone(self, node: Node) -> None:
+        self.close()
+        self.items.append(node)
+
+    def _depends(self, node: Node) -> bool:
+        """Return whether `node` is computed by the open run."""
+        return self.run is not None and node in self.run.inside
+
+    def _moves_before(self, node: Node) -> bool:
+        """Return whether `node` is a size, or an item of something, that is known by now."""
+        if self.run is None or any(map(self._depends, node.all_input_nodes)):
+            return False
+        return _stays_out(node)
+
+    def _may_wait(self, node: Node, name: str) -> bool:
+        """Return whether an effect may wait for the end of the run: nothing changes its value."""
+        return name != "log" or not self.storages[_first(node)] & self.written
+
+    def _draw(self, node: Node) -> None:
+        """Move a random draw before the run, with the memory it fills; else it stands alone."""
+        moving = self._moving(node)
+        if moving is None:
+            self._alone(node)
+            return
+        run = self._open()
+        for allocation in moving:
+            del run.inside[allocation]
+            run.before[allocation] = None
+        self._put(run.before, node)
+
+    def _moving(self, node: Node) -> list[Node] | None:
+        """Return the memory that moves with a draw; None if the draw has to keep its place."""
+        if self.run is None:
+            return None
+        moving: list[Node] = []
+        for source in node.all_input_nodes:
+            if not self._depends(source):
+                if written_arguments(node) or self.storages[source] & self.written:
+                    return None
+            elif source.target in _ALLOCATIONS and has_static_sizes(source):
+                if any(self._depends(user) for user in source.users):
+                    return None
+                moving.append(source)
+            elif node.target not in _LIKE or not has_static_sizes(node):
+                return None
+        return moving
+
+
+def has_static_sizes(node: Node) -> bool:
+    """Return whether size and strides of a tensor node are known now."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return False
+    return all(isinstance(n, int) for n in (*value.shape, *value.stride()))
+
+
+def _stays_out(node: Node) -> bool:
+    """Return whether `node`, where it needs nothing of a run, is no part of it."""
+    is_name = node.target in (operator.getitem, torch.ops.aten.detach.default)
+    return is_name or isinstance(node.meta.get("val"), int | torch.SymInt)
+
+
+def _first(node: Node) -> Node:
+    value = node.args[0]
+    assert isinstance(value, Node)
+    return value

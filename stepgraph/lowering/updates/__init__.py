@@ -1,0 +1,1 @@
+"""`optimizer.step()` in fused kernels."""

@@ -1,0 +1,346 @@
+"""`optimizer.step()` as one call for each param group, in fused CPU kernels: ours, or torch's.
+
+They round in other places than the loops that torch runs by default, so they belong to backends
+that may round. Everything they need is read when they run: hyper-parameters, state, which
+gradients exist. Whatever does not fit them - no state yet, another layout, a hook - is left to the
+optimizer's own `step()`, which is always right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, repeat
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as optimizer_module
+
+from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.updates.cpp import CompiledKernel, CompiledLaunch, compiled_kernels
+from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.torch_fused import RULES, Group, Launch, State
+from stepgraph.runtime import PartOfStep
+from stepgraph.runtime.effects import run_scaled_step, run_step
+
+
+class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
+    """This call is left to the optimizer's own step."""
+
+
+class FusedUpdate:
+    """Runs an optimizer's update in fused kernels where they fit, else its own `step()`.
+
+    The first update that fits is a trial: the kernels run on copies, `step()` on the real tensors,
+    and only when both agree (see `closeness`) are later updates fused. Torch's kernels and ours
+    each have one.
+
+    Args:
+        optimizer: An optimizer for which `misfit` returned None.
+        masters: Float32 copies, where the parameters should have some.
+        part: The part of a `step()` to stand for, or None for all of it.
+        kernels: Our compiled kernels; None for torch's.
+
+    Attributes:
+        refusal: Why the latest update was not fused, or None.
+        masters: As given.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        masters: Masters | None = None,
+        part: PartOfStep | None = None,
+        kernels: ModuleType | None = None,
+    ) -> None:
+        self.refusal: str | None = None
+        self.masters, self._kernels = masters, kernels
+        self._optimizer, self._part = optimizer, part
+        self._own: Callable[[], None] = part or partial(run_step, optimizer)
+        self._counts = part is None or part.last
+        self._grads: Mapping[int, Tensor] | None = None
+        self._own_step = vars(optimizer).get("step")
+        self._tried: set[str] = set()
+        self._failed = False
+        self._compiled: dict[int, CompiledKernel] = {}
+        self._parts: dict[tuple[tuple[int, ...], bool], FusedUpdate] = {}
+        self._known: list[State] = []
+        self._order: list[list[State]] = []
+
+    def __call__(self) -> None:
+        """Update the parameters."""
+        self._update(None)
+
+    def clipped(self, factor: Tensor) -> None:
+        """Multiply the gradients by `factor`, `[]`, then update; the kernels do both at once."""
+        self._update(factor)
+
+    def scaled(self, scaler: Any) -> None:
+        """Run `scaler.step(optimizer)`, which updates if all gradients are finite.
+
+        The scaler unscales in a pass of its own. It has to see all gradients before the first
+        weight is written, and writes them then: a kernel that unscales would save nothing.
+        """
+        owner = self._optimizer
+        update = partial(self._update, None)
+        with replaced_step(owner, update), scaling_in_step(owner, supported=False):
+            run_scaled_step(scaler, owner)
+
+    def _update(self, factor: Tensor | None) -> None:
+        if self._failed:
+            self._eagerly(factor)
+            return
+        try:
+            launches = self._launches()
+        except DoesNotFit as reason:
+            self.refusal = str(reason)
+            self._eagerly(factor)
+            return
+        self.refusal = None
+        if not self._tried.issuperset(launch.kind for launch in launches):
+            self._try(launches, factor)
+            return
+        for launch in launches:
+            launch.run(factor)
+        self.note_step()
+
+    def note_step(self) -> None:
+        """Show a schedule that the optimizer stepped."""
+        if self._own_step is not None and self._counts:
+            self._optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
+        """Return a fused update of the parameters at `places`; see the marker `step_part`."""
+        key = tuple(places), last
+        if key not in self._parts:
+            own = PartOfStep(self._optimizer, places, last=last)
+            self._parts[key] = self._for_part(own)
+        return self._parts[key]
+
+    def _for_part(self, part: PartOfStep) -> FusedUpdate:
+        return FusedUpdate(self._optimizer, self.masters, part, self._kernels)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Whose kernels it has tried, parts included: of `compiled`, `torch`, `triton`."""
+        tried = (update._tried for update in (self, *self._parts.values()))
+        return tuple(sorted(set().union(*tried)))
+
+    def why_not(self) -> str | None:
+        """Return why the latest update, or a part of it, was not fused; None if it was."""
+        refusals = (part.refusal for part in self._parts.values())
+        return self.refusal or next(filter(None, refusals), None)
+
+    def _eagerly(self, factor: Tensor | None) -> None:
+        """Do what the captured step does: clip, then the optimizer's own `step()`."""
+        if factor is not None:
+            groups = (group["params"] for group in self._optimizer.param_groups)
+            grads = [p.grad for params in groups for p in params if p.grad is not None]
+            torch._foreach_mul_(grads, factor)
+        self._own()
+
+    def _try(self, launches: Sequence[Any], factor: Tensor | None) -> None:
+        copies = [launch.copied() for launch in launches]
+        try:
+            for copy in copies:
+                copy.run(factor)
+        except Exception as error:
+            self._failed, self.refusal = True, f"the fused kernel fails: {error}"
+        self._eagerly(factor)
+        pairs = zip(launches, copies, strict=True)
+        if not self._failed and not all(
+            is_close(mine, own)
+            for launch, copy in pairs
+            for own, mine in zip(launch.written(), copy.written(), strict=True)
+        ):
+            self._failed, self.refusal = True, "the fused kernel differs from step()"
+        self._tried.update(launch.kind for launch in launches)
+
+    def _launches(self) -> list[Any]:
+        optimizer = self._optimizer
+        if has_hooks(optimizer) or vars(optimizer).get("step") is not self._own_step:
+            raise DoesNotFit("code of the user's runs with step()")
+        self._look_up_states()
+        launches = []
+        for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
+            known = self._compiled.get(i)
+            if known is None or not known.remembers(group):
+                if reason := self._misfit_of_group(group):
+                    raise DoesNotFit(reason)
+                if known is not None:
+                    known.read(group)
+            params = group["params"]
+            if self._part is not None:
+                params, states = self._part.of(i, params), self._part.of(i, states)
+            launch = None if known is None else known.again(params, states)
+            if launch is None:
+                launch = self._first(i, group, params, states)
+            if launch is not None:
+                launches.append(launch)
+        return launches
+
+    def _first(self, number: int, group: Group, params: list[Tensor], states: list[State]) -> Any:
+        """Return the launch for a param group that is not laid out as before; None for none."""
+        given = self._grads
+        grads: list[Any] = [p.grad if given is None else given.get(id(p)) for p in params]
+        if any(map(operator.is_, grads, repeat(None))):
+            kept = [i for i, grad in enumerate(grads) if grad is not None]
+            params = [params[i] for i in kept]
+            grads = [grads[i] for i in kept]
+            states = [states[i] for i in kept]
+        return self._fitting(number, group, params, grads, states) if params else None
+
+    def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
+        return misfit_of_group(group)
+
+    def _look_up_states(self) -> None:
+        """Bind the state of every parameter; again when the optimizer holds other dicts."""
+        held, groups = self._optimizer.state, self._optimizer.param_groups
+        same = len(held) == len(self._known) and len(groups) == len(self._order)
+        if same and all(map(operator.is_, held.values(), self._known)):
+            return
+        empty: State = {}
+        self._known = list(held.values())
+        self._order = [[held.get(p, empty) for p in group["params"]] for group in groups]
+
+    def _fitting(
+        self,
+        number: int,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+    ) -> Launch | CompiledLaunch:
+        rule = RULES[type(self._optimizer)]
+        try:
+            launch = rule.launch(group, params, grads, states)
+        except KeyError:
+            raise DoesNotFit("it has not stepped every parameter yet") from None
+        if not all(isinstance(t, Tensor) for t in launch.written()):
+            raise DoesNotFit("its state holds something else than tensors")
+        if not _belong_together(launch.tensors):
+            raise DoesNotFit("parameters, gradients and state are laid out differently")
+        launch.masters = self.masters
+        if self._kernels is None or self.masters is not None:
+            return launch
+        compiled = self._compiled.get(number)
+        if compiled is None:
+            compiled = self._compiled[number] = CompiledKernel(self._kernels, rule)
+            compiled.read(group)
+        return compiled.first(launch) or launch
+
+
+def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:
+    """Return a fused update for an optimizer, with float32 `masters` if given, or why not."""
+    if reason := misfit(optimizer):
+        return reason
+    kernels = compiled_kernels() if masters is None else None
+    return FusedUpdate(
+        optimizer, masters, kernels=kernels if isinstance(kernels, ModuleType) else None
+    )
+
+
+def misfit(optimizer: Optimizer) -> str | None:
+    """Return why no fused kernel does what `optimizer.step()` does, or None."""
+    if type(optimizer) not in RULES:
+        return f"no fused CPU kernel for {type(optimizer).__name__}"
+    own_step = vars(optimizer).get("step")
+    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+        return "its step() was replaced"
+    for group in optimizer.param_groups:
+        if reason := misfit_of_group(group):
+            return reason
+        kinds = {(p.dtype, p.device.type, p.layout) for p in group["params"]}
+        if len(kinds) > 1:
+            return "a param group of several dtypes"
+        if any(d != "cpu" or not t.is_floating_point for t, d, _ in kinds):
+            return "parameters that are no real numbers on the CPU"
+    return None
+
+
+def misfit_of_group(group: Mapping[str, Any]) -> str | None:
+    """Return which option of a param group stands against a fused kernel, or None."""
+    if group.get("fused") is False or group.get("foreach"):
+        return "its options choose another implementation"
+    if group.get("differentiable") or group.get("capturable"):
+        return "differentiable or capturable"
+    return None
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Return whether code of the user's runs before or after `step()`."""
+    own = vars(optimizer)
+    return bool(
+        own["_optimizer_step_pre_hooks"]
+        or own["_optimizer_step_post_hooks"]
+        or optimizer_module._global_optimizer_pre_hooks
+        or optimizer_module._global_optimizer_post_hooks
+        or own.get("grad_scale") is not None
+        or own.get("found_inf") is not None
+    )
+
+
+@contextlib.contextmanager
+def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
+    """Scope in which `optimizer.step()`, called once, is `step`, which sees the original there."""
+    attributes: dict[str, Any] = vars(optimizer)
+    had, original = "step" in attributes, attributes.get("step")
+
+    def restore() -> None:
+        attributes.pop("step", None)
+        if had:
+            attributes["step"] = original
+
+    def once() -> None:
+        restore()
+        step()
+
+    attributes["step"] = once
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def scaling_in_step(optimizer: Any, *, supported: bool) -> Iterator[None]:
+    """Scope in which a `GradScaler` does, or does not, leave scale and skipping to `step()`."""
+    attributes: dict[str, Any] = vars(optimizer)
+    missing = object()
+    before = attributes.get("_step_supports_amp_scaling", missing)
+    optimizer._step_supports_amp_scaling = supported
+    try:
+        yield
+    finally:
+        if before is missing:
+            del optimizer._step_supports_amp_scaling
+        else:
+            optimizer._step_supports_amp_scaling = before
+
+
+def _belong_together(tensors: Sequence[list[Tensor]]) -> bool:
+    """Return whether kernels that see nothing but memory find elements that belong together."""
+    params, *others = filter(None, tensors)
+    sizes = [*map(Tensor.numel, params)]
+    if any([*map(Tensor.numel, several)] != sizes for several in others):
+        return False
+    if all(map(Tensor.is_contiguous, chain(*tensors))):
+        return True  # nearly always, and what it costs is paid in every call
+    return all(_same_layout(params, several) for several in (params, *others))
+
+
+def _same_layout(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether elements that belong together lie at the same place of their memory."""
+    return all(
+        p.shape == other.shape
+        and (
+            (p.is_contiguous() and other.is_contiguous())
+            or (p.stride() == other.stride() and torch.ops.aten.is_non_overlapping_and_dense(p))
+        )
+        for p, other in zip(params, others, strict=True)
+    )

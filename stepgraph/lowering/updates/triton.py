@@ -1,0 +1,358 @@
+"""`optimizer.step()` in the Triton kernels, for parameters on a GPU.
+
+All groups of an optimizer are one table on the device and two launches. Hyper-parameters are rows
+in device memory, compared and copied per call, so a schedule recompiles nothing. The trial of
+`FusedUpdate` holds here too: it costs a copy of what the update writes and a wait for the device,
+in one call.
+
+The kernels need the counters of a state beside their parameter, where torch's own `fused=True` has
+them. Torch creates them on the CPU by default; the first fused update moves them, and `step()` of
+torch goes on from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stepgraph.lowering.updates.cpu import (
+    DoesNotFit,
+    FusedUpdate,
+    has_hooks,
+    replaced_step,
+    scaling_in_step,
+)
+from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.torch_fused import Group, State
+from stepgraph.runtime import PartOfStep
+from stepgraph.runtime.effects import run_scaled_step
+
+
+class KernelLaunch:
+    """One update of any number of tensors by the kernels; what `Launch` is on a CPU.
+
+    Args:
+        family: The kernel's optimizer, with all its options.
+        targets: The kernel's targets: parameters with gradient, state and row of hyper-parameters.
+        groups: The `param_groups` of the optimizer.
+        made: Tables that exist already, by what becomes of the gradients. Filled.
+    """
+
+    kind = "triton"
+
+    def __init__(
+        self, family: Any, targets: list[Any], groups: Sequence[Group], made: dict[str, Any]
+    ) -> None:
+        self._family, self._targets, self._groups, self._made = family, targets, groups, made
+        self._prepared: str | None = None
+
+    def run(
+        self, factor: Tensor | None, scale: Tensor | None = None, found_inf: Tensor | None = None
+    ) -> None:
+        """Advance the counters and update.
+
+        Args:
+            factor: What the gradients are multiplied by first, `[]`, or None.
+            scale: What they are divided by, `[]` float32, or None. Not together with `factor`.
+            found_inf: Not zero: nothing is done. `[]` float32, or None.
+        """
+        grads = "keep" if factor is None and scale is None else "clipped"
+        if self._prepared != grads:
+            self.prepare(clipped=grads == "clipped")
+        self.launch(factor, scale, found_inf)
+
+    def prepare(self, *, clipped: bool) -> None:
+        """Bring to the device what a launch reads there: addresses and hyper-parameters.
+
+        Args:
+            clipped: Whether the launch will multiply the gradients, and store what comes out.
+
+        Raises:
+            ValueError: The kernels cannot take a tensor; nothing has been written.
+        """
+        for target in self._targets:
+            for name in self._family.counters:
+                counter = target.state.get(name)
+                if counter is not None and counter.device != target.param.device:
+                    target.state[name] = counter.to(target.param.device)
+        grads = "clipped" if clipped else "keep"
+        update = self._made.get(grads)
+        if update is None or update.group_count != len(self._groups):
+            make = _catalogue().update_class(self._family)
+            self._made[grads] = make(self._family, self._targets, self._groups, grads=grads)
+        else:
+            update.rebind(self._targets, self._groups)
+            update.set_hyper(self._groups)
+        self._prepared = grads
+
+    def set_hyper(self) -> None:
+        """Bring hyper-parameters to the device that changed since it was prepared."""
+        self._made[self._prepared or "keep"].set_hyper(self._groups)
+
+    def launch(
+        self,
+        factor: Tensor | None,
+        scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Update what was prepared. Nothing waits for the device or is copied to it."""
+        if factor is not None:
+            scale = factor.to(torch.float32).reciprocal()
+        update = self._made["keep" if scale is None else "clipped"]
+        update.launch(scale=scale, found_inf=found_inf)
+
+    @property
+    def tables(self) -> object:
+        """What a recorded launch depends on besides addresses: another value, another recording."""
+        update = self._made[self._prepared or "keep"]
+        return (id(update), update.builds, self._family.name)
+
+    def copied(self) -> KernelLaunch:
+        """Return the same call on copies."""
+        targets = [
+            type(target)(
+                target.param.clone(),
+                target.grad.clone(),
+                {name: _copy_of(value) for name, value in target.state.items()},
+                target.group,
+                name=target.name,
+            )
+            for target in self._targets
+        ]
+        return KernelLaunch(self._family, targets, self._groups, {})
+
+    def written(self) -> Iterable[Tensor]:
+        """Return what it writes: gradients, too, where they are clipped."""
+        for target in self._targets:
+            yield from (target.param, target.grad)
+            yield from (value for value in target.state.values() if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True)
+class _Latest:
+    """A launch that was prepared, and what it relies on."""
+
+    launch: KernelLaunch
+    clipped: bool
+    grads: Mapping[int, Tensor] | None
+    facts: tuple[Any, ...]
+
+
+class KernelUpdate(FusedUpdate):
+    """Runs an optimizer's update in the Triton kernels where they fit, else its own `step()`.
+
+    Args:
+        optimizer: An optimizer for which `kernel_misfit` returned None.
+        masters: None: the kernels are not given float32 copies yet.
+        part: Which of its parameters, or None for all.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        masters: Masters | None = None,
+        part: PartOfStep | None = None,
+    ) -> None:
+        super().__init__(optimizer, masters, part)
+        self._family = _catalogue().FAMILIES[type(optimizer)]
+        self._target = importlib.import_module("stepgraph_kernels").Target
+        self._made: dict[str, Any] = {}
+        self._clips = False
+        self._pairs: list[tuple[Tensor, State]] = []
+        self._latest: _Latest | None = None
+
+    @property
+    def recordable(self) -> bool:
+        """Whether all that it does is launches."""
+        return bool(hasattr(_catalogue().update_class(self._family), "builds"))
+
+    @property
+    def tried(self) -> bool:
+        """Whether the trial is over and the kernels are used."""
+        return bool(self._tried) and not self._failed
+
+    def prepared(
+        self, *, clipped: bool, grads: Mapping[int, Tensor] | None = None
+    ) -> KernelLaunch | None:
+        """Return what updates now, its tables on the device; None with the reason in `refusal`.
+
+        Args:
+            clipped: Whether the gradients will be multiplied, and stored as they come out.
+            grads: By `id` of a parameter, a gradient to use in the place of its `.grad`.
+        """
+        latest = self._latest
+        if latest is not None and grads is not None and self._holds(latest, clipped, grads):
+            latest.launch.set_hyper()
+            return latest.launch
+        self._clips, self._grads = clipped, grads
+        try:
+            launches = self._launches()
+        except DoesNotFit as reason:
+            self.refusal = str(reason)
+            return None
+        finally:
+            self._grads = None
+        self.refusal = None if launches else "no parameter has a gradient"
+        for launch in launches if grads is not None else ():
+            self._latest = _Latest(launch, clipped, grads, self._facts())
+        return next(iter(launches), None)
+
+    def _holds(self, latest: _Latest, clipped: bool, grads: Mapping[int, Tensor]) -> bool:
+        """Return whether a launch that was prepared needs nothing but hyper-parameters."""
+        optimizer = self._optimizer
+        if latest.clipped != clipped or latest.grads is not grads or has_hooks(optimizer):
+            return False
+        if vars(optimizer).get("step") is not self._own_step:
+            return False
+        self._look_up_states()
+        return latest.facts == self._facts()
+
+    def _facts(self) -> tuple[Any, ...]:
+        """Return what tables depend on, as cheaply as can be: addresses, options, membership."""
+        groups = self._optimizer.param_groups
+        addresses = [param.data_ptr() for param, _ in self._pairs]
+        for name in self._names:
+            held = [state.get(name) for _, state in self._pairs]
+            addresses += [value.data_ptr() for value in held if value is not None]
+        return (
+            addresses,
+            id(self._order),
+            [list(map(id, group["params"])) for group in groups],
+            [(self._family.rule(group), misfit_of_group(group)) for group in groups],
+        )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        rules = (self._family.rule(group) for group in self._optimizer.param_groups)
+        states = dict.fromkeys(name for rule in rules for name in rule.states)
+        return (*states, *self._family.counters)
+
+    def scaled(self, scaler: Any) -> None:
+        """Run `scaler.step(optimizer)`; whether to skip is decided on the device.
+
+        The scaler's own code runs: it is shown an optimizer that looks at `found_inf` itself.
+        """
+        owner: Any = self._optimizer
+        if not self.tried or has_hooks(owner):
+            super().scaled(scaler)
+            return
+
+        def step() -> None:
+            scaling = vars(owner)
+            scale, found_inf = scaling.pop("grad_scale"), scaling.pop("found_inf")
+            try:
+                self._unless(found_inf, scale)
+            finally:
+                owner.grad_scale, owner.found_inf = scale, found_inf
+
+        with replaced_step(owner, step), scaling_in_step(owner, supported=True):
+            run_scaled_step(scaler, owner)
+
+    def _unless(self, found_inf: Tensor, scale: Tensor | None) -> None:
+        launch = self.prepared(clipped=scale is not None)
+        if launch is not None:
+            launch.run(None, scale, found_inf)
+            self.note_step()
+        elif not found_inf.item():
+            self._eagerly(None if scale is None else scale.reciprocal())
+
+    def _update(self, factor: Tensor | None) -> None:
+        self._clips = factor is not None
+        super()._update(factor)
+
+    def _launches(self) -> list[Any]:
+        self._pairs, self._latest = [], None
+        targets = [target for several in super()._launches() for target in several]
+        if not targets:
+            return []
+        launch = KernelLaunch(self._family, targets, self._optimizer.param_groups, self._made)
+        if self._tried:
+            try:
+                launch.prepare(clipped=self._clips)
+            except ValueError as error:
+                raise DoesNotFit(str(error)) from error
+        return [launch]
+
+    def _fitting(
+        self,
+        row: int,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[State],
+    ) -> Any:
+        """Return the kernel's targets of one group."""
+        names = self._family.rule(group).states
+        for state in states:
+            self._check_state(state, names)
+        self._pairs += zip(params, states, strict=True)
+        named = (f"parameter {i} of group {row}" for i in range(len(params)))
+        found = zip(params, grads, states, named, strict=True)
+        return [self._target(p.detach(), g, s, row, name=name) for p, g, s, name in found]
+
+    def _for_part(self, part: PartOfStep) -> KernelUpdate:
+        return KernelUpdate(self._optimizer, self.masters, part)
+
+    def _check_state(self, state: State, names: Sequence[str]) -> None:
+        counters = () if self._family.optional_counters else self._family.counters
+        if any(state.get(name) is None for name in (*names, *counters)):
+            raise DoesNotFit("it has not stepped every parameter yet")
+        for name in counters:
+            value = state[name]
+            if not isinstance(value, Tensor) or value.dtype is not torch.float32:
+                raise DoesNotFit(f"state[{name!r}] is no float32 tensor")
+
+    def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
+        return misfit_of_group(group)
+
+
+def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> str | None:
+    """Return why no Triton kernel does what `optimizer.step()` does, or None.
+
+    Args:
+        optimizer: The optimizer.
+        interpreted: Take parameters on a CPU, for Triton's interpreter. For tests.
+    """
+    try:
+        families = _catalogue().FAMILIES
+    except ImportError as error:
+        return f"the Triton kernels cannot be imported: {error}"
+    if type(optimizer) not in families:
+        return f"no Triton kernel for {type(optimizer).__name__}"
+    own_step = vars(optimizer).get("step")
+    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+        return "its step() was replaced"
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    devices = {p.device for p in params}
+    if len(devices) > 1:
+        return "parameters on several devices"
+    if any(device.type != "cuda" for device in devices) and not interpreted:
+        return "its parameters are not on a GPU"
+    if not {p.dtype for p in params} <= _DTYPES:
+        return "parameters that are not float32, bfloat16 or float16"
+    return next(filter(None, map(misfit_of_group, optimizer.param_groups)), None)
+
+
+def misfit_of_group(group: Mapping[str, Any]) -> str | None:
+    """Return which option of a param group stands against the kernels, or None."""
+    if group.get("fused") is False or group.get("foreach"):
+        return "its options choose another implementation"
+    return "differentiable" if group.get("differentiable") else None
+
+
+def _catalogue() -> Any:
+    """Return the catalogue of kernels; triton is imported for those who have a GPU."""
+    return importlib.import_module("stepgraph_kernels.catalogue")
+
+
+_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+
+
+def _copy_of(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,1 @@
+"""Dynamo as a tracer: graph, guards and bytecode of one call."""

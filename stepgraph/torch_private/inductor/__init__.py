@@ -1,0 +1,1 @@
+"""Inductor as a compiler of one inference graph."""
