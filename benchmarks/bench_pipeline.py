@@ -17,8 +17,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 from benchmarks.harness import header
+from stepgraph.effects import OPS
 from stepgraph.ir import Kind, Role, Slot, StepGraph, partition
-from stepgraph.ir.markers import OPS
 from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, EarlyUpdate, OrderForMemory, Pipeline
 
 ATEN = torch.ops.aten

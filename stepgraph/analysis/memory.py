@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from stepgraph.analysis.ownership import stealable
 from stepgraph.analysis.traffic import size_of
-from stepgraph.ir import StepGraph, all_storages, marker_argument, marker_name, slot_name
+from stepgraph.ir import StepGraph, all_storages, marker_argument, slot_name, stored_gradients
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Memory:
             for used in (*node.all_input_nodes, node):
                 for root in memories[used]:
                     last[root] = node
-            for slot, grad in _stored(node):
+            for param, grad in stored_gradients(node):
+                slot = slot_name(param)
                 last.update(dict.fromkeys(grads.pop(slot, ()), node))
                 if grad is not None:
                     grads[slot] = memories[grad]
@@ -157,12 +158,3 @@ def _allocates(node: Node) -> int:
     """Return the bytes of what `node` allocates; the pieces of a tuple count for themselves."""
     value = node.meta.get("val")
     return 0 if isinstance(value, list | tuple) else size_of(value)
-
-
-def _stored(node: Node) -> Iterator[tuple[str, Node | None]]:
-    """Yield the slots whose `.grad` a node sets, each with what it stores."""
-    name = marker_name(node)
-    if name == "set_grad":
-        yield slot_name(marker_argument(node, "param")), marker_argument(node, "grad")
-    elif name == "zero_grad":
-        yield from ((slot_name(param), None) for param in marker_argument(node, "params"))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from stepgraph.ir import marker_argument, marker_name
+from stepgraph.effects import FIRST_GRAD, calls
+from stepgraph.ir import marker_argument
 
 
 def stealable(order: Sequence[Node], storages: Mapping[Node, frozenset[Node]]) -> set[Node]:
@@ -29,7 +30,7 @@ def stealable(order: Sequence[Node], storages: Mapping[Node, frozenset[Node]]) -
                 last_reader[root] = node
     found = set()
     for node in order:
-        if marker_name(node) != "first_grad":
+        if not calls(node, FIRST_GRAD):
             continue
         param, value = marker_argument(node, "param"), marker_argument(node, "value")
         if not keeps_value(param.meta["val"], value.meta["val"]):

@@ -7,20 +7,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from stepgraph.ir import marker_name
+from stepgraph.ir import node_effect
 from stepgraph.ir.memory_access import is_glue
 from stepgraph.ir.schema import schema_of
-
-_QUIET_MARKERS = (
-    "first_grad",
-    "add_grad_",
-    "set_grad",
-    "zero_grad",
-    "toggle",
-    "hyper",
-    "step_part",
-    "log",
-)
 
 _QUIET = {
     f"aten::{name}"
@@ -59,9 +48,9 @@ def may_raise(node: Node) -> bool:
     """
     if node.op != "call_function" or is_glue(node):
         return False
-    name = marker_name(node)
-    if name is not None:
-        return name not in _QUIET_MARKERS
+    effect = node_effect(node)
+    if effect is not None:
+        return effect.may_raise
     schema = schema_of(node.target)
     if schema is None:
         return True

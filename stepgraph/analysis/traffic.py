@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from stepgraph.analysis.sizes import hint_of
-from stepgraph.ir import UPDATES, marker_argument, marker_name, written_arguments
-
-MOVE_NOTHING = ("zero_grad", "set_grad", "toggle", "lr_step", "hyper", "set_hyper", "log")
-"""Effects that handle objects and numbers, no tensors of any size."""
+from stepgraph.effects import Effect
+from stepgraph.ir import node_effect, written_arguments
 
 
 def size_of(value: Any) -> int:
@@ -50,9 +48,9 @@ def bytes_of(
         storages: The storages of every node, from `all_storages`.
         known: The sizes of values that have been computed before.
     """
-    name = marker_name(node)
-    if name is not None:
-        return _of_effect(node, name)
+    effect = node_effect(node)
+    if effect is not None:
+        return _of_effect(node, effect)
     if node.op != "call_function":
         return 0
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -64,16 +62,11 @@ def bytes_of(
     return sizes_of((*node.all_input_nodes, *written, *made), known)
 
 
-def _of_effect(node: Node, name: str) -> int | None:
-    if name in MOVE_NOTHING:
-        return 0
-    if name == "first_grad":
-        return 2 * size_of(node.meta.get("val"))
-    if name == "add_grad_":
-        grad, value = marker_argument(node, "grad"), marker_argument(node, "value")
-        return 2 * sizes_of([grad]) + sizes_of([value])
-    if name in UPDATES:
-        return 2 * sizes_of(marker_argument(node, "params")) + sizes_of(
-            marker_argument(node, "grads")
-        )
-    return None
+def _of_effect(node: Node, effect: Effect) -> int | None:
+    if effect.moves is None:
+        return None
+    total = 0
+    for name, times in effect.moves.items():
+        value = node if name == "result" else effect.argument(node, name)
+        total += times * sizes_of(value if isinstance(value, list | tuple) else [value])
+    return total

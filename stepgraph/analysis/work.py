@@ -8,12 +8,9 @@ from torch.fx import Node
 
 from stepgraph.analysis.flops import flops
 from stepgraph.analysis.memory import memory_of
-from stepgraph.analysis.traffic import MOVE_NOTHING, bytes_of
-from stepgraph.ir import StepGraph, marker_name
+from stepgraph.analysis.traffic import bytes_of
+from stepgraph.ir import StepGraph, node_effect
 from stepgraph.ir.memory_access import is_glue
-
-_LAUNCH_NOTHING = (*MOVE_NOTHING, "first_grad", "check")
-"""Markers that set pointers. A first gradient usually is the value itself, not a copy."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def work(step: StepGraph) -> Work:
 
 def launches(node: Node) -> bool:
     """Return whether a node of a flat graph computes something when it runs."""
-    name = marker_name(node)
-    if name is not None:
-        return name not in _LAUNCH_NOTHING
+    effect = node_effect(node)
+    if effect is not None:
+        return effect.launches
     return node.op == "call_function" and not is_glue(node)

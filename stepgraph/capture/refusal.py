@@ -6,7 +6,6 @@ import re
 from typing import NoReturn
 
 from stepgraph import torch_private
-from stepgraph.capture.objects.stand_ins import REFUSE_LOOP
 from stepgraph.torch_private import TraceStop
 
 
@@ -17,16 +16,21 @@ class Refusal(TraceStop):
         reason: What the step does, in a few words.
         at: The user's `file:line`, when it is known.
         hint: What would let the step be captured.
+        has_own_loop: Whether an optimizer such as LBFGS calls a closure as often as it likes; the
+            closure itself can be captured.
     """
 
-    def __init__(self, reason: str, at: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        at: str | None = None,
+        hint: str | None = None,
+        *,
+        has_own_loop: bool = False,
+    ) -> None:
         super().__init__(reason, at, hint)
         self.reason, self.at, self.hint = reason, at, hint
-
-    @property
-    def keeps_own_loop(self) -> bool:
-        """Whether an optimizer such as LBFGS calls a closure that can itself be captured."""
-        return self.reason == REFUSE_LOOP.reason
+        self.has_own_loop = has_own_loop
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Refusal) and self.args == other.args
@@ -93,6 +97,6 @@ def refusal_of(error: BaseException) -> Refusal:
 
 def _user_line(error: BaseException) -> str | None:
     for frame in reversed(list(torch_private.user_stack(error) or ())):
-        if "/torch/" not in frame.filename and "stepgraph/capture" not in frame.filename:
+        if not torch_private.is_internal(frame.filename):
             return f"{frame.filename}:{frame.lineno}"
     return None

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from stepgraph.capture.capture import capture
-from stepgraph.capture.objects.registry import Subjects
+from stepgraph.capture.objects import TrackedObjects
 from stepgraph.capture.refusal import Refusal
-from stepgraph.ir.markers import MARKERS
+from stepgraph.effects import FIRST_GRAD, SET_GRAD, STEP, ZERO_GRAD, effect_of
 
-_EXPECTED = ["zero_grad", "first_grad", "set_grad", "first_grad", "set_grad", "step"]
+_EXPECTED = [ZERO_GRAD, FIRST_GRAD, SET_GRAD, FIRST_GRAD, SET_GRAD, STEP]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SelfTest:
 
 @functools.cache
 def self_test() -> SelfTest:
-    """Capture a step whose graph is known, and look whether torch has kept its word."""
+    """Capture a step whose graph is known, and compare."""
     with torch.random.fork_rng(devices=[]):
         model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -39,18 +39,20 @@ def self_test() -> SelfTest:
         loss.backward()
         optimizer.step()
 
-    subjects = Subjects()
+    objects = TrackedObjects()
     function = cast(FunctionType, step)
     try:
-        captured = capture(function, (torch.ones(3, 2),), {}, subjects=subjects)
+        captured = capture(function, (torch.ones(3, 2),), {}, objects=objects)
     except Refusal as refusal:
         return SelfTest(False, f"the self-test step is refused: {refusal}")
     finally:
-        for subject in subjects.all:
-            subject.forget()
-    markers = [MARKERS[n.target] for n in captured.flat.graph.nodes if n.target in MARKERS]
-    if markers != _EXPECTED:
-        return SelfTest(False, f"the self-test step was captured as {markers}")
+        for tracked in objects.all:
+            tracked.forget()
+    found = [effect_of(node.target) for node in captured.flat.graph.nodes]
+    effects = [effect for effect in found if effect is not None]
+    if effects != _EXPECTED:
+        names = [effect.name for effect in effects]
+        return SelfTest(False, f"the self-test step was captured as {names}")
     if "step" in vars(optimizer) or model.weight.grad is not None:
         return SelfTest(False, "the self-test's capture left a trace")
     return SelfTest(True)

@@ -13,13 +13,13 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 
 from stepgraph import config
 from stepgraph.capture import (
+    CallOptions,
     Refusal,
-    Terms,
     check_batch,
     entry_reason,
     looped,
-    on_terms,
     scope_reader,
+    with_call_options,
 )
 from stepgraph.compiler import extensions
 from stepgraph.compiler.closures import ClosureSteps
@@ -59,8 +59,8 @@ class CompiledStep:
     ) -> None:
         functools.update_wrapper(self, function)
         self._options = options
-        self._terms = options.terms()
-        self._is_plain = self._terms.plain
+        self._terms = options.call_options()
+        self._is_plain = self._terms.is_default
         self._owner = owner
         self._take(function)
         self._instances: dict[int, tuple[weakref.ref[Any], CompiledStep]] = {}
@@ -103,32 +103,36 @@ class CompiledStep:
         """Replay the step, or run it eagerly and perhaps capture it."""
         if is_dynamo_compiling():
             return self._plain(*self._bound(args), **kwargs)  # part of a larger trace
-        terms = self._window.terms
+        call_options = self._window.call_options
         if not self._is_plain:
-            return self._call_on_terms(args, kwargs, terms)
+            return self._call_on_terms(args, kwargs, call_options)
         bound = args if self._owner is None else self._bound(args)
-        return self._call(bound, kwargs, terms)
+        return self._call(bound, kwargs, call_options)
 
-    def _call_on_terms(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+    def _call_on_terms(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
+    ) -> Any:
         """Call the step as its options want it, and count the call in its window."""
-        args, kwargs = terms.cast(args, kwargs)
-        if terms.autocast is None:
-            result = self._call(self._bound(args), kwargs, terms)
+        args, kwargs = call_options.cast(args, kwargs)
+        if call_options.autocast is None:
+            result = self._call(self._bound(args), kwargs, call_options)
         else:
-            with terms.casting():
-                result = self._call(self._bound(args), kwargs, terms)
-        if terms.scaler is not None and terms.updates:
-            terms.scaler.update()
-        if terms.windowed:
+            with call_options.casting():
+                result = self._call(self._bound(args), kwargs, call_options)
+        if call_options.scaler is not None and call_options.updates:
+            call_options.scaler.update()
+        if call_options.windowed:
             self._window.advance(args, kwargs)
         return result
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
+    ) -> Any:
         scope = self._scope(args, kwargs) if self._variants else None
         if scope is None:
-            return self._call_unmatched(args, kwargs, terms)
+            return self._call_unmatched(args, kwargs, call_options)
         for variant in self._variants:
-            if variant.terms is terms and variant.matches(scope):
+            if variant.call_options is call_options and variant.matches(scope):
                 if self._dropped:
                     self._check_dropped(variant.rewritten)
                 calls = variant.program.calls
@@ -138,12 +142,12 @@ class CompiledStep:
                 try:
                     result = run(*args, **kwargs)
                 except NeedsEager as reason:
-                    return self._call_unmatched(args, kwargs, terms, str(reason))
+                    return self._call_unmatched(args, kwargs, call_options, str(reason))
                 self._calls += 1
                 self._replays += 1
                 self._dropped = variant.dropped
                 return result
-        return self._call_unmatched(args, kwargs, terms)
+        return self._call_unmatched(args, kwargs, call_options)
 
     def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._owner is None:
@@ -225,15 +229,17 @@ class CompiledStep:
         """
         if self._window.index == 0:
             return False
-        terms, (args, kwargs) = self._window.last_terms, self._window.latest
-        with terms.casting():
+        call_options, (args, kwargs) = self._window.last_terms, self._window.latest
+        with call_options.casting():
             try:
-                captured = self._capturing.capture(self._function, self._bound(args), kwargs, terms)
+                captured = self._capturing.capture(
+                    self._function, self._bound(args), kwargs, call_options
+                )
             except Refusal as refusal:
                 raise no_flush(self._function.__qualname__, refusal) from refusal
-            flush(captured, factor=terms.micro_batches / self._window.index)
-        if terms.scaler is not None:
-            terms.scaler.update()
+            flush(captured, factor=call_options.micro_batches / self._window.index)
+        if call_options.scaler is not None:
+            call_options.scaler.update()
         self._window.restart(0)
         return True
 
@@ -275,48 +281,52 @@ class CompiledStep:
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        terms: Terms,
+        call_options: CallOptions,
         refused: str | None = None,
     ) -> Any:
         """Capture a new variant, or say why not; either way this call runs eagerly."""
         if is_compiling():
             return self._function(*args, **kwargs)  # part of a larger trace, without Dynamo
-        if terms.split.splits:
+        if call_options.split.splits:
             check_batch(self._plain, args, kwargs, self._split)
         self._calls += 1
         if config.current().disable:
             self._fallbacks.count(Refusal("STEPGRAPH_DISABLE is set"))
-            return self._eagerly(args, kwargs, terms)
+            return self._eagerly(args, kwargs, call_options)
         if reason := refused or entry_reason():
-            return self._fall_back(Refusal(reason), args, kwargs, terms)
+            return self._fall_back(Refusal(reason), args, kwargs, call_options)
         scope = self._scope(args, kwargs)
         self._capturing.note_what_varies(self._function, args, kwargs, self._variants, scope)
         if self._first_call_ms is None:
-            return self._first_call(args, kwargs, terms)
+            return self._first_call(args, kwargs, call_options)
         if self._loops:
             return self._call_with_closures(args, kwargs)
-        return self._capture_and_call(args, kwargs, terms)
+        return self._capture_and_call(args, kwargs, call_options)
 
-    def _first_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+    def _first_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
+    ) -> Any:
         """Run eagerly: optimizers and scalers make their state themselves."""
         start = time.perf_counter()
-        result = self._eagerly(args, kwargs, terms)
+        result = self._eagerly(args, kwargs, call_options)
         self._first_call_ms = (time.perf_counter() - start) * 1e3
         return result
 
-    def _capture_and_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
+    def _capture_and_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
+    ) -> Any:
         started, capturing = time.perf_counter(), self._capturing
         try:
             capturing.admit(self._function, self._fallbacks.latest, len(self._variants))
-            captured = capturing.capture(self._function, args, kwargs, terms)
+            captured = capturing.capture(self._function, args, kwargs, call_options)
             rewritten = capturing.rewrite(captured)
             self._check_dropped(rewritten)
-            call = capturing.rehearsed(rewritten, terms)
+            call = capturing.rehearsed(rewritten, call_options)
         except Refusal as refusal:
-            if refusal.keeps_own_loop and terms.plain:
+            if refusal.has_own_loop and call_options.is_default:
                 self._loops = capturing.subjects.with_own_loop()
                 return self._call_with_closures(args, kwargs)
-            return self._fall_back(refusal, args, kwargs, terms)
+            return self._fall_back(refusal, args, kwargs, call_options)
         result = call(self._function, args, kwargs)
         self._dropped = frozenset()
         if call.refusal is not None:
@@ -327,7 +337,7 @@ class CompiledStep:
             self._fallbacks.mismatch(call.difference)
         else:
             capturing.done += 1
-            variant = build(rewritten, self._function, terms, started, self._recorder)
+            variant = build(rewritten, self._function, call_options, started, self._recorder)
             self._variants.append(variant)
         return result
 
@@ -347,23 +357,25 @@ class CompiledStep:
                 hint="keep_grads=True",
             )
 
-    def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Any:
-        """Run the user's Python, on the terms of this call.
+    def _eagerly(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
+    ) -> Any:
+        """Run the user's Python, with the options of this call.
 
         Raises:
-            ConfigurationError: It is not known what the terms are about; nothing has run.
+            ConfigurationError: It is not known what the options are about; nothing has run.
         """
-        if terms.plain:
+        if call_options.is_default:
             return self._function(*args, **kwargs)
         scope = self._scope(args, kwargs)
         if scope is None or not any(guards.check(scope) for guards in self._observed):
             try:
-                captured = self._capturing.capture(self._function, args, kwargs, terms)
+                captured = self._capturing.capture(self._function, args, kwargs, call_options)
             except Refusal as refusal:
                 raise no_meaning(self._function.__qualname__, refusal) from refusal
             captured.around.release()
             self._observed.append(captured.guards)
-        with on_terms(terms, self._capturing.subjects):
+        with with_call_options(call_options, self._capturing.subjects):
             return self._function(*args, **kwargs)
 
     def _call_with_closures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -372,11 +384,15 @@ class CompiledStep:
             return self._function(*args, **kwargs)
 
     def _fall_back(
-        self, refusal: Refusal, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+        self,
+        refusal: Refusal,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call_options: CallOptions,
     ) -> Any:
-        """Run eagerly, on the terms of this call."""
+        """Run eagerly, with the options of this call."""
         self._fallbacks.note(refusal)
-        return self._eagerly(args, kwargs, terms)
+        return self._eagerly(args, kwargs, call_options)
 
     def _verify(self, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a variant and put everything back, then the user's Python, and compare.

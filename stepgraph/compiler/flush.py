@@ -14,8 +14,8 @@ def flush(captured: Captured, *, factor: float) -> None:
     """Do what waits for the last call of a window.
 
     Args:
-        captured: The step, traced on the terms of the last call; its gradients are updated from,
-            its subjects and what it updates are changed.
+        captured: The step, traced with the options of the last call. Its tracked objects and the
+            parameters that it updates are changed.
         factor: By what the gradients are multiplied before.
 
     Raises:

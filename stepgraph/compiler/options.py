@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.amp import GradScaler
 
-from stepgraph.capture import Microbatches, Terms
+from stepgraph.capture import CallOptions, Microbatches
 from stepgraph.errors import ConfigurationError
 from stepgraph.lowering import Masters
 from stepgraph.passes import DEFAULT, WITHOUT_GRADIENTS, FuseTail, Pipeline
@@ -61,12 +61,12 @@ class Options:
         given = self.microbatches
         return given if isinstance(given, Microbatches) else Microbatches(given)
 
-    def terms(self) -> Terms:
-        """Return the terms of every call, but for its place in the window.
+    def call_options(self) -> CallOptions:
+        """Return the options of every call, but for its place in the window.
 
         With a scaler of their own: every compiled step has its own loss scale.
         """
-        return Terms(
+        return CallOptions(
             micro_batches=self.accumulate,
             clip_norm=self.clip_norm,
             clip_value=self.clip_value,

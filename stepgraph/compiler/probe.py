@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from stepgraph.capture import ListSubject, Subject
+from stepgraph.capture import TrackedList, TrackedObject
 from stepgraph.compiler.variants.variant import TIMED, Variant
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import flatten
@@ -43,7 +43,7 @@ class Probe:
         self._step, self._args, self._kwargs = step, args, kwargs
         self.warm_up_calls = 0
         self._variant = self._warmed_up()
-        self._terms = self._variant.terms
+        self._terms = self._variant.call_options
         self._before = _Before(step, self._variant, step._bound(args), kwargs)
 
     @property
@@ -72,7 +72,7 @@ class Probe:
         return self._variant.rewritten.lowered.flat
 
     @property
-    def subjects(self) -> Mapping[int, Subject]:
+    def subjects(self) -> Mapping[int, TrackedObject]:
         """The objects behind the markers in the graph."""
         return self._variant.subjects
 
@@ -88,7 +88,7 @@ class Probe:
         return f"{window.index + 1} of {window.length}" if window.length > 1 else None
 
     def eager(self) -> None:
-        """Run the user's Python, on the terms of the call."""
+        """Run the user's Python, with the options of the call."""
         step = self._step
         with self._terms.casting():
             step._eagerly(step._bound(self._args), self._kwargs, self._terms)
@@ -143,11 +143,13 @@ class Probe:
         """Return the variant that a call would replay."""
         step = self._step
         scope = step._scope(step._bound(self._args), self._kwargs)
-        terms = step._window.terms
+        call_options = step._window.call_options
         if scope is None:
             return None
-        with terms.casting():
-            fitting = (v for v in step._variants if v.terms is terms and v.matches(scope))
+        with call_options.casting():
+            fitting = (
+                v for v in step._variants if v.call_options is call_options and v.matches(scope)
+            )
             return next(fitting, None)
 
     def _runs_eagerly(self) -> ConfigurationError:
@@ -179,10 +181,10 @@ class _Before:
         names = variant.rewritten.input_names
         named = zip(names, self.inputs, strict=True)
         subjects = variant.subjects.values()
-        self._lists = [(s.value, list(s.value)) for s in subjects if isinstance(s, ListSubject)]
+        self._lists = [(s.value, list(s.value)) for s in subjects if isinstance(s, TrackedList)]
         self._snapshot = Snapshot(
             {name: value for name, value in named if isinstance(value, Tensor)},
-            {s.label: s.value for s in subjects if not isinstance(s, ListSubject)},
+            {s.label: s.value for s in subjects if not isinstance(s, TrackedList)},
         )
         self._step, self._variant = step, variant
         self._counts = step._calls, step._replays, step._dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stepgraph.capture import Terms
+from stepgraph.capture import CallOptions
 from stepgraph.errors import CheckpointError
 
 
@@ -13,34 +13,35 @@ class Window:
     """Where a compiled step is between two updates.
 
     Args:
-        terms: What holds for every call: all but the place in the window.
+        call_options: What holds for every call: all but the place in the window.
 
     Attributes:
         index: Calls of the present window so far.
-        terms: The terms of the next call. One object for each place, so that `is` compares them.
+        call_options: The options of the next call. One object for each place, so that `is`
+            compares them.
         latest: Arguments of the latest call, kept while the window is open.
     """
 
-    def __init__(self, terms: Terms) -> None:
-        self.length = terms.micro_batches
-        first = replace(terms, updates=self.length == 1)
-        middle, last = replace(first, clears=False), replace(terms, clears=self.length == 1)
+    def __init__(self, call_options: CallOptions) -> None:
+        self.length = call_options.micro_batches
+        first = replace(call_options, updates=self.length == 1)
+        middle, last = replace(first, clears=False), replace(call_options, clears=self.length == 1)
         self._first, self._middle, self._last = first, middle, last
         self.latest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self.restart(0)
 
     @property
-    def last_terms(self) -> Terms:
-        """The terms of the call that updates."""
+    def last_terms(self) -> CallOptions:
+        """The options of the call that updates."""
         return self._last
 
     def restart(self, index: int) -> None:
         """Go to a place in the window."""
         self.index = index
         if index == self.length - 1:
-            self.terms = self._last
+            self.call_options = self._last
         else:
-            self.terms = self._middle if index else self._first
+            self.call_options = self._middle if index else self._first
         if index == 0:
             self.latest = ((), {})
 
@@ -54,7 +55,7 @@ class Window:
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the window, and the loss scale if there is one."""
         state = {"position": self.index, "accumulate": self.length}
-        scaler = self.terms.scaler
+        scaler = self.call_options.scaler
         return state if scaler is None else {**state, "scaler": scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,5 +72,5 @@ class Window:
                 hint=f"accumulate={state['accumulate']}",
             )
         self.restart(int(state["position"]))
-        if self.terms.scaler is not None:
-            self.terms.scaler.load_state_dict(state["scaler"])
+        if self.call_options.scaler is not None:
+            self.call_options.scaler.load_state_dict(state["scaler"])

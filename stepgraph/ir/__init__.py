@@ -1,7 +1,14 @@
 """The step graph: what a captured training step is, and what its nodes read and write."""
 
-from stepgraph.ir.kind import Kind, marker_kind, marker_name
-from stepgraph.ir.kind import argument as marker_argument
+from stepgraph.effects import Kind
+from stepgraph.ir.effect_nodes import argument as marker_argument
+from stepgraph.ir.effect_nodes import (
+    is_update,
+    marker_kind,
+    marker_name,
+    node_effect,
+    stored_gradients,
+)
 from stepgraph.ir.memory_access import (
     all_storages,
     draws_random,
@@ -9,7 +16,7 @@ from stepgraph.ir.memory_access import (
     writes_of,
     written_arguments,
 )
-from stepgraph.ir.resources import OPAQUE, UPDATES, Access, accesses, slot_name, updates
+from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
 from stepgraph.ir.step_graph import StepGraph, flatten, partition
 from stepgraph.ir.views.dependencies import dependency_graph, flat_dependencies
@@ -18,7 +25,6 @@ from stepgraph.ir.views.verify import Meaning, meaning
 
 __all__ = [
     "OPAQUE",
-    "UPDATES",
     "Access",
     "Kind",
     "Line",
@@ -32,15 +38,18 @@ __all__ = [
     "draws_random",
     "flat_dependencies",
     "flatten",
+    "is_update",
     "lines",
     "marker_argument",
     "marker_kind",
     "marker_name",
     "meaning",
+    "node_effect",
     "partition",
     "readable",
     "slot_name",
     "storages_of",
+    "stored_gradients",
     "updates",
     "writes_of",
     "written_arguments",

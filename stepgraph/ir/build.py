@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
-from stepgraph.ir.kind import Kind, argument, marker_name
-from stepgraph.ir.markers import OPS
+from stepgraph.effects import OPS, Kind
+from stepgraph.ir.effect_nodes import argument, marker_name, node_effect
 from stepgraph.ir.signature import Role, Slot
 
 
@@ -127,7 +127,8 @@ def log(value: Tensor, subject: int = 1) -> None:
 def transparent(flat: GraphModule) -> GraphModule:
     """Declare that every update of `flat` touches only what its marker names: no barrier."""
     for node in flat.graph.nodes:
-        if marker_name(node) in ("step", "step_part", "scaled_step"):
+        effect = node_effect(node)
+        if effect is not None and effect.update is not None:
             node.meta["stepgraph.opaque"] = False
             node.meta["stepgraph.divisible"] = True
     return flat

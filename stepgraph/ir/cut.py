@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
 
-from stepgraph.ir.kind import Kind, marker_kind
+from stepgraph.effects import Kind
+from stepgraph.ir.effect_nodes import marker_kind
 from stepgraph.ir.memory_access import is_glue
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from stepgraph.ir.kind import argument
+from stepgraph.ir.effect_nodes import argument
 from stepgraph.ir.schema import Argument, Schema, schema_of
 
 _ARITHMETIC_MODULES = ("_operator", "builtins", "math")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from stepgraph.ir.kind import argument, marker_name
+from stepgraph.effects import Effect, Resource
+from stepgraph.ir.effect_nodes import argument, node_effect, stored_gradients
 from stepgraph.ir.memory_access import (
     draws_random,
     read_arguments,
@@ -31,12 +32,11 @@ from stepgraph.ir.signature import Slot
 OPAQUE = "opaque"
 """The resource of a barrier: every typed node reads it, an opaque step writes it."""
 
-UPDATES = ("step", "step_part", "clipped_step")
-"""Markers that run `optimizer.step()` with nothing around it that decides whether."""
+MADE_IN_STEP = ("param:", "buffer:", "grad:", "batch:", "value:")
+"""Prefixes of the resources that a placeholder or a node of the step must provide.
 
-AMBIENT = ("state:", "hyper:", "scale:", "found_inf:", "flag:", "rng", "log", OPAQUE)
-"""What exists before the step begins although it is no placeholder."""
-
+All others exist before the step begins: optimizer state, hyper-parameters, flags, what is logged.
+"""
 
 _NOTHING: frozenset[str] = frozenset()
 
@@ -108,20 +108,20 @@ class _Naming:
             writes |= {name for name in self.names[node] if name.startswith("value:")}
         if draws_random(node):
             reads, writes = reads | {"rng"}, writes | {"rng"}
-        if marker_name(node) is None:
+        effect = node_effect(node)
+        if effect is None:
             return Access(reads, writes)
         self._store_gradient(node)
-        return Access(reads, writes) | _of_marker(node)
+        return Access(reads, writes) | _of_effect(node, effect)
 
     def _of(self, arguments: tuple[Node, ...]) -> frozenset[str]:
         roots = [root for node in arguments for root in self.storages[node] if root in self.names]
         return frozenset().union(*map(self.names.__getitem__, roots)) if roots else _NOTHING
 
     def _store_gradient(self, node: Node) -> None:
-        if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
-            for root in self.storages[grad]:
-                name = f"grad:{slot_name(argument(node, 'param'))}"
-                self.names.setdefault(root, set()).add(name)
+        for param, grad in stored_gradients(node):
+            for root in self.storages[grad] if grad is not None else ():
+                self.names.setdefault(root, set()).add(f"grad:{slot_name(param)}")
 
     def _shared_intermediates(self, graph: Graph, units: Mapping[Node, Hashable]) -> list[Node]:
         """Return the memories, slots apart, that a unit writes after another allocated them.
@@ -138,8 +138,8 @@ class _Naming:
                 for root in self.storages[touched]:
                     if root in written and units[root] != units[node]:
                         early |= {root} - stored
-            if marker_name(node) == "set_grad" and (grad := argument(node, "grad")) is not None:
-                stored |= self.storages[grad]
+            for _, grad in stored_gradients(node):
+                stored |= self.storages[grad] if grad is not None else frozenset()
         return [root for root in written if root in early]
 
     def _written_elsewhere(self, graph: Graph, units: Mapping[Node, Hashable]) -> dict[Node, None]:
@@ -169,59 +169,65 @@ def _slot(placeholder: Node) -> Slot:
 
 def _read(node: Node) -> tuple[Node, ...]:
     """Return the arguments whose values `node` reads."""
-    name = marker_name(node)
-    if name in ("set_grad", "zero_grad", "toggle"):
-        return ()
-    if name == "first_grad":
-        return (argument(node, "value"),)
-    return read_arguments(node)
+    effect = node_effect(node)
+    if effect is None or effect.values_read is None:
+        return read_arguments(node)
+    return tuple(effect.argument(node, name) for name in effect.values_read)
 
 
-def _of_marker(node: Node) -> Access:
-    """Return what a marker reads and writes apart from the tensors its schema speaks of."""
-    name = marker_name(node)
-    label = node.meta.get("stepgraph.label", f"subject {_subject(node)}")
-    if name == "set_grad":
-        return Access(writes=frozenset([f"grad:{slot_name(argument(node, 'param'))}"]))
-    if name == "zero_grad":
-        return Access(writes=_gradients(node))
-    if name == "toggle":
-        return Access(writes=frozenset([f"flag:{slot_name(argument(node, 'tensor'))}"]))
-    if name == "log":
-        return Access(frozenset(["log"]), frozenset(["log"]))
-    if name == "ema":
-        return _both({f"state:{label}"})
-    if name in ("hyper", "lr_step", "set_hyper"):
-        hyper = frozenset(_hyper(node, label))
-        return Access(hyper, frozenset() if name == "hyper" else hyper)
-    if name in ("unscale", "scaled_step", "scale_update"):
-        return _of_scaler(node, label)
-    return _of_step(node, label) if name in UPDATES else Access()
+def _of_effect(node: Node, effect: Effect) -> Access:
+    """Return what an effect reads and writes apart from the tensors that its schema names."""
+    reads = [_named(node, resource) for resource in effect.reads]
+    writes = [_named(node, resource) for resource in effect.writes]
+    total = Access(_NOTHING.union(*reads), _NOTHING.union(*writes))
+    for resource in effect.writes:
+        if resource.form == "update":
+            total |= _of_update(node, _update_label(node, effect))
+    return total
 
 
-def _of_step(node: Node, label: str) -> Access:
-    """Return the access of an update: it looks into the slots of all its parameters.
+def _named(node: Node, resource: Resource) -> frozenset[str]:
+    """Return the names that a resource of an effect has for one node."""
+    if resource.form == "update":
+        return _NOTHING
+    if resource.argument is None:
+        return frozenset([resource.name])
+    if resource.form == "slot":
+        value = argument(node, resource.argument)
+        tensors = value if isinstance(value, list | tuple) else [value]
+        return frozenset(f"{resource.name}:{slot_name(tensor)}" for tensor in tensors)
+    label = _label(node)
+    if resource.form == "hyper":
+        names = _hyper(node)
+        first = resource.argument == "subject"
+        return frozenset([names[0] if first else names[-1]])
+    return frozenset([f"{resource.name}:{label}"])
+
+
+def _of_update(node: Node, label: str) -> Access:
+    """Return the access of an update: it reads the slots of all its parameters.
 
     The state of an opaque one is one resource; of any other, every parameter has a state.
     """
     opaque = node.meta.get("stepgraph.opaque", True)
     names = [slot_name(param) for param in argument(node, "params")]
     state = {f"state:{label}", OPAQUE} if opaque else {f"state:{label}[{name}]" for name in names}
-    reads = frozenset(_hyper(node, label)) | _gradients(node) | state
-    return Access(reads, frozenset(state))
+    gradients = frozenset(f"grad:{name}" for name in names)
+    return Access(frozenset(_hyper(node)) | gradients | state, frozenset(state))
 
 
 def updates(node: Node) -> dict[str, Access] | None:
     """Return what an update does to each of its parameters, by slot.
 
-    None for an opaque one, and for what is no update.
+    None for an opaque one, for one that may be left out, and for what is no update.
 
     So an update is the same whether it is done at once or in parts.
     """
-    if marker_name(node) not in UPDATES or node.meta.get("stepgraph.opaque", True):
+    effect = node_effect(node)
+    if effect is None or effect.update != "always" or node.meta.get("stepgraph.opaque", True):
         return None
-    label = node.meta.get("stepgraph.label", f"subject {_subject(node)}")
-    hyper = frozenset(_hyper(node, label))
+    label = _label(node)
+    hyper = frozenset(_hyper(node))
     found = {}
     for name in map(slot_name, argument(node, "params")):
         written = frozenset({f"param:{name}", f"state:{label}[{name}]"})
@@ -229,30 +235,19 @@ def updates(node: Node) -> dict[str, Access] | None:
     return found
 
 
-def _of_scaler(node: Node, label: str) -> Access:
-    scale, found_inf = f"scale:{label}", f"found_inf:{label}"
-    if marker_name(node) == "scale_update":
-        # other numbers of the scaler are read through `hyper`
-        return _both({scale, found_inf, f"hyper:{label}"})
-    access = _both({found_inf}) | Access(reads=frozenset([scale]))
-    if marker_name(node) == "unscale":
-        return access
-    optimizer = [name.removeprefix("hyper:") for name in _hyper(node, label)][-1]
-    return access | _of_step(node, optimizer) | Access(reads=frozenset(_hyper(node, label)))
+def _label(node: Node) -> str:
+    """Return what people call the tracked object that an effect acts on."""
+    return str(node.meta.get("stepgraph.label", f"subject {argument(node, 'subject')}"))
 
 
-def _gradients(node: Node) -> frozenset[str]:
-    return frozenset(f"grad:{slot_name(param)}" for param in argument(node, "params"))
+def _update_label(node: Node, effect: Effect) -> str:
+    """Return what people call the optimizer that updates."""
+    if effect.optimizer_argument == "subject":
+        return _label(node)
+    return _hyper(node)[-1].removeprefix("hyper:")
 
 
-def _hyper(node: Node, label: str) -> list[str]:
-    names = node.meta.get("stepgraph.hyper") or [label]
+def _hyper(node: Node) -> list[str]:
+    """Return the resources of the numbers behind each tracked object that an effect names."""
+    names = node.meta.get("stepgraph.hyper") or [_label(node)]
     return [f"hyper:{name.removeprefix('hyper:')}" for name in names]
-
-
-def _subject(node: Node) -> object:
-    return argument(node, "subject")
-
-
-def _both(resources: set[str]) -> Access:
-    return Access(frozenset(resources), frozenset(resources))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stepgraph.ir.markers import MARKERS
+from stepgraph.effects import effect_of
 
 _HIDDEN_VIEWS = {
     "aten::_unsafe_view",
@@ -85,7 +85,6 @@ class Schema:
     Attributes:
         operator: The operator itself.
         name: With its namespace, without its overload: `aten::add`.
-        marker: Its name if it is a marker; see `markers.py`.
         arguments: In order.
         returns: In order.
         positions: Where each argument stands, by name.
@@ -100,12 +99,10 @@ class Schema:
         is_glue: Whether it computes nothing: a view, a size.
         is_plain: Whether it returns one tensor or number of its own and does nothing else. Most
             operators are, and need no closer look.
-        only_computes: Whether it is plain, draws no random numbers and is no marker.
     """
 
     operator: torch._ops.OpOverload
     name: str
-    marker: str | None
     arguments: tuple[Argument, ...]
     returns: tuple[Argument, ...]
     positions: dict[str, int]
@@ -118,7 +115,11 @@ class Schema:
     may_copy: bool
     is_glue: bool
     is_plain: bool
-    only_computes: bool
+
+    @property
+    def only_computes(self) -> bool:
+        """Whether it is plain, draws no random numbers and is no effect."""
+        return self.is_plain and not self.draws and effect_of(self.operator) is None
 
 
 _known: dict[int, Schema] = {}
@@ -145,11 +146,10 @@ def _read(operator: torch._ops.OpOverload) -> Schema:
     shares = writes or has_aliases or is_hidden_view or may_copy
     returns_one = len(returns) == 1 and not returns[0].type.startswith("List")
     is_plain = returns_one and not shares and statistics is None
-    marker, draws = MARKERS.get(operator), torch.Tag.nondeterministic_seeded in operator.tags
+    draws = torch.Tag.nondeterministic_seeded in operator.tags
     return Schema(
         operator=operator,
         name=name,
-        marker=marker,
         arguments=arguments,
         returns=returns,
         positions={argument.name: i for i, argument in enumerate(arguments)},
@@ -162,7 +162,6 @@ def _read(operator: torch._ops.OpOverload) -> Schema:
         may_copy=may_copy,
         is_glue=not writes and statistics is None and _is_glue(name, returns),
         is_plain=is_plain,
-        only_computes=is_plain and marker is None and not draws,
     )
 
 

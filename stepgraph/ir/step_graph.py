@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import networkx as nx
 from torch.fx import GraphModule, Node
 
+from stepgraph.effects import Kind
 from stepgraph.ir.cut import cut
-from stepgraph.ir.kind import Kind
 from stepgraph.ir.memory_access import all_storages
 from stepgraph.ir.region import copied, cut_out, dissolve, region_of
 from stepgraph.ir.resources import OPAQUE, Access, accesses

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_map
 
-from stepgraph.ir.markers import OPS
+from stepgraph.effects import effect_of
 from stepgraph.ir.memory_access import storages_of
 
 BITS = 16.0
@@ -173,10 +173,10 @@ class _InFloat64(Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator."""
-        if target is OPS.first_grad.default:
-            return args[1].clone()
-        if target is OPS.add_grad_.default:
-            return args[0].add_(args[1])
+        effect = effect_of(target)
+        if effect is not None and effect.in_region is not None:
+            op, names = effect.in_region
+            return op(*(args[effect.positions[name]] for name in names))
         args, kwargs = tree_map(_double_type, (args, kwargs))
         return super().call_function(target, args, kwargs)
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.analysis import stealable
-from stepgraph.ir import all_storages
-from stepgraph.ir.markers import MARKERS
+from stepgraph.effects import Effect, RestoreObject, Update
+from stepgraph.ir import all_storages, marker_argument, node_effect
 from stepgraph.lowering.regions.compiled_run import Region
 from stepgraph.passes import EARLY
-from stepgraph.runtime import PartOfStep, UpdateAverage, effects
+from stepgraph.torch_private import below_autograd
 
-_UPDATES = (
-    "step",
-    "step_part",
-    "clipped_step",
-    "lr_step",
-    "unscale",
-    "scaled_step",
-    "scale_update",
-    "ema",
-    "set_hyper",
-)
 _REPLACED = {
     # Strides of fake tensors are not always those of the kernels. Where a trace saw that a reshape
     # needs no copy, the real memory decides again, as in eager.
@@ -55,25 +46,12 @@ _DIRECT = {
 }
 """The same operators by a shorter way: half a microsecond to one less for each call."""
 
+_VARIABLE = re.compile(r"t\d+")
+"""Names of the values of nodes: a constant must not be called so."""
+
 _DETACH = torch.ops.aten.detach.default
 _LOOK_AT_GRAD_MODE = {torch.ops.aten.mkldnn_rnn_layer.default}
 _sources = 0
-
-
-class Update(Protocol):
-    """What updates in the place of an optimizer's own `step()`."""
-
-    def __call__(self) -> None:
-        """Update all parameters."""
-
-    def part(self, places: Sequence[int], *, last: bool) -> Callable[[], None]:
-        """Return what updates the parameters at `places`; see the marker `step_part`."""
-
-    def clipped(self, factor: Tensor) -> None:
-        """Multiply the gradients by `factor`, then update all parameters."""
-
-    def scaled(self, scaler: Any) -> None:
-        """Run `scaler.step(optimizer)`, with this in the place of the optimizer's `step()`."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +87,13 @@ def first_update(graph: Graph) -> Node | None:
 
     What an early update has moved up does not count: in the captured step it comes later.
     """
-    found = (node for node in graph.nodes if MARKERS.get(node.target) in _UPDATES)
+    found = (node for node in graph.nodes if _enters_object(node_effect(node)))
     return next((node for node in found if EARLY not in node.meta), None)
+
+
+def _enters_object(effect: Effect | None) -> bool:
+    """Return whether an effect runs code of an object of the user's."""
+    return effect is not None and isinstance(effect.rehearsal, RestoreObject)
 
 
 @dataclass
@@ -135,7 +118,7 @@ class _Emitter:
             if self.until_update and EARLY in node.meta:
                 continue  # the rehearsal ends where the captured step has its first update
             if node is stop:
-                self.clip(node)
+                self.prepare(node)
                 self.body.append("return None")
                 break
             if node.op == "placeholder":
@@ -148,12 +131,13 @@ class _Emitter:
         return self._compile(inputs)
 
     def statement(self, node: Any) -> None:
-        marker = MARKERS.get(node.target)
+        effect = node_effect(node)
         if node.op == "get_attr":
             value = operator.attrgetter(node.target)(self.graph.owning_module)
             self.names[node] = self.constant(node.target, value)
-        elif marker is not None:
-            self.marker(marker, node)
+        elif effect is not None:
+            if not (self.withhold and effect.rehearsal == "withhold"):
+                self.effect(node, effect)
         elif isinstance(node.target, Region):
             self.region(node)
         elif isinstance(getattr(node.args[0] if node.args else None, "target", None), Region):
@@ -173,93 +157,20 @@ class _Emitter:
         call = f"{self.constant(node.target.name, node.target)}.run([{self.arguments(node)}])"
         self.body.append(f"{', '.join(targets)}, = {call}" if items else call)
 
-    def marker(self, marker: str, node: Any) -> None:
-        write = self.body.append
-        args = node.args
-        if marker == "first_grad":
-            param, value = self.argument(args[0]), self.argument(args[1])
-            call = self.constant("first_grad", effects.first_grad)
-            stolen = node in self.stolen
-            write(f"{self.name(node)} = {value if stolen else f'{call}({param}, {value})'}")
-        elif marker == "add_grad_":
-            write(f"{self.argument(args[0])}.add_({self.argument(args[1])})")
-        elif marker == "set_grad":
-            write(f"{self.slot(args[0])}.grad = {self.argument(args[1])}")
-        elif marker == "toggle":
-            write(f"{self.slot(args[0])}.requires_grad_({args[1]})")
-        elif marker == "zero_grad":
-            for param in args[0]:
-                write(f"{self.slot(param)}.grad = None")
-        elif marker == "check":
-            write(f"{self.constant('check', effects.check)}({self.argument(args[0])})")
-        elif marker == "log":
-            if not self.withhold:
-                values = self.constant(f"subject_{args[1]}", self.subjects[args[1]].value)
-                self.log(values, args[0], is_number=args[2])
-        elif marker == "ema":
-            self.average(node)
+    def effect(self, node: Any, effect: Effect) -> None:
+        """Write what an effect does."""
+        emission = _Emission(self, node, effect)
+        if effect.emit is not None:
+            self.body += effect.emit(emission)
         else:
-            self.update(marker, node)
+            target = f"{self.name(node)} = " if node.users else ""
+            self.body.append(f"{target}{emission.call()}")
 
-    def log(self, values: str, value: Any, *, is_number: bool) -> None:
-        logged = self.argument(self.plain.get(value, value))
-        read = is_number and value not in self.plain
-        self.body.append(f"{values}.append({logged}{'.item()' if read else ''})")
-
-    def update(self, marker: str, node: Any) -> None:
-        if marker == "clipped_step" and node.args[3] in self.updates:
-            update = self.constant(f"update_{node.args[3]}", self.updates[node.args[3]])
-            self.body.append(f"{update}.clipped({self.argument(node.args[2])})")
-            return
-        if marker == "scaled_step" and node.args[3] in self.updates:
-            self.scaled(self.updates[node.args[3]].scaled, node)
-            return
-        self.clip(node)
-        own = self.own_update(marker, node)
-        if own is not None:
-            self.body.append(f"{self.constant(f'update_{node.args[2]}', own)}()")
-            return
-        method = "step" if marker == "clipped_step" else marker
-        call = self.constant(f"run_{method}", getattr(effects, f"run_{method}"))
-        arguments = []
-        for argument, value in zip(node.target._schema.arguments, node.args, strict=True):
-            if argument.name in ("subject", "optimizer"):
-                reads = marker == "hyper"
-                subject = self.subjects[value] if reads else self.subjects[value].value
-                arguments.append(self.constant(f"subject_{value}", subject))
-            elif argument.name in effects.PASSED.get(marker, ()):
-                arguments.append(self.argument(value))
-        target = f"{self.name(node)} = " if node.users else ""
-        self.body.append(f"{target}{call}({', '.join(arguments)})")
-
-    def average(self, node: Any) -> None:
-        """Update an averaged model."""
-        _, params, buffers, number = node.args
-        update = self.constant(f"average_{number}", UpdateAverage(self.subjects[number].value))
-        self.body.append(f"{update}({self.argument(params)}, {self.argument(buffers)})")
-
-    def scaled(self, update: Callable[[Any], None], node: Any) -> None:
-        """Let an update take a scaler's part of its own `step()`."""
-        scaler = self.constant(f"subject_{node.args[2]}", self.subjects[node.args[2]].value)
-        self.body.append(f"{self.constant(f'scaled_{node.args[3]}', update)}({scaler})")
-
-    def clip(self, node: Any) -> None:
-        """Multiply the gradients of an update by the factor that clips them, if it has one."""
-        if MARKERS.get(node.target) == "clipped_step":
-            scale = self.constant("foreach_mul_", torch._foreach_mul_)
-            grads, factor = map(self.argument, node.args[1:3])
-            self.body.append(f"{scale}({grads}, {factor})")
-
-    def own_update(self, marker: str, node: Any) -> Callable[[], None] | None:
-        """Return what updates in the place of an optimizer's own whole `step()`."""
-        if marker == "step":
-            return self.updates.get(node.args[2])
-        if marker != "step_part":
-            return None
-        _, _, number, places, last = node.args
-        if number in self.updates:
-            return self.updates[number].part(places, last=last)
-        return PartOfStep(self.subjects[number].value, places, last=last)
+    def prepare(self, node: Any) -> None:
+        """Write what an effect does to its inputs before it enters the user's object."""
+        effect = node_effect(node)
+        if effect is not None and effect.prepare is not None:
+            self.body += effect.prepare(_Emission(self, node, effect))
 
     def slot(self, node: Any) -> str:
         """Return the name of the input behind `node`, through detach."""
@@ -273,7 +184,7 @@ class _Emitter:
     def function(self, node: Any) -> str:
         target = _REPLACED.get(node.target, node.target)
         if target in _LOOK_AT_GRAD_MODE:
-            return self.constant(target.__name__, effects.below_autograd(target._op))
+            return self.constant(target.__name__, below_autograd(target._op))
         if target in _DIRECT and not node.kwargs and _takes_tensors(node):
             return self.constant(_DIRECT[target].__name__, _DIRECT[target])
         if isinstance(target, torch._ops.OpOverload):
@@ -283,8 +194,9 @@ class _Emitter:
     def constant(self, name: str, value: Any) -> str:
         known = self.by_value.get(id(value))
         if known is None:
-            known = name if name not in self.constants else f"{name}_{len(self.constants)}"
-            known = "".join(c if c.isalnum() else "_" for c in known)
+            base = known = "".join(c if c.isalnum() else "_" for c in name)
+            while known in self.constants or _VARIABLE.fullmatch(known):
+                known = f"{base}_{len(self.constants)}"
             self.constants[known] = value
             self.by_value[id(value)] = known
         return known
@@ -321,6 +233,63 @@ class _Emitter:
         return Emitted(namespace["program"], source)
 
 
+class _Emission:
+    """What an effect may use to write its statements; see `stepgraph.effects.Emission`."""
+
+    def __init__(self, emitter: _Emitter, node: Node, effect: Effect) -> None:
+        self._emitter, self._node, self._effect = emitter, node, effect
+
+    @property
+    def result(self) -> str:
+        return self._emitter.name(self._node)
+
+    @property
+    def takes_value(self) -> bool:
+        return self._node in self._emitter.stolen
+
+    def raw(self, name: str) -> Any:
+        return self._effect.argument(self._node, name)
+
+    def argument(self, name: str) -> str:
+        return self._emitter.argument(self.raw(name))
+
+    def slots(self, name: str) -> list[str]:
+        value = self.raw(name)
+        return [
+            self._emitter.slot(v) for v in (value if isinstance(value, list | tuple) else [value])
+        ]
+
+    def number(self, name: str) -> str | None:
+        value = self._emitter.plain.get(self.raw(name))
+        return None if value is None else self._emitter.argument(value)
+
+    def object(self, name: str) -> Any:
+        return self._emitter.subjects[self.raw(name)].value
+
+    def object_name(self, name: str) -> str:
+        value = self.object(name)
+        return self._emitter.constant(type(value).__name__, value)
+
+    def constant(self, name: str, value: Any) -> str:
+        return self._emitter.constant(name, value)
+
+    def update(self, name: str) -> Update | None:
+        return self._emitter.updates.get(self.raw(name))
+
+    def call(self) -> str:
+        run = self._effect.run
+        function = self.constant(run.__name__, run)
+        return f"{function}({', '.join(map(self._passed, inspect.signature(run).parameters))})"
+
+    def _passed(self, parameter: str) -> str:
+        """Return the Python of an argument of `run`, by the name of the parameter."""
+        if parameter == "tracked":
+            return self.constant("tracked", self._emitter.subjects[self.raw("subject")])
+        if parameter in self._effect.object_arguments:
+            return self.object_name(parameter)
+        return self.argument(parameter)
+
+
 def plain_numbers(graph: Graph) -> dict[Any, int | float]:
     """Return the tensors made of a number only to be logged, and the number.
 
@@ -333,9 +302,15 @@ def plain_numbers(graph: Graph) -> dict[Any, int | float]:
             for link in chain:
                 chain += [user for user in link.users if user.target is _DETACH]
             readers = [user for link in chain for user in link.users if user.target is not _DETACH]
-            if all(MARKERS.get(reader.target) == "log" and reader.args[2] for reader in readers):
+            if all(_takes_number(reader) for reader in readers):
                 found.update(dict.fromkeys(chain, node.args[0]))
     return found
+
+
+def _takes_number(node: Node) -> bool:
+    """Return whether an effect reads the number in a tensor, and nothing else of it."""
+    effect = node_effect(node)
+    return effect is not None and bool(marker_argument(node, "as_number"))
 
 
 def _is_number(value: Any) -> bool:

@@ -61,7 +61,7 @@ def lower(
 
     Args:
         flat: A flat step graph. Unchanged.
-        compile_region: Called with a graph of ATen operators, `first_grad` and `add_grad_`.
+        compile_region: Called with a graph of ATen operators, and of effects that may be inside.
         optimizers: The optimizers that it steps, by number.
         masters: Float32 copies for what they update, if it should have some.
     """

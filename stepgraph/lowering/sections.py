@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.analysis import launches
-from stepgraph.ir import Kind, marker_kind, marker_name
+from stepgraph.ir import Kind, marker_kind, marker_name, node_effect
 from stepgraph.ir.memory_access import is_glue
 from stepgraph.lowering.regions.compiled_run import Region
 from stepgraph.torch_private import graph_module
@@ -135,9 +135,14 @@ def _keys(graph: Graph) -> dict[Node, object]:
 
 def _key(node: Node) -> object:
     kind = marker_kind(node)
-    if kind in _FOLDED or marker_name(node) == "set_grad":
+    if kind in _FOLDED or _sets_one_gradient(node):
         return kind  # it acts on a single slot
     return node.target if isinstance(node.target, Region) else node.meta.get("stepgraph.node")
+
+
+def _sets_one_gradient(node: Node) -> bool:
+    effect = node_effect(node)
+    return effect is not None and effect.stores is not None and "param" in effect.positions
 
 
 def _begun_by(node: Node) -> Section:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from stepgraph.ir import Kind, StepGraph, draws_random, marker_name
+from stepgraph.ir import Kind, StepGraph, draws_random, node_effect
 from stepgraph.ir import written_arguments as written
 from stepgraph.passes.base import Pass
 
@@ -57,7 +57,7 @@ def is_effect(node: Node) -> bool:
     """Return whether `node` changes something: a marker, a write, a draw of random numbers."""
     if node.op != "call_function":
         return False
-    name = marker_name(node)
-    if name is not None:
-        return name not in ("first_grad", "hyper")
+    effect = node_effect(node)
+    if effect is not None:
+        return not effect.removable
     return bool(written(node)) or draws_random(node)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch.fx import Graph, Node
 
+from stepgraph.effects import ADD_GRAD, FIRST_GRAD, OPS, SET_GRAD, ZERO_GRAD, calls
 from stepgraph.ir import (
     Access,
     Kind,
@@ -14,10 +15,8 @@ from stepgraph.ir import (
     Slot,
     StepGraph,
     marker_argument,
-    marker_name,
     slot_name,
 )
-from stepgraph.ir.markers import OPS
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import erase, is_effect
 
@@ -63,7 +62,7 @@ class DropDeadGradients(Pass):
         params = parameters(graph)
         for store, slot in dead:
             _store_none(graph, store, params[slot])
-        erase(graph, lambda node: _is_product(node) or marker_name(node) == "first_grad")
+        erase(graph, lambda node: _is_product(node) or calls(node, FIRST_GRAD))
         return StepGraph(flat)
 
 
@@ -79,7 +78,7 @@ def _dead_stores(step: StepGraph) -> list[tuple[Node, str]]:
         if slot is not None and slot in unread:
             dead.append((node, slot))
             continue
-        if marker_name(node) == "set_grad":
+        if calls(node, SET_GRAD):
             continue  # it hands on a value that is read where it is used
         unread -= {_name(resource) for resource in access[node].reads}
     return dead
@@ -94,7 +93,7 @@ def _returned(step: StepGraph) -> set[str]:
     return {
         slot_name(marker_argument(node, "param"))
         for node in nodes
-        if marker_name(node) == "set_grad"
+        if calls(node, SET_GRAD)
         and (grad := marker_argument(node, "grad")) is not None
         and storages[grad] & seen
     }
@@ -105,7 +104,7 @@ def cleared_first(step: StepGraph) -> frozenset[str]:
     touched: set[str] = set()
     cleared: set[str] = set()
     for node, access in step.accesses().items():
-        if marker_name(node) == "zero_grad":
+        if calls(node, ZERO_GRAD):
             names = {slot_name(param) for param in marker_argument(node, "params")}
             cleared |= names - touched
         elif node.op not in ("placeholder", "output"):
@@ -128,13 +127,12 @@ def parameters(graph: Graph) -> dict[str, Node]:
 
 def _stored_slot(node: Node, access: Access) -> str | None:
     """Return the slot of the gradient that a backward stores or adds to in `node`."""
-    name = marker_name(node)
-    if name == "set_grad":
+    if calls(node, SET_GRAD):
         value = marker_argument(node, "grad")
-        is_new = isinstance(value, Node) and marker_name(value) == "first_grad"
+        is_new = calls(value, FIRST_GRAD)
         param = marker_argument(node, "param")
         return slot_name(param) if is_new and len(value.users) == 1 else None
-    if name == "add_grad_":
+    if calls(node, ADD_GRAD):
         (slot, *others) = [_name(r) for r in sorted(access.writes) if r.startswith("grad:")] or [""]
         return slot if slot and not others else None
     return None

@@ -11,6 +11,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from stepgraph.analysis import launches, may_raise, size_of
+from stepgraph.effects import FIRST_GRAD, OPS, SET_GRAD, STEP, ZERO_GRAD, calls
 from stepgraph.ir import (
     OPAQUE,
     Access,
@@ -22,7 +23,6 @@ from stepgraph.ir import (
     slot_name,
     updates,
 )
-from stepgraph.ir.markers import OPS
 from stepgraph.ir.memory_access import is_glue
 from stepgraph.passes.base import Pass
 
@@ -80,7 +80,7 @@ class EarlyUpdate(Pass):
     def _plans(self, step: StepGraph) -> Iterator[_Plan]:
         timeline = _Timeline(step)
         for node in timeline.nodes:
-            if marker_name(node) == "step":
+            if calls(node, STEP):
                 yield self._plan(node, timeline)
 
     def _plan(self, node: Node, timeline: _Timeline) -> _Plan:
@@ -173,9 +173,9 @@ class _Timeline:
         stored: dict[str, Node] = {}
         for i, node in enumerate(self.nodes):
             self._note(i, node)
-            if marker_name(node) == "set_grad" and marker_argument(node, "grad") is not None:
+            if calls(node, SET_GRAD) and marker_argument(node, "grad") is not None:
                 stored[slot_name(marker_argument(node, "param"))] = marker_argument(node, "grad")
-            elif marker_name(node) == "step":
+            elif calls(node, STEP):
                 self.grads[node] = dict(stored)
 
     def move(self, node: Node, place: int, slot: str, access: Access) -> _Move | str | None:
@@ -228,7 +228,7 @@ class _Timeline:
             for of in (self.reads[f"grad:{slot}"], self.writes[f"grad:{slot}"])
         )
         store = self.nodes[before]
-        is_new = marker_name(grad) == "first_grad" and marker_name(store) == "set_grad"
+        is_new = calls(grad, FIRST_GRAD) and calls(store, SET_GRAD)
         if not is_new or marker_argument(store, "grad") is not grad:
             return ()
         others = set(grad.users) - {store, node}
@@ -339,7 +339,7 @@ def _clear_behind(part: Node, bucket: list[_Move], params: list[Node]) -> None:
     for move in bucket:
         clearings.setdefault(move.clearing, []).append(params[move.place])
     for clearing, cleared in clearings.items():
-        if marker_name(clearing) == "zero_grad":
+        if calls(clearing, ZERO_GRAD):
             part.append(_divided(clearing, cleared))
         else:
             part.append(clearing)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from stepgraph.ir import Kind, StepGraph, marker_argument, marker_name
-from stepgraph.ir.markers import OPS
+from stepgraph.effects import OPS, STEP, calls
+from stepgraph.ir import Kind, StepGraph, marker_argument
 from stepgraph.passes.base import Pass
 
 _SCALE = torch.ops.aten._foreach_mul_.Tensor
@@ -52,7 +52,7 @@ def _pairs(step: StepGraph) -> Iterator[tuple[Node, Node]]:
     """Yield each update with what scales its gradients, if nothing touches them in between."""
     touched: dict[str, Node] = {}
     for node, access in step.accesses().items():
-        if marker_name(node) == "step" and node.meta.get("stepgraph.divisible", False):
+        if calls(node, STEP) and node.meta.get("stepgraph.divisible", False):
             latest = {touched.get(name) for name in access.reads if name.startswith("grad:")}
             grads = marker_argument(node, "grads")
             scale = latest.pop() if len(latest) == 1 else None

@@ -8,15 +8,14 @@ from typing import ClassVar
 from torch.fx import Node
 
 from stepgraph.analysis import size_of
+from stepgraph.effects import OPS, SET_GRAD, calls
 from stepgraph.ir import (
     Kind,
     StepGraph,
     marker_argument,
     marker_kind,
-    marker_name,
     slot_name,
 )
-from stepgraph.ir.markers import OPS
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_gradients import DROPPED, cleared_first, parameters
 
@@ -67,7 +66,7 @@ def _last_readers(step: StepGraph) -> dict[str, Node]:
     for node, access in step.accesses().items():
         if node.op in ("placeholder", "output"):
             continue
-        if marker_name(node) == "set_grad" and marker_argument(node, "grad") is not None:
+        if calls(node, SET_GRAD) and marker_argument(node, "grad") is not None:
             stored.add(slot_name(marker_argument(node, "param")))
         touched = access.reads | access.writes
         for resource in sorted(touched):
@@ -77,7 +76,7 @@ def _last_readers(step: StepGraph) -> dict[str, Node]:
     return {
         slot: node
         for slot, node in last.items()
-        if slot in wanted and marker_name(node) != "set_grad" and _reads(node)
+        if slot in wanted and not calls(node, SET_GRAD) and _reads(node)
     }
 
 

@@ -8,26 +8,21 @@ from typing import ClassVar
 import torch
 from torch.fx import Graph, Node
 
+from stepgraph.effects import FIRST_GRAD, calls
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import (
     Kind,
     Role,
     StepGraph,
     marker_kind,
-    marker_name,
+    node_effect,
     writes_of,
 )
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import erase, is_effect
 
-_UPDATE_KINDS = (
-    Kind.UNSCALE,
-    Kind.GRAD_NORM,
-    Kind.CLIP,
-    Kind.STEP,
-    Kind.SCALE_UPDATE,
-    Kind.EMA,
-)
+_UPDATE_KINDS = (Kind.UNSCALE, Kind.GRAD_NORM, Kind.CLIP)
+"""Kinds of operators, no effects of their own, that belong to an update."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,10 @@ class UpdateFromShortWindow(Pass):
 
 
 def _is_update(node: Node) -> bool:
-    kind = marker_kind(node) or node.meta.get("stepgraph.kind")
-    return kind in _UPDATE_KINDS or marker_name(node) == "lr_step"
+    effect = node_effect(node)
+    if effect is not None:
+        return effect.short_window == "runs"
+    return node.meta.get("stepgraph.kind") in _UPDATE_KINDS
 
 
 def _clearings_after(graph: Graph) -> set[Node]:
@@ -118,9 +115,10 @@ def _not_alone(node: Node) -> ConfigurationError:
 def _forget_missing_gradients(graph: Graph) -> None:
     """Take gradients that do not exist yet out of the arguments of updates."""
     for node in graph.nodes:
-        if marker_name(node) in ("step", "scaled_step", "unscale"):
+        effect = node_effect(node)
+        if effect is not None and effect.short_window == "runs":
             given = [list(a) if isinstance(a, list | tuple) else a for a in node.args]
             for argument in given:
                 if isinstance(argument, list):
-                    argument[:] = [v for v in argument if marker_name(v) != "first_grad"]
+                    argument[:] = [v for v in argument if not calls(v, FIRST_GRAD)]
             node.args = tuple(given)

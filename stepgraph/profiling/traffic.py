@@ -8,12 +8,12 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from stepgraph.analysis import bytes_of, size_of, sizes_of, stealable
-from stepgraph.capture import Subject
-from stepgraph.ir import all_storages, marker_argument, marker_name
+from stepgraph.capture import TrackedObject
+from stepgraph.ir import all_storages, is_update, marker_argument
 from stepgraph.lowering import Region
 
 
-def bytes_moved(graph: Graph, subjects: Mapping[int, Subject]) -> dict[Node, int | None]:
+def bytes_moved(graph: Graph, subjects: Mapping[int, TrackedObject]) -> dict[Node, int | None]:
     """Return the bytes that each node reads and writes; see `analysis.bytes_of`.
 
     Of a compiled region counts what goes in and comes out.
@@ -38,12 +38,12 @@ def bytes_moved(graph: Graph, subjects: Mapping[int, Subject]) -> dict[Node, int
             found[node] = sizes_of(node.all_input_nodes) + size_of(node.meta.get("val"))
         else:
             found[node] = bytes_of(node, storages)
-        if marker_name(node) in ("step", "step_part"):
+        if is_update(node):
             found[node] = (found[node] or 0) + 2 * _state_of(node, subjects)
     return found
 
 
-def _state_of(node: Node, subjects: Mapping[int, Subject]) -> int:
+def _state_of(node: Node, subjects: Mapping[int, TrackedObject]) -> int:
     """Return the bytes of the state of the parameters that `node` updates."""
     subject: Any = subjects[marker_argument(node, "subject")]
     state = getattr(subject.value, "state", {})

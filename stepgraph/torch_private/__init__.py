@@ -6,10 +6,23 @@ not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` find
 torch at hand behaves as expected before anything is captured.
 """
 
+from stepgraph.torch_private.autograd import below_autograd
+from stepgraph.torch_private.clipping import (
+    CLIP_CODES,
+    NORM_CODES,
+    PATCH_BACKWARD,
+    PATCH_CLIP_VALUE,
+    PATCH_SCALE_TO_NORM,
+    clip_norm,
+    clip_value,
+    own_clip_norm,
+    own_clip_value,
+    scale_to_norm,
+)
 from stepgraph.torch_private.data_loader import has_live_workers, stop_workers
 from stepgraph.torch_private.dynamo.errors import is_unsupported, user_stack
 from stepgraph.torch_private.dynamo.guards import Guards
-from stepgraph.torch_private.dynamo.hooks import LIVE_GRAPH, TraceHooks, TraceStop
+from stepgraph.torch_private.dynamo.hooks import FRAMES, LIVE_GRAPH, Inlined, TraceHooks, TraceStop
 from stepgraph.torch_private.dynamo.scope import (
     Seen,
     assume_constant_result,
@@ -18,7 +31,8 @@ from stepgraph.torch_private.dynamo.scope import (
     shield_constants,
     tracing,
 )
-from stepgraph.torch_private.dynamo.trace import Around, Traced, trace
+from stepgraph.torch_private.dynamo.trace import FrameBytecode, Traced, trace
+from stepgraph.torch_private.files import is_internal
 from stepgraph.torch_private.grad_scaler import found_inf
 from stepgraph.torch_private.inductor.compile import (
     FakeInputs,
@@ -45,10 +59,17 @@ from stepgraph.torch_private.profiler import is_profiling
 from stepgraph.torch_private.vmap import is_batched
 
 __all__ = [
+    "CLIP_CODES",
+    "FRAMES",
     "LIVE_GRAPH",
-    "Around",
+    "NORM_CODES",
+    "PATCH_BACKWARD",
+    "PATCH_CLIP_VALUE",
+    "PATCH_SCALE_TO_NORM",
     "FakeInputs",
+    "FrameBytecode",
     "Guards",
+    "Inlined",
     "KernelCall",
     "Layout",
     "MatrixProduct",
@@ -61,6 +82,9 @@ __all__ = [
     "Unreadable",
     "Wrapper",
     "assume_constant_result",
+    "below_autograd",
+    "clip_norm",
+    "clip_value",
     "compile_inference",
     "current_trace",
     "empty_strided_cpu",
@@ -69,11 +93,15 @@ __all__ = [
     "has_live_workers",
     "has_unbacked",
     "is_batched",
+    "is_internal",
     "is_profiling",
     "is_tracing",
     "is_unsupported",
     "load_cpp",
+    "own_clip_norm",
+    "own_clip_value",
     "read_wrapper",
+    "scale_to_norm",
     "shield_constants",
     "stop_workers",
     "trace",

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from stepgraph.capture import Opaque
+from stepgraph.capture import Forbidden
 from stepgraph.train.optimizers import tracing
 
 REASON = "all-reduces gradients between processes"
@@ -31,7 +31,7 @@ class GradientSync:
     def __init__(self) -> None:
         self.world_size = dist.get_world_size()
         self.reductions = 0
-        self.untraceable = Opaque(REASON)
+        self.untraceable = Forbidden(REASON)
 
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average the gradients of those `parameters` that require one, in place."""

@@ -8,8 +8,8 @@ from torch.optim.lr_scheduler import StepLR
 
 import stepgraph
 from stepgraph import torch_private
-from stepgraph.capture import Subjects, self_test
-from stepgraph.capture.objects.discover import meet_ahead
+from stepgraph.capture import TrackedObjects, self_test
+from stepgraph.capture.objects.discover import discover
 
 
 @pytest.fixture
@@ -134,22 +134,22 @@ class Guarded:
 
 
 def test_looking_ahead_runs_no_code_of_the_users_and_leaves_data_alone():
-    subjects = Subjects()
+    subjects = TrackedObjects()
     _, first, second = pair()
     solver = LBFGS([nn.Parameter(torch.ones(1))])
     far = [[[first]]]
     data = [second, *range(100)]
 
-    meet_ahead(subjects, [Guarded(), Guarded, far, data, solver, torch.ones(2)])
+    discover(subjects, [Guarded(), Guarded, far, data, solver, torch.ones(2)])
 
     assert subjects.all == []
 
 
 def test_a_subject_is_met_once_however_it_is_called():
-    subjects = Subjects()
+    subjects = TrackedObjects()
     _, first, second = pair()
 
-    meet_ahead(subjects, [first, [first, second], {"again": second}])
+    discover(subjects, [first, [first, second], {"again": second}])
 
     assert [subject.value for subject in subjects.all] == [first, second]
     for subject in subjects.all:

@@ -13,9 +13,10 @@ from torch import nn
 
 import stepgraph
 from recording_device import RecordingDevice
-from stepgraph.compiler import recording, rewritten
-from stepgraph.lowering import Unsupported, kernels
+from stepgraph.compiler.variants import cuda_recording, rewrite
+from stepgraph.lowering import Unsupported
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.updates import triton
 from stepgraph.runtime import cuda_graph
 from training import Training
 
@@ -34,14 +35,14 @@ def device(monkeypatch):
         raise Unsupported("stays eager")
 
     def update(optimizer, masters=None):
-        misfit = kernels.kernel_misfit(optimizer, interpreted=True)
-        return misfit or kernels.KernelUpdate(optimizer)
+        misfit = triton.kernel_misfit(optimizer, interpreted=True)
+        return misfit or triton.KernelUpdate(optimizer)
 
     made = RecordingDevice()
     monkeypatch.setenv("STEPGRAPH_CUDA_GRAPHS", "1")
-    monkeypatch.setattr(recording, "device_of", lambda inputs: torch.device("cpu"))
-    monkeypatch.setattr(recording, "graph_device", lambda device: made)
-    monkeypatch.setattr(rewritten, "compile_region", refuse)
+    monkeypatch.setattr(cuda_recording, "device_of", lambda inputs: torch.device("cpu"))
+    monkeypatch.setattr(cuda_recording, "graph_device", lambda device: made)
+    monkeypatch.setattr(rewrite, "compile_region", refuse)
     monkeypatch.setattr(sys.modules["stepgraph.lowering.lower"], "fused_update", update)
     return made
 

@@ -7,7 +7,7 @@ update looks there and not at its arguments. A wrong order shows in the results.
 import torch
 from torch.fx import GraphModule, Interpreter
 
-from stepgraph.ir.markers import MARKERS
+from stepgraph.effects import effect_of
 
 
 class World:
@@ -54,10 +54,10 @@ class Runner(Interpreter):
         self.world = world
 
     def call_function(self, target, args, kwargs):
-        marker = MARKERS.get(target)
-        if marker is None:
+        effect = effect_of(target)
+        if effect is None:
             return super().call_function(target, args, kwargs)
-        return getattr(self, marker)(*args, **kwargs)
+        return getattr(self, effect.name)(*args, **kwargs)
 
     def first_grad(self, param, value):
         return value.clone()

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from ir.drawn import flat_graphs
 from ir.reference import run, same
-from stepgraph.ir import Kind, partition
+from stepgraph.ir import Kind, marker_name, partition
 from stepgraph.ir import build as b
-from stepgraph.ir.kind import marker_name
 
 
 def random_order(step, seed):

@@ -5,9 +5,8 @@ from hypothesis import given
 
 from ir.drawn import flat_graphs
 from ir.reference import run, same
-from stepgraph.ir import Kind, flatten, partition
+from stepgraph.ir import Kind, flatten, marker_name, partition
 from stepgraph.ir import build as b
-from stepgraph.ir.kind import marker_name
 from stepgraph.ir.region import dissolve
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from stepgraph.effects import OPS
 from stepgraph.ir import Kind
 from stepgraph.ir.build import add, clear, flat_graph, log, lr, part, set_lr, step, store
-from stepgraph.ir.markers import OPS
 from stepgraph.lowering.cuda.legality import gradients, leaving, tail_of, why_not_capturable
 from stepgraph.lowering.updates.triton import KernelUpdate
 

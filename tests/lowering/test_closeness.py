@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx import Graph, GraphModule
 
-from stepgraph.ir.markers import OPS
+from stepgraph.effects import OPS
 from stepgraph.lowering.closeness import (
     difference,
     exact_results,

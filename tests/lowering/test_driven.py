@@ -11,8 +11,8 @@ from torch import nn
 
 import stepgraph
 from beside_eager import World, assert_close_models, mlp, rows, side_by_side
-from stepgraph.lowering import inductor
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.regions import inductor
 from stepgraph.lowering.regions.driver import driver
 from stepgraph.torch_private import Unreadable
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
-from stepgraph.ir.markers import OPS
+from stepgraph.effects import OPS
 from stepgraph.lowering import emit
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.triton import KernelLaunch, KernelUpdate, kernel_misfit

@@ -5,9 +5,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph
 
+from stepgraph.effects import effect_of
 from stepgraph.ir import Kind
 from stepgraph.ir.build import add, clear, flat_graph, log, lr, part, step, store
-from stepgraph.ir.markers import MARKERS
 from stepgraph.lowering.regions.select import Run, eager_reason, select
 
 X = {"batch:x": torch.ones(4, 3)}
@@ -31,7 +31,8 @@ def selected(function, inputs=XW):
 
 
 def _name(node):
-    return MARKERS.get(node.target) or str(node.target).split(".")[1]
+    effect = effect_of(node.target)
+    return str(node.target).split(".")[1] if effect is None else effect.name
 
 
 def names(nodes):

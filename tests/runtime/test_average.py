@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
-from stepgraph.runtime import UpdateAverage
+from stepgraph.effects import UpdateAverage
 
 
 def _net():

@@ -26,7 +26,7 @@ _saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_anomaly_enabled = torch.is_anomaly_enabled
 
 
-class Moment:
+class ReplayPreconditions:
     """Tells whether a call may be replayed now, where the guards of its variant hold.
 
     Guards look at grad mode and function modes; this looks at the rest of `entry_reason`, and for

@@ -1,4 +1,4 @@
-"""Does a step whose batch is split do what it would do to the whole batch?
+"""Checks that a step whose batch is split does what it would do to the whole batch.
 
 Up to rounding, and as far as a graph can tell: it cannot tell whether a loss is a mean.
 """
@@ -22,12 +22,11 @@ from stepgraph.ir import (
     all_storages,
     draws_random,
     marker_argument,
-    marker_name,
+    node_effect,
 )
 
 _ALLOW = "stepgraph.Microbatches(n, {}=True), if that is what you want"
 _STATISTICS = _ALLOW.format("allow_batch_statistics")
-_UPDATES = ("step", "scaled_step")
 
 
 def check_parts(graph: Graph, traced: GraphModule, split: Microbatches) -> None:
@@ -48,7 +47,7 @@ def check_parts(graph: Graph, traced: GraphModule, split: Microbatches) -> None:
         _check_normalisation(traced)
     _check_writes(graph, access, split)
     _check_phases(graph, access)
-    _check_schedules(graph)
+    _check_effects(graph)
     _check_results(graph)
 
 
@@ -134,7 +133,7 @@ def _slots(resources: Iterable[str]) -> Iterator[tuple[Role, str]]:
 
 def _computing(graph: Graph) -> list[Node]:
     """Return the nodes that are no effects of their own."""
-    return [n for n in graph.nodes if n.op == "call_function" and marker_name(n) is None]
+    return [n for n in graph.nodes if n.op == "call_function" and node_effect(n) is None]
 
 
 def _check_phases(graph: Graph, access: dict[Node, Access]) -> None:
@@ -146,7 +145,8 @@ def _check_phases(graph: Graph, access: dict[Node, Access]) -> None:
     updated: set[str] = set()
     computing = set(_computing(graph))
     for node in graph.nodes:
-        if marker_name(node) in _UPDATES:
+        effect = node_effect(node)
+        if effect is not None and effect.update is not None:
             updated |= {name for name in access[node].writes if name.startswith("param:")}
         elif node in computing:
             used = sorted(access[node].reads & updated)
@@ -159,23 +159,15 @@ def _check_phases(graph: Graph, access: dict[Node, Access]) -> None:
                 )
 
 
-def _check_schedules(graph: Graph) -> None:
-    """Refuse a schedule that watches the loss, and a learning rate that is set by hand."""
+def _check_effects(graph: Graph) -> None:
+    """Refuse effects that would happen once for each part, or see a part only."""
     for node in graph.nodes:
-        if marker_name(node) == "lr_step" and marker_argument(node, "metric") is not None:
-            _refuse(
-                node,
-                "a schedule watches a value of the step",
-                why="it would see that of the last part of the batch",
-                hint="step it outside, with the loss that the step returns",
-            )
-        if marker_name(node) == "set_hyper":
-            _refuse(
-                node,
-                "the step sets a hyper-parameter",
-                why="it would set it once for each part of the batch",
-                hint="a schedule, or set it outside of the step",
-            )
+        effect = node_effect(node)
+        if effect is None or effect.objects_to_split is None:
+            continue
+        objection = effect.objects_to_split(node)
+        if objection is not None:
+            _refuse(node, objection.found, why=objection.why, hint=objection.hint)
 
 
 def _check_results(graph: Graph) -> None:
@@ -183,7 +175,8 @@ def _check_results(graph: Graph) -> None:
     tainted: set[Node] = set()
     for node in graph.nodes:
         is_grad = node.op == "placeholder" and node.meta["stepgraph.slot"].role is Role.GRAD
-        if is_grad or marker_name(node) in ("first_grad", "hyper"):
+        effect = node_effect(node)
+        if is_grad or (effect is not None and effect.returns_value):
             tainted.add(node)
         elif node.op == "call_function" and tainted.intersection(node.all_input_nodes):
             tainted.add(node)

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from stepgraph.capture.objects.registry import OptimizerSubject, Subject
-from stepgraph.ir import marker_argument, marker_name
+from stepgraph.capture.objects import TrackedObject, TrackedOptimizer
+from stepgraph.ir import node_effect
 
 
 def mark_transparent(
-    flat: GraphModule, subjects: Mapping[int, Subject], values: Iterable[Any]
+    flat: GraphModule, objects: Mapping[int, TrackedObject], values: Iterable[Any]
 ) -> None:
     """Say in the metadata of updates that they are no barriers, where that is sure.
 
@@ -23,29 +23,29 @@ def mark_transparent(
 
     Args:
         flat: A captured step.
-        subjects: The objects behind its markers, by number.
+        objects: The tracked objects, by number.
         values: The inputs of the step.
     """
     inputs = set(_memories(values))
     sure: dict[int, bool] = {}
     for node in flat.graph.nodes:
-        if marker_name(node) not in ("step", "scaled_step"):
+        effect = node_effect(node)
+        if effect is None or effect.update is None:
             continue
-        is_scaled = marker_name(node) == "scaled_step"
-        subject = subjects[marker_argument(node, "optimizer" if is_scaled else "subject")]
-        assert isinstance(subject, OptimizerSubject)
-        if subject.number not in sure:
-            state = tree_leaves([dict(held) for held in subject.value.state.values()])
+        tracked = objects[effect.argument(node, effect.optimizer_argument)]
+        assert isinstance(tracked, TrackedOptimizer)
+        if tracked.number not in sure:
+            state = tree_leaves([dict(held) for held in tracked.value.state.values()])
             alone = inputs.isdisjoint(_memories(state))
-            sure[subject.number] = alone and subject.is_transparent()
-        node.meta["stepgraph.opaque"] = not sure[subject.number]
-        node.meta["stepgraph.divisible"] = sure[subject.number] and _knows_its_state(subject)
+            sure[tracked.number] = alone and tracked.is_transparent()
+        node.meta["stepgraph.opaque"] = not sure[tracked.number]
+        node.meta["stepgraph.divisible"] = sure[tracked.number] and _knows_its_state(tracked)
 
 
-def _knows_its_state(subject: OptimizerSubject) -> bool:
+def _knows_its_state(tracked: TrackedOptimizer) -> bool:
     """Return whether an update adds no entry to `state`, whose order the user can see."""
-    state = subject.value.state
-    return not state or all(parameter in state for parameter in subject.parameters)
+    state = tracked.value.state
+    return not state or all(parameter in state for parameter in tracked.parameters)
 
 
 def _memories(values: Iterable[Any]) -> Iterator[int]:

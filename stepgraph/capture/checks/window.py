@@ -1,27 +1,27 @@
-"""Does a window, `accumulate=n` or `microbatches=n`, have a meaning for a step?"""
+"""Checks that a window, `accumulate=n` or `microbatches=n`, has a meaning for a step."""
 
 from __future__ import annotations
 
 from torch.fx import Graph, Node
 
-from stepgraph.capture.objects.registry import OptimizerSubject, Subjects
+from stepgraph.capture.objects import TrackedObjects
+from stepgraph.effects import FIRST_GRAD, calls
 from stepgraph.errors import ConfigurationError
-from stepgraph.ir import marker_argument, marker_name
-from stepgraph.ir.markers import OPS
+from stepgraph.ir import node_effect, stored_gradients
 
 
-def check_window(graph: Graph, subjects: Subjects, option: str) -> None:
-    """Check a step that has been traced on the terms of a window.
+def check_window(graph: Graph, objects: TrackedObjects, option: str) -> None:
+    """Check a step that has been traced with the options of a window.
 
     Args:
         graph: Its flat graph.
-        subjects: The subjects it met; their order says what happened to them.
+        objects: The objects it acts on; the `order` of each optimizer says what happened to it.
         option: The option that asks for it.
 
     Raises:
         ConfigurationError: It is not clear what should wait for the last run of a window.
     """
-    orders = [s.order for s in subjects.all if isinstance(s, OptimizerSubject)]
+    orders = [optimizer.order for optimizer in objects.optimizers]
     for parts in list(zip(*(order.parts for order in orders), strict=True)) or [()]:
         if not any(part.updates for part in parts):
             _refuse(
@@ -56,10 +56,8 @@ _BY_HAND = {"accumulate": "accumulate", "microbatches": "split the batch"}
 
 def _stores_by_hand(node: Node) -> bool:
     """Return whether `node` stores in a `.grad` what no backward has put there."""
-    if marker_name(node) != "set_grad":
-        return False
-    value = marker_argument(node, "grad")
-    return not isinstance(value, Node) or value.target is not OPS.first_grad.default
+    by_slot = (effect := node_effect(node)) is not None and "param" in effect.positions
+    return by_slot and any(not calls(grad, FIRST_GRAD) for _, grad in stored_gradients(node))
 
 
 def _refuse(option: str, found: str, hint: str, at: str | None = None) -> None:

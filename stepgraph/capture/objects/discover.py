@@ -1,7 +1,7 @@
-"""Subjects that a step is likely to meet, found before it is traced.
+"""Objects to track, found before a step is traced.
 
-A trace that meets a subject starts again, with stand-ins in its place. Whoever is known ahead
-saves a trace; whoever is not touched in the end has no part in what was captured.
+A trace that finds an object to track starts again, with stand-ins in its place. An object that is
+known before saves that trace; one that the step does not use is no part of the capture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS
 
-from stepgraph.capture.objects.registry import SUBJECTS, Subjects, subject_class
+from stepgraph.capture.objects.registry import TrackedObjects, tracked_class, tracked_classes
 
 _DEPTH = 2
 """How far to look: an attribute of an argument, or an element of a list that is one."""
@@ -22,23 +22,23 @@ _FEW = 64
 """Elements up to which a container is looked into: more are data."""
 
 
-def meet_ahead(subjects: Subjects, values: Iterable[Any]) -> None:
-    """Add the subjects among `values`, in what they hold, and in what that holds."""
+def discover(objects: TrackedObjects, values: Iterable[Any]) -> None:
+    """Track the objects among `values`, in their attributes and items, and in those of these."""
     for value in values:
-        for found in _subjects_in(value, _DEPTH):
-            kind = subject_class(found)
-            if kind is not None and subjects.find(found) is None:
-                subjects.add(kind(found))
+        for found in _trackable(value, _DEPTH):
+            kind = tracked_class(found)
+            if kind is not None and objects.find(found) is None:
+                objects.add(kind(found))
 
 
-def _subjects_in(value: Any, depth: int) -> Iterator[Any]:
+def _trackable(value: Any, depth: int) -> Iterator[Any]:
     kind = type(value)  # `isinstance` would ask the object for its `__class__`
-    if issubclass(kind, tuple(SUBJECTS)):
-        if not issubclass(kind, LBFGS):  # whoever calls closures is looked for by them
+    if issubclass(kind, tracked_classes()):
+        if not issubclass(kind, LBFGS):  # an optimizer with a loop of its own
             yield value
     elif depth:
         for held in _held_by(value):
-            yield from _subjects_in(held, depth - 1)
+            yield from _trackable(held, depth - 1)
 
 
 def _held_by(value: Any) -> Iterable[Any]:

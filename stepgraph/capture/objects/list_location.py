@@ -1,4 +1,4 @@
-"""Where a list of the user's is kept, so that a recorder can take its place during a trace."""
+"""Where a list of the user's is kept, so that a stand-in can take its place during a trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to an optimizer, and how often, while a step is traced."""
+"""The order of updates and `zero_grad()` of an optimizer in the call that is traced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepgraph import torch_private
-from stepgraph.capture.options.call_options import Terms
+from stepgraph.capture.options.call_options import CallOptions
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Happened:
     clearings: int = 0
 
 
-class Order:
+class ZeroGradOrder:
     """What has happened to an optimizer so far in the call that is being traced.
 
     Dynamo may start a trace over; what it had seen until then does not count.
@@ -26,27 +26,27 @@ class Order:
         parts: For each part of the call, the number of its updates and of its clearings.
     """
 
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
+    def __init__(self, options: CallOptions) -> None:
+        self.options = options
         self.parts = [Happened()]
         self._trace: Any = None
 
-    def enter(self, terms: Terms) -> None:
-        """A part of the call begins, on terms of its own."""
+    def enter(self, options: CallOptions) -> None:
+        """Begin a part of the call, with options of its own."""
         self._trace = torch_private.current_trace()
-        self.terms = terms
-        first = terms.part is None or terms.part.index == 0
+        self.options = options
+        first = options.part is None or options.part.index == 0
         self.parts = [*([] if first else self.parts), Happened()]
 
-    def note_update(self) -> None:
-        """The optimizer's update has come, whether or not it is the call to perform it."""
+    def record_update(self) -> None:
+        """Record that the optimizer has stepped, whether or not this call performs it."""
         self._now().updates += 1
 
     def may_clear(self) -> bool:
-        """Return whether a `zero_grad()` that has come does something in this call."""
+        """Return whether a `zero_grad()` at this point has an effect in this call."""
         now = self._now()
         now.clearings += 1
-        return self.terms.updates if now.updates else self.terms.clears
+        return self.options.updates if now.updates else self.options.clears
 
     def _now(self) -> Happened:
         trace = torch_private.current_trace()

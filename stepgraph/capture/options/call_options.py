@@ -1,26 +1,26 @@
-"""The terms of a call: what the options of `compile` make of a plain step."""
+"""`CallOptions`: what the options of `compile` mean for one call of a step."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.amp import GradScaler
-from torch.nn.utils import clip_grad
 from torch.utils._pytree import tree_map
 
 from stepgraph.capture.options.microbatches import UNSPLIT, Microbatches, Part
 
 
 @dataclass(frozen=True)
-class Terms:
-    """How one call of a step differs from the plain step.
+class CallOptions:
+    """How one call of a step differs from the step as it is written.
 
-    A trace and an eager call honour the same terms: the trace by the stand-ins it shows, the
-    eager call by methods replaced on the instances (`eager.py`).
+    A trace and an eager call honour the same options: the trace by the stand-ins it shows, the
+    eager call by methods replaced on the instances (`eager_call.py`).
 
     Attributes:
         micro_batches: Length of a window, in calls. Every backward is seeded with the inverse.
@@ -35,9 +35,9 @@ class Terms:
             before anything else happens.
         scaler: Scales the seed of every backward, and lets an update be skipped when a gradient
             is inf or nan. Its own `update()` is the caller's, after the last call of a window.
-        split: How the batch of the call is split. Each part is a run of the step on terms of its
-            own: `of`.
-        part: The part these terms are of; None for those of the whole call.
+        split: How the batch of the call is split. Each part is a run of the step with options of
+            its own: `of`.
+        part: The part these options are of; None for those of the whole call.
     """
 
     micro_batches: int = 1
@@ -51,16 +51,16 @@ class Terms:
     split: Microbatches = UNSPLIT
     part: Part | None = None
 
-    def of(self, part: Part) -> Terms:
-        """Return the terms of a part: the first clears, the last updates, where the call does."""
+    def of(self, part: Part) -> CallOptions:
+        """Return the options of a part: the first clears, the last updates, where the call does."""
         clears = self.clears and part.index == 0
         updates = self.updates and part.index == part.count - 1
         return replace(self, clears=clears, updates=updates, part=part)
 
     @property
-    def plain(self) -> bool:
-        """Whether the step means what it says."""
-        return self == PLAIN
+    def is_default(self) -> bool:
+        """Whether the step runs as it is written."""
+        return self == DEFAULT
 
     @property
     def windowed(self) -> bool:
@@ -101,68 +101,39 @@ class Terms:
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:
-        """Scope of the whole call, in which autocast is on where the terms say so."""
+        """Scope of the whole call, in which autocast is on where the options say so."""
         if self.autocast is None:
             yield
             return
         with contextlib.ExitStack() as stack:
-            for device in autocast_devices():
+            for device in _autocast_devices():
                 stack.enter_context(torch.autocast(device, dtype=self.autocast))
             yield
 
 
-PLAIN = Terms()
-"""The step means what it says."""
+DEFAULT = CallOptions()
+"""The step runs as it is written."""
 
 
-def autocast_devices() -> tuple[str, ...]:
+@contextlib.contextmanager
+def autocast_off(options: CallOptions) -> Iterator[None]:
+    """Scope in which the autocast of `options` is off: for a backward, for an update."""
+    with contextlib.ExitStack() as stack:
+        for device in _autocast_devices() if options.autocast else ():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def doing_nothing(original: Callable[..., Any]) -> Callable[..., None]:
+    """Return a method that does nothing, in the place of one that waits for the last call."""
+
+    @functools.wraps(original)
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    return nothing
+
+
+def _autocast_devices() -> tuple[str, ...]:
     """Return the device types that autocast is switched on for."""
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-
-def without_clipping() -> contextlib.AbstractContextManager[None]:
-    """Return a scope in which torch's clipping functions compute norms and change no gradient."""
-    return clipping_by(norm=clip_nothing, value=clip_nothing)
-
-
-@contextlib.contextmanager
-def clipping_by(*, norm: Any, value: Any) -> Iterator[None]:
-    """Scope in which other functions do what torch's clipping functions do to gradients.
-
-    Users import torch's functions by name, so what is replaced lies behind them.
-
-    Args:
-        norm: Called in the place of `_clip_grads_with_norm_`, when the norm is known.
-        value: Called in the place of what `clip_grad_value_` wraps.
-    """
-    inner = _cell_of(clip_grad.clip_grad_value_)
-    before = clip_grad._clip_grads_with_norm_, inner.cell_contents
-    clip_grad._clip_grads_with_norm_, inner.cell_contents = norm, value
-    try:
-        yield
-    finally:
-        clip_grad._clip_grads_with_norm_, inner.cell_contents = before
-
-
-@contextlib.contextmanager
-def clipping_with(replacement: Any) -> Iterator[None]:
-    """Scope in which torch's clipping functions do what `replacement` does."""
-    cells = [_cell_of(f) for f in (clip_grad.clip_grad_norm_, clip_grad.clip_grad_value_)]
-    before = [cell.cell_contents for cell in cells]
-    for cell in cells:
-        cell.cell_contents = replacement
-    try:
-        yield
-    finally:
-        for cell, function in zip(cells, before, strict=True):
-            cell.cell_contents = function
-
-
-def _cell_of(wrapper: Any) -> Any:
-    """Return the cell that holds the function which `no_grad` wraps."""
-    (cell,) = wrapper.__closure__
-    return cell
-
-
-def clip_nothing(*args: Any, **kwargs: Any) -> None:
-    """Take the place of what clips."""

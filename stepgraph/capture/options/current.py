@@ -1,57 +1,88 @@
-"""Where a trace is: on whose terms it goes on, those of the call or of a part of it."""
+"""The options under which a trace goes on: those of the call, or of a part of a split batch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch.nn.utils import clip_grad
-
-from stepgraph.capture.options.call_options import Terms
-from stepgraph.torch_private import assume_constant_result
-
-_clip_to_norm = clip_grad._clip_grads_with_norm_
-_clip_value = torch.nn.utils.clip_grad_value_.__wrapped__  # type: ignore[attr-defined]
-
-
-class Place:
-    """The terms on which the trace goes on."""
-
-    terms = Terms()
+from stepgraph.capture.options.call_options import CallOptions
+from stepgraph.capture.options.forbidden import Forbidden
+from stepgraph.torch_private import (
+    Inlined,
+    assume_constant_result,
+    clip_norm,
+    clip_value,
+    scale_to_norm,
+)
 
 
-PLACE = Place()
+class Current:
+    """Holds the options under which the trace goes on."""
+
+    options = CallOptions()
+
+
+CURRENT = Current()
+
+_FORBIDDEN_CLIP = Forbidden(
+    "clips by hand gradients that are scaled; clip_norm clips the true ones"
+)
 
 
 @assume_constant_result
 def _updates() -> bool:
-    """Ask, while the trace goes on, whether updates do something here."""
-    return PLACE.terms.updates
+    """Return, during the trace, whether updates have an effect at this point."""
+    return CURRENT.options.updates
 
 
 @assume_constant_result
 def _divisor() -> int:
-    """Ask by what the seed of a backward is divided here."""
-    return PLACE.terms.divisor
+    """Return by what the seed of a backward is divided at this point."""
+    return CURRENT.options.divisor
 
 
 @assume_constant_result
 def _weight() -> float:
-    """Ask by what it is multiplied then."""
-    return PLACE.terms.weight
+    """Return by what it is multiplied then."""
+    return CURRENT.options.weight
 
 
-# the names of these functions: what `capture` clears away begins with an underscore
+# Dynamo puts what these functions return into the globals of the step, under their names;
+# `capture` removes names that begin with an underscore.
 updates, divisor, weight = _updates, _divisor, _weight
 
 
-def clip_to_norm_in_time(*args: Any, **kwargs: Any) -> None:
-    """Trace torch's `_clip_grads_with_norm_` in a split call: only its last part may clip."""
-    if updates():
-        _clip_to_norm(*args, **kwargs)
+def clipping_stand_ins(options: CallOptions) -> tuple[Inlined, ...]:
+    """Return what a trace inlines in the place of torch's clipping functions.
+
+    Only the last call of a window, and the last part of a split batch, may clip. Where gradients
+    are scaled, clipping by hand is refused.
+    """
+    if options.scaler is not None:
+        return Inlined(clip_norm, refuse_clipping), Inlined(clip_value, refuse_clipping)
+    if options.split.splits:
+        norm, value = _scale_in_last_part, _clip_in_last_part
+    elif not options.updates:
+        norm = value = clip_nothing
+    else:
+        return ()
+    # a user's own call of `clip_grads_with_norm_` clips in every call, as it does eagerly
+    return Inlined(scale_to_norm, norm, caller=clip_norm.__code__), Inlined(clip_value, value)
 
 
-def clip_value_in_time(*args: Any, **kwargs: Any) -> None:
-    """Trace torch's `clip_grad_value_` in a split call: only its last part may clip."""
+def clip_nothing(*args: Any, **kwargs: Any) -> None:
+    """Leave gradients as they are."""
+
+
+def refuse_clipping(*args: Any, **kwargs: Any) -> None:
+    """Refuse the step."""
+    _FORBIDDEN_CLIP.reason  # noqa: B018
+
+
+def _scale_in_last_part(*args: Any, **kwargs: Any) -> None:
     if updates():
-        _clip_value(*args, **kwargs)
+        scale_to_norm(*args, **kwargs)
+
+
+def _clip_in_last_part(*args: Any, **kwargs: Any) -> None:
+    if updates():
+        clip_value(*args, **kwargs)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import has_side_effect
 
-from stepgraph.capture.objects.stand_ins import Opaque
+from stepgraph.capture.options.forbidden import Forbidden
 from stepgraph.capture.options.microbatches import (
     Microbatches,
     Part,
@@ -27,22 +28,30 @@ from stepgraph.capture.options.microbatches import (
     like,
 )
 from stepgraph.errors import ConfigurationError
-from stepgraph.ir.markers import OPS
 from stepgraph.torch_private import assume_constant_result
 
-_mark = OPS.part
+
+@torch.library.custom_op("stepgraph::part", mutates_args=())
+def _part(index: int) -> None:
+    """Mark in a graph where a part of a split batch begins; `flatten` makes it metadata."""
+
+
+_part.register_fake(lambda index: None)
+PART = torch.ops.stepgraph.part
+for _operator in (PART, PART.default):
+    has_side_effect(_operator)
 
 _ALONE = "return tensors or None, alone or in containers"
-REFUSE_OTHER = Opaque("returns something that is neither a tensor nor None", hint=_ALONE)
-REFUSE_COUNT = Opaque(
+FORBIDDEN_OTHER = Forbidden("returns something that is neither a tensor nor None", hint=_ALONE)
+FORBIDDEN_COUNT = Forbidden(
     "returns a whole number in a tensor: neither mean nor sum is sure",
     hint="return a mean, or one number for each sample",
 )
-REFUSE_SHAPE = Opaque(
+FORBIDDEN_SHAPE = Forbidden(
     "returns a tensor that is neither a scalar nor has a row for each sample",
     hint="return a mean, or one row for each sample",
 )
-REFUSE_PATHS = Opaque("returns unlike things for two parts of a batch", hint=_ALONE)
+FORBIDDEN_PATHS = Forbidden("returns unlike things for two parts of a batch", hint=_ALONE)
 
 _SOURCE = """
 def make({free}):
@@ -165,7 +174,7 @@ def run(
         else:
             _begin(index, len(sizes), size, sum(sizes))
         if torch.compiler.is_compiling():
-            _mark(index)
+            PART(index)
         split = start, size, total
         args = [v if n in whole else _piece(v, *split) for n, v in named.items()]
         args += rest if "*" in whole else [_piece(v, *split) for v in rest]
@@ -223,14 +232,14 @@ def _result(value: Any, size: int) -> Any:
     """Return what a part has returned, detached: what led to it need not stay alive."""
     if isinstance(value, Tensor):
         if value.dim() == 0 and not (value.is_floating_point() or value.is_complex()):
-            _refuse(REFUSE_COUNT)
+            _refuse(FORBIDDEN_COUNT)
         if value.dim() > 0 and value.shape[0] != size:
-            _refuse(REFUSE_SHAPE)
+            _refuse(FORBIDDEN_SHAPE)
         return value.detach()
     if is_container(value):
         return like(value, [_result(item, size) for item in items_of(value)])
     if value is not None:
-        _refuse(REFUSE_OTHER)
+        _refuse(FORBIDDEN_OTHER)
     return None
 
 
@@ -244,16 +253,16 @@ def put_together(values: list[Any], weights: list[float]) -> Any:
     first = values[0]
     if isinstance(first, Tensor):
         if any(not isinstance(v, Tensor) or v.dim() != first.dim() for v in values):
-            return _refuse(REFUSE_PATHS)
+            return _refuse(FORBIDDEN_PATHS)
         if first.dim() > 0:
             return torch.cat(values)
         parts = [v * w for v, w in zip(values, weights)]  # noqa: B905  (traced)
         parts = parts or [value / len(values) for value in values]
         return _sum(parts)
     if first is None:
-        return None if all(value is None for value in values) else _refuse(REFUSE_PATHS)
+        return None if all(value is None for value in values) else _refuse(FORBIDDEN_PATHS)
     if any(type(v) is not type(first) or keys_of(v) != keys_of(first) for v in values):
-        return _refuse(REFUSE_PATHS)
+        return _refuse(FORBIDDEN_PATHS)
     columns = zip(*[items_of(value) for value in values])  # noqa: B905
     return like(first, [put_together(list(column), weights) for column in columns])
 
@@ -265,6 +274,6 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return total
 
 
-def _refuse(reason: Opaque) -> Any:
+def _refuse(reason: Forbidden) -> Any:
     """Refuse what a step returns: in a trace, which always comes first, by a stop of the trace."""
     raise ConfigurationError("what the step returns cannot be put together", found=reason.reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,19 +13,12 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from stepgraph.capture.objects import scaler_stand_ins, stand_ins
 from stepgraph.capture.options import split_loop
+from stepgraph.capture.options.split_loop import PART, put_together
 from stepgraph.capture.tracing import data_dependent
-from stepgraph.ir import Kind
-from stepgraph.ir.markers import MARKERS, OPS
-from stepgraph.torch_private import LIVE_GRAPH
-
-_CLIP_FRAME = re.compile(r"clip_grad\.py\", line \d+, in (\w+)")
-_RESULT_FRAME = re.compile(re.escape(f'"{split_loop.__file__}"') + r", line \d+, in put_together")
-# whose frames are ours, between the user's and torch's
-_STAND_INS = (stand_ins.__file__, scaler_stand_ins.__file__)
-_STAND_IN_FRAME = re.compile("|".join(re.escape(f'"{file}"') for file in _STAND_INS))
-_NORM_FUNCTIONS = {"_get_total_norm", "get_total_norm"}
+from stepgraph.capture.tracing.kinds import kind_of
+from stepgraph.effects import Kind, effect_of
+from stepgraph.torch_private import FRAMES, LIVE_GRAPH, is_internal
 
 
 class Flattener(Interpreter):
@@ -44,7 +36,7 @@ class Flattener(Interpreter):
         super().__init__(graph_module)
         self.refuse, self.recast = refuse, recast
         self.consumed: set[Any] = set()
-        self.logged: list[Tensor] = []
+        self.handed_out: list[Tensor] = []
         self.phase = 0
         self.part: int | None = None
 
@@ -54,10 +46,11 @@ class Flattener(Interpreter):
         graph = mode.tracer.graph
         before = graph._root.prev
         result = super().run_node(n)
-        kind, phase = self._kind(n), self.phase
+        codes = [code for code, _ in n.meta.get(FRAMES, ())]
+        kind, phase = kind_of(codes), self.phase
         at, loss = user_line(n), _loss(n)
         _name(mode.tracer, result, n.name)
-        is_result = bool(_RESULT_FRAME.search(n.meta.get("stack_trace") or ""))
+        is_result = put_together.__code__ in codes
         node = graph._root.prev
         while node is not before and node.op != "root":
             node.meta.setdefault("stepgraph.kind", kind)
@@ -76,28 +69,25 @@ class Flattener(Interpreter):
 
     @override
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        name = MARKERS.get(target) or MARKERS.get(getattr(target, "default", None))
-        if target in (OPS.part, OPS.part.default):
+        effect = effect_of(target) or effect_of(getattr(target, "default", None))
+        if target in (PART, PART.default):
             (self.part,) = args
             return None
         if target is torch.autograd.grad:
             self._check_grad(args, kwargs)
-        elif name == "log":
-            self.logged.append(args[0])
-            args = (args[0].detach(), *args[1:])
-        elif name == "toggle":
-            result = OPS.toggle.default(args[0].detach(), args[1])
-            args[0].requires_grad_(args[1])
-            return result
-        elif name in ("step", "scaled_step") and self.recast:
-            torch.clear_autocast_cache()
-        elif name in ("set_grad", "first_grad"):
-            args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
+        elif effect is not None:
+            if effect.trace is not None:
+                return effect.trace(*args)
+            if effect.update is not None and self.recast:
+                torch.clear_autocast_cache()
+            self.handed_out += [args[effect.positions[name]] for name in effect.hands_out]
+            if effect.detaches:
+                args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
         return super().call_function(target, args, kwargs)
 
     def finish(self) -> None:
         """Check what can be checked only at the end of the step."""
-        for value in self.logged:
+        for value in self.handed_out:
             if value.requires_grad and not _nodes_of(value) & self.consumed:
                 self.refuse(LIVE_GRAPH)
 
@@ -113,19 +103,6 @@ class Flattener(Interpreter):
             reached = [node.variable for node in nodes if hasattr(node, "variable")]
             if any(id(leaf) not in leaves for leaf in reached if leaf.requires_grad):
                 self.refuse("backward() reaches a tensor that is no input of the step")
-
-    def _kind(self, node: Node) -> Kind:
-        stack = node.meta.get("stack_trace") or ""
-        if frame := _CLIP_FRAME.findall(stack):
-            return Kind.GRAD_NORM if _NORM_FUNCTIONS & set(frame) else Kind.CLIP
-        _, *after = _STAND_IN_FRAME.split(stack)
-        if after:
-            last = after[-1]
-            if "in backward" in last or "in _backward" in last:
-                return Kind.BACKWARD
-            if "in zero_grad" in last:
-                return Kind.ZERO_GRAD
-        return Kind.FORWARD
 
 
 def flatten(
@@ -166,20 +143,24 @@ def flatten(
 def _drop_detach(flat: GraphModule) -> None:
     """Drop `detach`: replay has no autograd. Kept where the user gets the tensor.
 
-    A returned or logged tensor stays an object of its own.
+    A tensor that is returned or handed out stays an object of its own.
     """
     detach = torch.ops.aten.detach.default
     for node in list(flat.graph.nodes):
         if node.target is detach:
             node.replace_all_uses_with(
                 node.all_input_nodes[0],
-                delete_user_cb=lambda user: (
-                    user.op != "output" and user.target is not OPS.log.default
-                ),
+                delete_user_cb=lambda user: user.op != "output" and not _hands_out(user),
             )
             if not node.users:
                 flat.graph.erase_node(node)
     flat.recompile()
+
+
+def _hands_out(node: Node) -> bool:
+    """Return whether a node is an effect that hands a tensor to the user."""
+    effect = effect_of(node.target)
+    return effect is not None and bool(effect.hands_out)
 
 
 @contextmanager
@@ -262,10 +243,9 @@ def user_line(node: Node) -> str | None:
 
     None for what splits a batch: no line of the user's says that.
     """
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    for file, line in reversed(frames):
-        if file == split_loop.__file__:
+    for code, line in reversed(node.meta.get(FRAMES, ())):
+        if code.co_filename == split_loop.__file__:
             return None
-        if "/torch/" not in file and file not in _STAND_INS:
-            return f"{file}:{line}"
+        if not is_internal(code.co_filename):
+            return f"{code.co_filename}:{line}"
     return None

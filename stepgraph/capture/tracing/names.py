@@ -1,4 +1,4 @@
-"""Names for the inputs and the subjects of a step, as its author would write them."""
+"""Names for the inputs and the tracked objects of a step, as its author would write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stepgraph.capture.objects.registry import Subjects
+from stepgraph.capture.objects import TrackedObjects
 from stepgraph.ir import Role, Slot
 
 _STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
@@ -78,8 +78,8 @@ def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
     return names
 
 
-def name_subjects(subjects: Subjects, local_names: Mapping[str, Any]) -> None:
-    """Call every subject what its author calls it; no two the same."""
+def name_objects(objects: TrackedObjects, local_names: Mapping[str, Any]) -> None:
+    """Give every tracked object the name that its author gave it; no two the same."""
     names: dict[int, str] = {}
     for name, value in local_names.items():
         names.setdefault(id(value), name)
@@ -89,8 +89,8 @@ def name_subjects(subjects: Subjects, local_names: Mapping[str, Any]) -> None:
             for i, item in enumerate(held if isinstance(held, list | tuple) else ()):
                 names.setdefault(id(item), f"{prefix}{key}[{i}]")
     taken: set[str] = set()
-    for subject in subjects.all:
-        subject.name = subject.name or names.get(id(subject.value), "")
-        if subject.label in taken:
-            subject.name = f"{subject.name}#{subject.number}"
-        taken.add(subject.label)
+    for tracked in objects.all:
+        tracked.name = tracked.name or names.get(id(tracked.value), "")
+        if tracked.label in taken:
+            tracked.name = f"{tracked.name}#{tracked.number}"
+        taken.add(tracked.label)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepgraph.capture import Terms
-from stepgraph.capture.objects.registry import OptimizerSubject
+from stepgraph.capture import CallOptions
+from stepgraph.capture.objects import TrackedOptimizer
 from stepgraph.compiler import extensions
 from stepgraph.compiler.explain.advice import Advice, advice
 from stepgraph.compiler.explain.text import describe, sentence, verdict
 from stepgraph.compiler.fallbacks import Fallbacks
 from stepgraph.compiler.variants.variant import Variant
-from stepgraph.ir import Kind, StepGraph, marker_argument, marker_kind
+from stepgraph.ir import StepGraph, node_effect
 from stepgraph.lowering import FusedUpdate, launched, misfit
 from stepgraph.passes import PassRecord
 
@@ -241,8 +241,11 @@ def explain(
 
 def _report(variant: Variant) -> VariantReport:
     graph = variant.rewritten.flat.graph
-    stepped = {marker_argument(n, "subject") for n in graph.nodes if marker_kind(n) is Kind.STEP}
-    stepped |= {marker_argument(n, "optimizer") for n in graph.nodes if marker_kind(n) is Kind.STEP}
+    stepped = {
+        effect.argument(node, effect.optimizer_argument)
+        for node in graph.nodes
+        if (effect := node_effect(node)) is not None and effect.update is not None
+    }
     return VariantReport(
         nodes=variant.count(),
         operators=sum(node.op == "call_function" for node in graph.nodes),
@@ -266,24 +269,24 @@ def _report(variant: Variant) -> VariantReport:
         regions=_regions(variant),
         backend=variant.rewritten.backend,
         launches=launched(variant.rewritten.lowered.flat),
-        place=_place(variant.terms),
+        place=_place(variant.call_options),
         cuda_graph="" if variant.recording is None else str(variant.recording),
         parts=1 + max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0),
     )
 
 
-def _place(terms: Terms) -> str:
-    """Return which calls of a window have these terms."""
-    if terms.micro_batches == 1:
+def _place(call_options: CallOptions) -> str:
+    """Return which calls of a window have these call_options."""
+    if call_options.micro_batches == 1:
         return ""
-    if terms.clears:
-        return f"the first call of a window of {terms.micro_batches}"
-    if terms.updates:
-        return f"the last call of a window of {terms.micro_batches}"
-    return f"the calls in the middle of a window of {terms.micro_batches}"
+    if call_options.clears:
+        return f"the first call of a window of {call_options.micro_batches}"
+    if call_options.updates:
+        return f"the last call of a window of {call_options.micro_batches}"
+    return f"the calls in the middle of a window of {call_options.micro_batches}"
 
 
-def _note(variant: Variant, subject: OptimizerSubject) -> str:
+def _note(variant: Variant, subject: TrackedOptimizer) -> str:
     """Return what there is to say about an optimizer's update: whose kernel, which masters."""
     update = _update(variant, subject.number)
     if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:

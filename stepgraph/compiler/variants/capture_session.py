@@ -8,10 +8,10 @@ from typing import Any
 
 from stepgraph import config
 from stepgraph.capture import (
+    CallOptions,
     Captured,
     Refusal,
-    Subjects,
-    Terms,
+    TrackedObjects,
     capture,
     refusal_of,
     scalars_in,
@@ -40,7 +40,7 @@ class Capturing:
     """
 
     def __init__(self, options: Options) -> None:
-        self.subjects = Subjects()
+        self.subjects = TrackedObjects()
         self.done = self.failures = 0
         self._options = options
         self._masters = options.masters()
@@ -93,7 +93,11 @@ class Capturing:
                 self._dynamic[varied] = None
 
     def capture(
-        self, function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms
+        self,
+        function: FunctionType,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call_options: CallOptions,
     ) -> Captured:
         """Trace a call; nothing of it runs.
 
@@ -105,8 +109,8 @@ class Capturing:
                 function,
                 args,
                 kwargs,
-                subjects=self.subjects,
-                terms=terms,
+                objects=self.subjects,
+                options=call_options,
                 dynamic=list(self._dynamic),
             )
         )
@@ -124,13 +128,13 @@ class Capturing:
         )
         return rewritten
 
-    def rehearsed(self, rewritten: Rewritten, terms: Terms) -> RehearsedCall:
+    def rehearsed(self, rewritten: Rewritten, call_options: CallOptions) -> RehearsedCall:
         """Return the call of a new variant, which runs beside the eager one.
 
         Raises:
             Refusal: It cannot be emitted.
         """
-        call: RehearsedCall = self._attempt(RehearsedCall, rewritten, terms, self.subjects)
+        call: RehearsedCall = self._attempt(RehearsedCall, rewritten, call_options, self.subjects)
         return call
 
     def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:

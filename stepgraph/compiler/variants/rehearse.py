@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stepgraph.capture import ListSubject, Refusal, Subjects, Terms, on_terms
+from stepgraph.capture import CallOptions, Refusal, TrackedList, TrackedObjects, with_call_options
 from stepgraph.compiler.variants.rewrite import Rewritten
+from stepgraph.effects import RestoreObject
+from stepgraph.ir import node_effect
 from stepgraph.lowering import emit, first_update
 from stepgraph.runtime import (
     PartialRehearsal,
@@ -19,18 +21,6 @@ from stepgraph.runtime import (
     watching,
 )
 
-UPDATE_METHODS = {
-    "step": "step",
-    "step_part": "step",
-    "clipped_step": "step",
-    "lr_step": "step",
-    "unscale": "unscale_",
-    "scaled_step": "step",
-    "scale_update": "update",
-    "ema": "update_parameters",
-}
-"""The method of a subject that is entered where each marker stands."""
-
 
 class RehearsedCall:
     """Runs a program once without a trace, then the user's Python, and compares the two.
@@ -38,7 +28,7 @@ class RehearsedCall:
     Args:
         rewritten: The step, with the inputs of the call. Everything the program writes is put
             back before the user's Python runs.
-        terms: The terms of the call.
+        call_options: The options of the call.
         subjects: All subjects of the step.
 
     Attributes:
@@ -46,8 +36,10 @@ class RehearsedCall:
         refusal: Why the program must not be used although nothing differed, or None.
     """
 
-    def __init__(self, rewritten: Rewritten, terms: Terms, subjects: Subjects) -> None:
-        self._rewritten, self._terms, self._subjects = rewritten, terms, subjects
+    def __init__(
+        self, rewritten: Rewritten, call_options: CallOptions, subjects: TrackedObjects
+    ) -> None:
+        self._rewritten, self._terms, self._subjects = rewritten, call_options, subjects
         self._retried = rewritten.lowered.try_again()
         self._rehearsed = _rehearse(rewritten)
         self.difference: str | None = None
@@ -63,7 +55,7 @@ class RehearsedCall:
         with (
             results_of(own) as returned,
             watching(rehearsed.owner, rehearsed.method, rehearsal.compare),
-            on_terms(self._terms, self._subjects),
+            with_call_options(self._terms, self._subjects),
         ):
             result = function(*args, **kwargs)
         if rehearsed.owner is None:
@@ -93,17 +85,19 @@ def _rehearse(rewritten: Rewritten) -> _Rehearsed:
     besides = captured.written | {f"{name}.grad" for name in rewritten.dropped}
     if all(subject.may_rehearse() for subject in subjects.values()):
         emitted = emit(flat, subjects, withhold=True)
-        owners = {s.label: s.value for s in subjects.values() if not isinstance(s, ListSubject)}
+        owners = {s.label: s.value for s in subjects.values() if not isinstance(s, TrackedList)}
         program = Program(emitted.function, autocast_devices=devices)
-        lists = [s.value for s in subjects.values() if isinstance(s, ListSubject)]
+        lists = [s.value for s in subjects.values() if isinstance(s, TrackedList)]
         return _Rehearsed(WholeRehearsal(program, inputs, names, owners, besides, lists))
     emitted = emit(flat, subjects, withhold=True, until_update=True)
     program = Program(emitted.function, autocast_devices=devices)
     rehearsal = PartialRehearsal(program, inputs, names, besides)
-    update: Any = first_update(flat.graph)
+    update = first_update(flat.graph)
     if update is None:
         return _Rehearsed(rehearsal)
-    arguments = [argument.name for argument in update.target._schema.arguments]
-    owner = subjects[update.args[arguments.index("subject")]].value
-    marker = update.target._schema.name.partition("::")[2]
-    return _Rehearsed(rehearsal, owner, UPDATE_METHODS.get(marker))
+    effect = node_effect(update)
+    assert effect is not None
+    owner = subjects[effect.argument(update, effect.object_arguments[0])].value
+    taken_back = effect.rehearsal
+    method = taken_back.method if isinstance(taken_back, RestoreObject) else None
+    return _Rehearsed(rehearsal, owner, method)

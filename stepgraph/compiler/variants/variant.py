@@ -12,7 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from stepgraph.capture import Captured, Moment, Subject, Subjects, Terms
+from stepgraph.capture import (
+    CallOptions,
+    Captured,
+    ReplayPreconditions,
+    TrackedObject,
+    TrackedObjects,
+)
 from stepgraph.compiler.variants.cuda_recording import Recorder, Recording
 from stepgraph.compiler.variants.rewrite import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
@@ -33,7 +39,7 @@ class Variant:
 
     Attributes:
         rewritten: The step graphs, without the inputs of the traced call.
-        terms: The terms of the calls it is for.
+        call_options: The options of the calls it is for.
         program: What replays it.
         call: The step as Python around the program: collects inputs, writes results back.
         moment: Tells whether a call comes at a time at which it may be replayed.
@@ -44,10 +50,10 @@ class Variant:
     """
 
     rewritten: Rewritten
-    terms: Terms
+    call_options: CallOptions
     program: Program
     call: Callable[..., Any]
-    moment: Moment
+    moment: ReplayPreconditions
     capture_ms: float
     source: str
     recording: Recording | None = None
@@ -69,7 +75,7 @@ class Variant:
         return self.rewritten.graph
 
     @property
-    def subjects(self) -> dict[int, Subject]:
+    def subjects(self) -> dict[int, TrackedObject]:
         """The optimizers, schedulers and other objects it acts on."""
         return self.captured.subjects
 
@@ -80,7 +86,7 @@ class Variant:
         self._unchanged = [
             subject.unchanged
             for subject in self.subjects.values()
-            if type(subject).unchanged is not Subject.unchanged
+            if type(subject).unchanged is not TrackedObject.unchanged
         ]
 
     def matches(self, scope: dict[str, Any]) -> bool:
@@ -145,7 +151,7 @@ class Variant:
 def build(
     rewritten: Rewritten,
     function: FunctionType,
-    terms: Terms,
+    call_options: CallOptions,
     started: float,
     recorder: Recorder,
 ) -> Variant:
@@ -154,7 +160,7 @@ def build(
     Args:
         rewritten: The step after the passes.
         function: The user's step, whose closure the program shares.
-        terms: The terms of the calls it is for.
+        call_options: The options of the calls it is for.
         started: `time.perf_counter()` when the capture began.
         recorder: Records CUDA graphs of compiled programs.
     """
@@ -179,17 +185,17 @@ def build(
     leaves = {id(inputs[i][0]): inputs[i][0] for i in reached if i not in batch}
     return Variant(
         rewritten=kept,
-        terms=terms,
+        call_options=call_options,
         program=program,
         call=captured.around.function(program, function.__closure__),
-        moment=Moment(leaves.values()),
+        moment=ReplayPreconditions(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
         recording=recording,
     )
 
 
-def release(subjects: Subjects, variants: list[Variant]) -> None:
+def release(subjects: TrackedObjects, variants: list[Variant]) -> None:
     """Take what a compiled step put into module globals out of them."""
     for subject in subjects.all:
         subject.forget()

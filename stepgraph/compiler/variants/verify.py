@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
-from stepgraph.capture import Subjects
+from stepgraph.capture import TrackedObjects
 from stepgraph.compiler.variants.rehearse import RehearsedCall
 from stepgraph.compiler.variants.variant import Variant
 from stepgraph.errors import VerificationError
@@ -17,7 +17,7 @@ def rehearsal_of(
     function: FunctionType,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    subjects: Subjects,
+    subjects: TrackedObjects,
 ) -> RehearsedCall:
     """Return a call that runs a variant and puts everything back, then runs the user's Python.
 
@@ -30,7 +30,7 @@ def rehearsal_of(
     """
     captured = replace(variant.captured, inputs=variant.inputs(function, args, kwargs))
     rewritten = replace(variant.rewritten, captured=captured)
-    return RehearsedCall(rewritten, variant.terms, subjects)
+    return RehearsedCall(rewritten, variant.call_options, subjects)
 
 
 def check_same(call: RehearsedCall, function: FunctionType, calls: int) -> None:

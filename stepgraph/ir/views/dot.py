@@ -6,21 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch.fx import Node
 
-from stepgraph.ir.kind import Kind
+from stepgraph.effects import Kind
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
 
-_NODE_COLORS = {
-    Kind.FORWARD: "#cfe8ff",
-    Kind.BACKWARD: "#ffd9cc",
-    Kind.ACCUMULATE: "#ffe9b8",
-    Kind.ZERO_GRAD: "#eeeeee",
-    Kind.STEP: "#c9efc9",
-    Kind.LR_STEP: "#e3d6f5",
-    Kind.LOG: "#ffffff",
-}
-_OTHER_COLOR = "#f5f5dc"
 _EDGES = {
     "data": 'color="#333333"',
     "anti": 'color="#cc3333", style=dashed',
@@ -42,7 +32,7 @@ def to_dot(step: StepGraph) -> str:
     ]
     for node in step.nodes:
         if (kind := step.kind(node)) is not None:
-            color = _NODE_COLORS.get(kind, _OTHER_COLOR)
+            color = _fill(kind)
             label = _quoted(f"{kind.value}\n{node.meta.get('stepgraph.label', node.name)}")
             lines.append(f'  {_quoted(node.name)} [label={label}, fillcolor="{color}"];')
     return "\n".join([*lines, *_edges(step), "}"])
@@ -76,3 +66,9 @@ def _origins(step: StepGraph) -> dict[Node, tuple[Node, ...]]:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
+
+
+def _fill(kind: Kind) -> str:
+    """Return a light tint of the colour of a kind, to write black on."""
+    parts = (int(kind.colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{255 - (255 - part) * 3 // 10:02x}" for part in parts)

@@ -6,21 +6,19 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from stepgraph.ir.kind import Kind, argument, marker_name
-from stepgraph.ir.resources import OPAQUE, UPDATES, slot_name
+from stepgraph.effects import Effect, Kind, Phrase
+from stepgraph.ir.effect_nodes import node_effect
+from stepgraph.ir.resources import OPAQUE, slot_name
 from stepgraph.ir.signature import Role
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
-
-_FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE, Kind.ZERO_GRAD)
-"""Kinds of which a run is one line."""
 
 
 def describe(step: StepGraph) -> str:
@@ -70,17 +68,20 @@ def lines(step: StepGraph) -> list[Line]:
 
 
 def _folded(step: StepGraph, typed: list[Node]) -> Iterator[tuple[Kind, list[Node]]]:
-    for (kind, folds), run in groupby(typed, lambda n: (step.kind(n), _folds(n))):
+    for (kind, folds), run in groupby(typed, lambda node: (step.kind(node), _folds(node))):
         assert kind is not None
-        if kind in _FOLDED and folds:
+        if folds:
             yield kind, list(run)
         else:
             yield from ((kind, [node]) for node in run)
 
 
 def _folds(node: Node) -> bool:
-    """Return whether a node shares a line: an effect on one slot."""
-    return node.op != "call_module" and marker_name(node) != "zero_grad"
+    """Return whether a node shares a line with its neighbours: an effect on one slot."""
+    effect = node_effect(node)
+    if effect is None or effect.says is None:
+        return False
+    return not isinstance(effect.says(_Words(node, effect)), str)
 
 
 def _inputs(step: StepGraph) -> Iterator[str]:
@@ -101,20 +102,55 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
     node = run[0]
     if step.region(node) is not None:
         return _region(step, kind, node)
-    name, label = marker_name(node), node.meta.get("stepgraph.label", "")
-    if kind is Kind.ACCUMULATE:
-        return _enumerate(_stored(run), limit=4)
-    if name == "zero_grad":
-        return f"{label}: {_count(argument(node, 'params'), 'grad')} = None"
-    if name == "set_grad":
-        cleared = (f"{slot_name(argument(n, 'param'))}.grad" for n in run)
-        return _enumerate(cleared, limit=4) + " = None"
-    if name in (*UPDATES, "scaled_step"):
-        return _update(step, node, label)
-    if kind is Kind.TOGGLE:
-        flags = (f"{slot_name(argument(n, 'tensor'))} = {argument(n, 'flag')}" for n in run)
-        return "requires_grad of " + _enumerate(flags, limit=4)
-    return _plain_effect(step, node, label)
+    return _of_effects(step, run)
+
+
+def _of_effects(step: StepGraph, run: list[Node]) -> str:
+    """Return what effects that share a line do."""
+    phrases: list[Phrase] = []
+    for node in run:
+        effect = node_effect(node)
+        if effect is None or effect.says is None:
+            return _accesses(step, node)
+        said = effect.says(_Words(node, effect))
+        if isinstance(said, str):
+            return said
+        phrases += [said] if said is not None else []
+    if not phrases:
+        return ""
+    texts = _enumerate((phrase.text for phrase in phrases), limit=4)
+    return f"{phrases[0].before}{texts}{phrases[0].after}"
+
+
+def _accesses(step: StepGraph, node: Node) -> str:
+    reads, writes = _resources(step.reads(node)), _resources(step.writes(node))
+    return f"{node.name}: {reads or 'nothing'} -> {writes or 'nothing'}"
+
+
+class _Words:
+    """What an effect may use to say what its node does; see `stepgraph.effects.Words`."""
+
+    def __init__(self, node: Node, effect: Effect) -> None:
+        self._node, self._effect = node, effect
+        self.label = str(node.meta.get("stepgraph.label", ""))
+        self.last_label = str((node.meta.get("stepgraph.hyper") or [""])[-1])
+        self.barrier = " [opaque]" if OPAQUE in node.meta.get("stepgraph.writes", ()) else ""
+
+    def argument(self, name: str) -> Any:
+        return self._effect.argument(self._node, name)
+
+    def value(self, name: str) -> str:
+        return _name(self.argument(name))
+
+    def slot(self, name: str) -> str:
+        return slot_name(self.argument(name))
+
+    def count(self, name: str, noun: str) -> str:
+        return _count_of(len(self.argument(name)), noun)
+
+    def written(self, name: str) -> str:
+        found = [r for r in _written(self._node) if r.startswith(f"{name}:")]
+        return (found or [self._node.name])[0].removeprefix(f"{name}:")
 
 
 def _region(step: StepGraph, kind: Kind, node: Node) -> str:
@@ -126,48 +162,6 @@ def _region(step: StepGraph, kind: Kind, node: Node) -> str:
     parts += [f"reads {reads}"] if reads else []
     parts += [f"writes {writes}"] if writes else []
     return "  ".join(parts)
-
-
-def _update(step: StepGraph, node: Node, label: str) -> str:
-    barrier = " [opaque]" if OPAQUE in step.writes(node) else ""
-    params = _count(argument(node, "params"), "param")
-    optimizers = node.meta.get("stepgraph.hyper") or [""]
-    if marker_name(node) == "scaled_step":
-        return f"{label}: {optimizers[-1]}{barrier} updates {params} unless a gradient is inf"
-    clips = "clips and " if marker_name(node) == "clipped_step" else ""
-    return f"{label}{barrier}: {clips}updates {params}"
-
-
-def _plain_effect(step: StepGraph, node: Node, label: str) -> str:
-    name = marker_name(node)
-    if name == "log":
-        return f"{_name(argument(node, 'value'))} to {label}"
-    if name == "hyper":
-        return f"reads {argument(node, 'key')} of {label}"
-    if name == "set_hyper":
-        return f"{argument(node, 'key')} of {label} = {_name(argument(node, 'value'))}"
-    if name == "lr_step":
-        metric = argument(node, "metric")
-        return f"{label}" + (f" watching {_name(metric)}" if metric is not None else "")
-    if name == "unscale":
-        return f"{label}: {_count(argument(node, 'grads'), 'grad')} / scale"
-    if name == "ema":
-        return f"{label}: averages {_count(argument(node, 'params'), 'param')}"
-    if name == "scale_update":
-        return f"{label}: grows or halves the scale"
-    reads, writes = _resources(step.reads(node)), _resources(step.writes(node))
-    return f"{node.name}: {reads or 'nothing'} -> {writes or 'nothing'}"
-
-
-def _stored(run: list[Node]) -> Iterator[str]:
-    """Yield what a run of accumulations does to each gradient."""
-    for node in run:
-        name = marker_name(node)
-        if name == "set_grad":
-            yield f"{slot_name(argument(node, 'param'))}.grad = ..."
-        elif name == "add_grad_":
-            names = [r for r in _written(node) if r.startswith("grad:")]
-            yield f"{(names or [node.name])[0].removeprefix('grad:')}.grad += ..."
 
 
 def _written(node: Node) -> tuple[str, ...]:
@@ -183,10 +177,10 @@ def _targets(step: StepGraph, backward: Node) -> list[str]:
         if node in seen:
             continue
         seen.add(node)
-        name = marker_name(node)
-        if name in ("first_grad", "set_grad"):
-            found[slot_name(argument(node, "param"))] = None
-        elif name == "add_grad_":
+        effect = node_effect(node)
+        if effect is not None and "param" in effect.positions:
+            found[slot_name(effect.argument(node, "param"))] = None
+        elif effect is not None:
             written = (r for r in _written(node) if r.startswith("grad:"))
             found.update((r.removeprefix("grad:"), None) for r in written)
         elif step.kind(node) is None and node.op == "call_function":

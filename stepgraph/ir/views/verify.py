@@ -11,10 +11,11 @@ import networkx as nx
 import torch
 from torch.fx import Node
 
+from stepgraph.effects import Kind
 from stepgraph.errors import VerifyError
-from stepgraph.ir.kind import Kind, marker_kind, marker_name
+from stepgraph.ir.effect_nodes import is_update, marker_kind, marker_name
 from stepgraph.ir.memory_access import draws_random, is_glue, storages_of, written_arguments
-from stepgraph.ir.resources import AMBIENT, OPAQUE, Access, updates
+from stepgraph.ir.resources import MADE_IN_STEP, OPAQUE, Access, updates
 
 if TYPE_CHECKING:
     from stepgraph.ir.step_graph import StepGraph
@@ -127,7 +128,7 @@ def _check_reads(step: StepGraph) -> None:
             known |= {slot.resource, f"grad:{slot.name}"}
         known |= step.writes(node)
         for resource in sorted(step.reads(node) - known):
-            if not resource.startswith(AMBIENT):
+            if resource.startswith(MADE_IN_STEP):
                 raise VerifyError(
                     f"{node.name} reads {resource} before anything has written it",
                     at=_at(node),
@@ -161,7 +162,7 @@ def _effects(deeds: list[_Deed]) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _scaled(node: Node, access: Access) -> list[str]:
     """Return the gradients that a node clips, whether or not it updates from them as well."""
     clips = node.meta.get("stepgraph.kind") is Kind.CLIP and node.target is _FOREACH_MUL
-    if not clips and marker_name(node) != "clipped_step":
+    if not clips and not is_update(node):
         return []
     return [name for name in sorted(access.writes) if name.startswith("grad:")]
 

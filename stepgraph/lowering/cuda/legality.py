@@ -11,27 +11,17 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from stepgraph import torch_private
-from stepgraph.ir import UPDATES, all_storages, marker_argument, marker_name
+from stepgraph.effects import Effect, NotRecordable
+from stepgraph.ir import all_storages, is_update, marker_argument, node_effect, stored_gradients
 from stepgraph.ir.memory_access import written_arguments
 from stepgraph.ir.signature import Role
 from stepgraph.lowering.emit import plain_numbers
 from stepgraph.lowering.regions.compiled_run import Region
 from stepgraph.lowering.updates.triton import KernelUpdate
 
-TAIL = ("set_grad", "zero_grad", "toggle", "log", "lr_step", "hyper")
-"""Effects that the host performs after the device's work: they move pointers or hand on results."""
-
 FIXED = (Role.PARAM, Role.BUFFER)
 """Inputs that a graph uses where they are; others are copied into buffers of its own."""
 
-_HOST = {
-    "unscale": "a loss scaler's own code runs",
-    "scaled_step": "a loss scaler's own code runs",
-    "scale_update": "a loss scaler's own code runs",
-    "ema": "an averaged model's own code runs",
-    "set_hyper": "a hyper-parameter is computed in the step",
-    "check": "values are checked on the host",
-}
 _WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _DETACH = torch.ops.aten.detach.default
 
@@ -69,9 +59,21 @@ def tail_of(graph: Graph) -> dict[Node, None]:
     tail: dict[Node, None] = {}
     for node in graph.nodes:
         renames = node.target is _DETACH and origin(node) in tail
-        if marker_name(node) in TAIL or node in plain or renames:
+        if _in_tail(node_effect(node)) or node in plain or renames:
             tail[node] = None
     return tail
+
+
+def _in_tail(effect: Effect | None) -> bool:
+    """Return whether the host performs an effect after the device's work."""
+    return effect is not None and effect.cuda_graph == "tail"
+
+
+def _sets_numbers(effect: Effect | None) -> bool:
+    """Return whether an effect of the tail changes numbers that an update reads."""
+    if effect is None or effect.cuda_graph != "tail":
+        return False
+    return any(resource.form == "hyper" for resource in effect.writes)
 
 
 def leaving(graph: Graph, tail: Mapping[Node, None]) -> list[Node]:
@@ -94,12 +96,9 @@ def gradients(graph: Graph) -> dict[Node, list[tuple[Node, Node]] | None]:
     }
     found: dict[Node, list[tuple[Node, Node]] | None] = {}
     for node in graph.nodes:
-        name = marker_name(node)
-        if name == "set_grad":
-            current[origin(node.args[0])] = origin(node.args[1])
-        elif name == "zero_grad":
-            current.update({origin(param): None for param in node.args[0]})
-        elif name in UPDATES:
+        for param, grad in stored_gradients(node):
+            current[origin(param)] = origin(grad)
+        if is_update(node):
             params = [origin(param) for param in marker_argument(node, "params")]
             pairs = [(p, current[p]) for p in params if current.get(p) is not None]
             given = [origin(grad) for grad in marker_argument(node, "grads")]
@@ -127,10 +126,10 @@ def _inputs(graph: Graph, device: str) -> Iterator[str]:
 def _operators(graph: Graph, device: str) -> Iterator[str]:
     tail = tail_of(graph)
     for node in graph.nodes:
-        name = marker_name(node)
-        if name in _HOST:
-            yield _HOST[name]
-        if node in tail or node.op != "call_function" or name in UPDATES:
+        effect = node_effect(node)
+        if effect is not None and isinstance(effect.cuda_graph, NotRecordable):
+            yield effect.cuda_graph.why
+        if node in tail or node.op != "call_function" or is_update(node):
             continue
         if any(origin(source) in tail for source in node.all_input_nodes):
             yield "a number that the host reads in the step is used to compute"
@@ -171,9 +170,9 @@ def _order(graph: Graph) -> Iterator[str]:
     """Look for what the tail would do too late."""
     changed = False
     for node in graph.nodes:
-        name = marker_name(node)
-        changed = changed or name == "lr_step"
-        if changed and name in UPDATES:
+        effect = node_effect(node)
+        changed = changed or _sets_numbers(effect)
+        if changed and is_update(node):
             yield "a schedule steps before an update"
 
 
@@ -202,7 +201,7 @@ def _moved_gradients(graph: Graph, storages: Mapping[Node, frozenset[Node]]) -> 
             for root in storages[source]:
                 if moved.get(root, source) is not source:
                     yield "a view of a gradient is used after an update"
-        if marker_name(node) in UPDATES:
+        if is_update(node):
             grads: Sequence[Any] = marker_argument(node, "grads")
             for grad in map(origin, grads):
                 if grad.op != "placeholder":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from stepgraph.ir import UPDATES, marker_argument, marker_name
+from stepgraph.ir import is_update, marker_argument
 from stepgraph.lowering.cuda.legality import (
     FIXED,
     gradients,
@@ -136,7 +136,7 @@ class _Splitter:
         for node in self.flat.graph.nodes:
             if node in self.tail or node.op == "output":
                 continue
-            if marker_name(node) in UPDATES:
+            if is_update(node):
                 self._move_gradients(node, graph, values, attributes)
                 self._record(node, graph, values)
             else:
@@ -178,17 +178,16 @@ class _Splitter:
     def _record(self, node: Node, graph: Graph, values: dict[Node, Node]) -> None:
         """Put the launches of an update in its place."""
         update = self.updates[marker_argument(node, "subject")]
-        name = marker_name(node)
-        if name == "step_part":
+        if marker_argument(node, "places") is not None:
             places, last = marker_argument(node, "places"), marker_argument(node, "last")
             update = update.part(places, last=last)
         pairs = self.gradients[node] or ()
         grads = {self.positions[param]: self.memory[grad] for param, grad in pairs}
-        recorded = RecordedUpdate(update, name == "clipped_step", grads)
+        factor = marker_argument(node, "factor")
+        recorded = RecordedUpdate(update, factor is not None, grads)
         self.recorded.append(recorded)
-        if name == "clipped_step":
-            factor = values[marker_argument(node, "factor")]
-            graph.call_function(_named(recorded.clipped), (factor,))
+        if factor is not None:
+            graph.call_function(_named(recorded.clipped), (values[factor],))
         else:
             graph.call_function(_named(recorded.__call__), ())
 

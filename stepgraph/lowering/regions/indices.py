@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from stepgraph.ir.kind import argument
+from stepgraph.ir import marker_argument as argument
 from stepgraph.ir.memory_access import storages_of
 
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from stepgraph import torch_private
 from stepgraph.analysis import keeps_value
-from stepgraph.ir.markers import MARKERS, OPS
+from stepgraph.ir import node_effect
 from stepgraph.ir.memory_access import storages_of, written_arguments
 from stepgraph.lowering.cpp_library import first_line
 from stepgraph.lowering.emit import emit
@@ -30,13 +30,9 @@ def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
 
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_batch_norm.default: torch.ops.aten._native_batch_norm_legit.default,
-    OPS.first_grad.default: torch.ops.aten.clone.default,
-    OPS.add_grad_.default: torch.ops.aten.add_.Tensor,
     torch.ops.aten.one_hot.default: _one_hot,
 }
-"""Operators whose schema hides what they write, that look at values first, and markers: what
-Inductor gets for them.
-"""
+"""Operators whose schema hides what they write, or that check values first: what Inductor gets."""
 
 _SHARED = 1 << 15
 """Elements of a loop that threads share: for fewer, waiting for each other costs more."""
@@ -46,8 +42,8 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
     """Compile a run of operators.
 
     Args:
-        graph_module: ATen operators, `first_grad` and `add_grad_`; placeholders and results carry
-            fake values. Unchanged.
+        graph_module: ATen operators, and effects that may be inside of a region; placeholders and
+            results carry fake values. Unchanged.
         name: What the region is called.
 
     Raises:
@@ -158,8 +154,10 @@ def _spelled_out(graph_module: GraphModule) -> GraphModule:
         values[node] = new = copied.graph.node_copy(node, values.__getitem__)
         if node.target in _SPELLED_OUT:
             new.target = _SPELLED_OUT[node.target]
-        if node.target is OPS.first_grad.default:
-            new.args = new.args[1:]
+        elif (effect := node_effect(node)) is not None:
+            assert effect.in_region is not None, "the selection puts no other effect into a region"
+            new.target, names = effect.in_region
+            new.args = tuple(new.args[effect.positions[name]] for name in names)
     copied.recompile()
     return copied
 
@@ -169,7 +167,8 @@ def _strides(graph_module: GraphModule) -> list[tuple[int, ...] | None]:
     (results,) = graph_module.graph.output_node().args
     found: list[tuple[int, ...] | None] = []
     for node in results:  # type: ignore[union-attr]
-        is_gradient = MARKERS.get(node.target) == "first_grad"  # type: ignore[union-attr]
+        effect = node_effect(node) if isinstance(node, Node) else None
+        is_gradient = effect is not None and effect.strides_of is not None
         found.append(_gradient_strides(node) if is_gradient else None)  # type: ignore[arg-type]
     return found
 

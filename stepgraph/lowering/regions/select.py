@@ -18,8 +18,9 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from stepgraph import torch_private
-from stepgraph.ir.kind import argument
-from stepgraph.ir.markers import MARKERS
+from stepgraph.effects import Effect
+from stepgraph.ir import marker_argument as argument
+from stepgraph.ir import node_effect
 from stepgraph.ir.memory_access import all_storages, draws_random, is_glue, written_arguments
 from stepgraph.lowering.regions.indices import uses
 
@@ -27,8 +28,6 @@ SMALLEST = 4
 """A run with fewer operators stays eager: a call of compiled code costs as much as they do."""
 
 _DEVICES = ("cpu", "cuda")
-_WAIT = ("set_grad", "zero_grad", "toggle", "log")
-_INSIDE = ("first_grad", "add_grad_")
 _HIDDEN_WRITES = ("aten::native_batch_norm",)
 """Operators whose hidden writes are spelled out before Inductor sees them."""
 
@@ -99,7 +98,8 @@ def eager_reason(node: Node) -> str | None:
             return "a size that depends on values"
         if isinstance(value, Tensor) and (reason := _tensor_reason(value)):
             return reason
-    if is_glue(node) or MARKERS.get(target) in _INSIDE:
+    effect = node_effect(node)
+    if is_glue(node) or (effect is not None and effect.region == "inside"):
         return None
     if not isinstance(target, torch._ops.OpOverload):
         return "a function that is no operator"
@@ -144,28 +144,28 @@ class _Selector:
         self.items: list[Node | Run] = []
         self.run: Run | None = None
         self.written: set[Node] = set()
-        self.logged: set[Node] = set()
+        self.read_later: set[Node] = set()
         self.computes = False
         self.part: int | None = None
         self.storages = all_storages(graph)
 
     def add(self, node: Node) -> None:
         """Put the next node in program order in its place."""
-        name = MARKERS.get(node.target)
+        effect = node_effect(node)
         self._enter(node.meta.get("stepgraph.part"))
         if node.op in ("placeholder", "get_attr"):
             self.items.insert(self._before_run(), node)
         elif draws(node):
             self._draw(node)
-        elif self.run is None and (name is not None or _stays_out(node)):
+        elif self.run is None and (effect is not None or _stays_out(node)):
             self.items.append(node)
-        elif name in _WAIT and self._may_wait(node, name):
+        elif effect is not None and effect.region == "waits" and self._may_wait(node, effect):
             idle = not (self.computes or any(map(self._depends, node.all_input_nodes)))
             self._put(self._open().before if idle else self._open().after, node)
-            self.logged |= self.storages[_first(node)] if name == "log" else set()
-        elif name == "hyper" or self._moves_before(node):
+            self.read_later |= self._read_by(node, effect)
+        elif _is_before(effect) or self._moves_before(node):
             self._put(self._open().before, node)
-        elif (name is None or name in _INSIDE) and eager_reason(node) is None:
+        elif (effect is None or effect.region == "inside") and eager_reason(node) is None:
             self._compute(node)
         else:
             self._alone(node)
@@ -179,15 +179,15 @@ class _Selector:
     def close(self) -> None:
         """End the open run; one that is not worth a call dissolves."""
         run, self.run = self.run, None
-        self.written, self.logged, self.computes = set(), set(), False
+        self.written, self.read_later, self.computes = set(), set(), False
         if run is not None and run.operators < SMALLEST:
             place = self.items.index(run)
             self.items[place : place + 1] = run.nodes
 
     def _compute(self, node: Node) -> None:
         written = {root for a in written_arguments(node) for root in self.storages[a]}
-        if written & self.logged:
-            self.close()  # a log that waits would see the new value
+        if written & self.read_later:
+            self.close()  # an effect that waits would see the new value
         indices = {root for use in uses(node) for root in self.storages[use.index]}
         if indices & self.written or any(map(self._depends, indices)):
             self.close()  # it must be an input, to be checked
@@ -222,9 +222,16 @@ class _Selector:
             return False
         return _stays_out(node)
 
-    def _may_wait(self, node: Node, name: str) -> bool:
+    def _may_wait(self, node: Node, effect: Effect) -> bool:
         """Return whether an effect may wait for the end of the run: nothing changes its value."""
-        return name != "log" or not self.storages[_first(node)] & self.written
+        return not self._read_by(node, effect) & self.written
+
+    def _read_by(self, node: Node, effect: Effect) -> set[Node]:
+        """Return the memories whose values an effect reads."""
+        names = effect.positions if effect.values_read is None else effect.values_read
+        values = [effect.argument(node, name) for name in names]
+        found = (value for value in tree_leaves(values) if isinstance(value, Node))
+        return {root for value in found for root in self.storages[value]}
 
     def _draw(self, node: Node) -> None:
         """Move a random draw before the run, with the memory it fills; else it stands alone."""
@@ -270,7 +277,6 @@ def _stays_out(node: Node) -> bool:
     return is_name or isinstance(node.meta.get("val"), int | torch.SymInt)
 
 
-def _first(node: Node) -> Node:
-    value = node.args[0]
-    assert isinstance(value, Node)
-    return value
+def _is_before(effect: Effect | None) -> bool:
+    """Return whether an effect depends on nothing in a run, and is done ahead of it."""
+    return effect is not None and effect.region == "before"

@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 
+from stepgraph.effects import PartOfStep, run_step, step_with_scaler
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.cpp import CompiledKernel, CompiledLaunch, compiled_kernels
 from stepgraph.lowering.updates.master_weights import Masters
 from stepgraph.lowering.updates.torch_fused import RULES, Group, Launch, State
-from stepgraph.runtime import PartOfStep
-from stepgraph.runtime.effects import run_scaled_step, run_step
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
@@ -89,7 +88,7 @@ class FusedUpdate:
         owner = self._optimizer
         update = partial(self._update, None)
         with replaced_step(owner, update), scaling_in_step(owner, supported=False):
-            run_scaled_step(scaler, owner)
+            step_with_scaler(scaler, owner)
 
     def _update(self, factor: Tensor | None) -> None:
         if self._failed:

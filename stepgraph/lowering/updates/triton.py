@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stepgraph.effects import PartOfStep, step_with_scaler
 from stepgraph.lowering.updates.cpu import (
     DoesNotFit,
     FusedUpdate,
@@ -30,8 +31,6 @@ from stepgraph.lowering.updates.cpu import (
 )
 from stepgraph.lowering.updates.master_weights import Masters
 from stepgraph.lowering.updates.torch_fused import Group, State
-from stepgraph.runtime import PartOfStep
-from stepgraph.runtime.effects import run_scaled_step
 
 
 class KernelLaunch:
@@ -252,7 +251,7 @@ class KernelUpdate(FusedUpdate):
                 owner.grad_scale, owner.found_inf = scale, found_inf
 
         with replaced_step(owner, step), scaling_in_step(owner, supported=True):
-            run_scaled_step(scaler, owner)
+            step_with_scaler(scaler, owner)
 
     def _unless(self, found_inf: Tensor, scale: Tensor | None) -> None:
         launch = self.prepared(clipped=scale is not None)

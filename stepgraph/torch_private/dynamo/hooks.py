@@ -5,15 +5,32 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class TraceStop(Exception):  # noqa: N818  (a signal, not an error)
     """Raised by a hook of ours to end a trace; never leaves the capture floor."""
 
 
+FRAMES = "stepgraph.frames"
+"""Metadata of a node: code and line of the functions that made it when traced, the step first."""
+
 LIVE_GRAPH = "returns or stores a tensor with a live graph"
 """The reason to refuse a step whose caller could call backward on what it gets."""
+
+
+class Inlined(NamedTuple):
+    """A function of torch, and what a trace inlines in its place.
+
+    Attributes:
+        function: The function.
+        replacement: What is traced instead.
+        caller: The code from which it must be called; None for any.
+    """
+
+    function: Callable[..., Any]
+    replacement: Callable[..., Any]
+    caller: types.CodeType | None = None
 
 
 @dataclass
@@ -27,6 +44,7 @@ class TraceHooks:
         set_grad: Operator left in the graph wherever Python stores to `.grad` of an input.
         toggle: Operator left in the graph wherever Python changes `requires_grad`.
         functions: Functions of torch that a trace replaces: `(module, name, replacement)`.
+        inlined: Functions in whose place a trace inlines others.
         quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
         toggled: Fake tensors whose flag the trace has changed, once for every change.
         refuse: Called with a reason to refuse the step, and with the node of Dynamo's graph that
@@ -43,5 +61,6 @@ class TraceHooks:
     is_subject: Callable[[Any], bool]
     write: Callable[[Any, str], None]
     functions: Sequence[tuple[Any, str, Any]] = ()
+    inlined: Sequence[Inlined] = ()
     quiet: set[types.CodeType] = field(default_factory=set)
     toggled: list[Any] = field(default_factory=list)

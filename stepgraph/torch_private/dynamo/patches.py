@@ -11,17 +11,22 @@ from typing import Any
 import torch
 from torch._C._dynamo.guards import GuardManager
 from torch._dynamo.guards import GuardBuilder
-from torch._dynamo.output_graph import OutputGraph, collect_reachable_grad_fns
+from torch._dynamo.output_graph import (
+    OutputGraph,
+    SubgraphTracer,
+    collect_reachable_grad_fns,
+)
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.variables import builder, builtin
 from torch._dynamo.variables.base import AttributeMutationExisting, VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder
 from torch._dynamo.variables.constant import ConstantVariable
+from torch._dynamo.variables.functions import UserFunctionVariable
 from torch._dynamo.variables.lists import CommonListMethodsVariable, ListVariable
 from torch._dynamo.variables.tensor import TensorVariable
 from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 
-from stepgraph.torch_private.dynamo.hooks import LIVE_GRAPH, TraceHooks
+from stepgraph.torch_private.dynamo.hooks import FRAMES, LIVE_GRAPH, TraceHooks
 from stepgraph.torch_private.dynamo.sources import source_name
 
 _SETATTR = (  # where Dynamo traces an attribute store: a class of its own since torch 2.13
@@ -41,6 +46,8 @@ def replacements(hooks: TraceHooks) -> tuple[tuple[Any, str, Any], ...]:
         (SideEffects, "mutation", _mutation(hooks)),
         (SideEffects, "codegen_save_tempvars", _without_gradients()),
         (builder, "make_dupe_guard", _duplicate_guard),
+        (SubgraphTracer, "create_proxy", _create_proxy()),
+        (UserFunctionVariable, "call_function", _call_function(hooks)),
         (VariableBuilder, "_wrap", _wrap(hooks)),
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
         *hooks.functions,
@@ -199,6 +206,41 @@ def _toggle(hooks: TraceHooks, tx: Any, tensor: Any, flag: bool) -> None:
         tx.output.leaf_var_creation_order.append(tensor)
         none = ConstantVariable.create(None)
         tx.output.side_effects.store_attr(tensor, "grad", none)
+
+
+def _create_proxy() -> Callable[..., Any]:
+    """Return what makes nodes, and notes which code was being traced.
+
+    Dynamo notes that as text, in which a user's function may be called like one of torch's.
+    """
+    original = SubgraphTracer.create_proxy
+
+    def create_proxy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = original(self, *args, **kwargs)
+        frames, frame = [], self.output_graph.current_tx
+        while frame is not None:
+            frames.append((frame.f_code, frame.lineno))
+            frame = getattr(frame, "parent", None)
+        proxy.node.meta[FRAMES] = tuple(reversed(frames))
+        return proxy
+
+    return create_proxy
+
+
+def _call_function(hooks: TraceHooks) -> Callable[..., Any]:
+    """Return what inlines a Python function, or another one in its place."""
+    original = UserFunctionVariable.call_function
+
+    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        for function, replacement, caller in hooks.inlined:
+            own = getattr(replacement, "__code__", None)
+            called = tx.f_code is not own and (caller is None or tx.f_code is caller)
+            if called and self.fn is function:
+                other = VariableTracker.build(tx, replacement)
+                return other.call_function(tx, args, kwargs)
+        return original(self, tx, args, kwargs)
+
+    return call_function
 
 
 def _wrap(hooks: TraceHooks) -> Callable[..., Any]:

@@ -19,7 +19,7 @@ from stepgraph.torch_private.dynamo.sources import source_name
 
 
 @dataclass(frozen=True)
-class Around:
+class FrameBytecode:
     """Dynamo's Python around a captured graph: collects inputs, writes results back."""
 
     bytecode: types.CodeType
@@ -70,7 +70,7 @@ class Traced:
     sources: tuple[str, ...]
     values: tuple[Any, ...]
     code: types.CodeType
-    around: Around
+    around: FrameBytecode
     captured: Any
 
     def build_guards(
@@ -117,7 +117,7 @@ def trace(
         sources=tuple(source_name(node._dynamo_source) for node in placeholders),
         values=tuple(map(_concrete, backend_input.example_inputs)),
         code=code.__code__,
-        around=Around(
+        around=FrameBytecode(
             bytecode=output.bytecode,
             argdefs=output.argdefs,
             kwdefaults=output.kwdefaults,

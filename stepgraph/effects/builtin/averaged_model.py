@@ -1,4 +1,4 @@
-"""`AveragedModel.update_parameters`, without the Python that torch's own spends on it."""
+"""`AveragedModel.update_parameters(model)`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from stepgraph.effects.access import object_state
+from stepgraph.effects.effect import Effect, Emission, NotRecordable, RestoreObject, Words
+from stepgraph.effects.kind import Kind
+from stepgraph.effects.registry import register, without_result
+
+
+@torch.library.custom_op("stepgraph::ema", mutates_args=("averages",))
+def _ema(averages: list[Tensor], params: list[Tensor], buffers: list[Tensor], subject: int) -> None:
+    """Run `averaged_model.update_parameters(model)`; `params` and `buffers` are the model's."""
+
+
+without_result(_ema)
 
 _EXPONENTIAL: Any = get_ema_multi_avg_fn()
 _CODE = _EXPONENTIAL.__wrapped__.__code__
@@ -76,3 +89,38 @@ class _Model:
 
     def buffers(self) -> Iterator[Tensor]:
         return iter(self._buffers)
+
+
+def update_average(params: list[Tensor], buffers: list[Tensor], subject: Any) -> None:
+    """Update an averaged model. Updated: its parameters, buffers and count."""
+    UpdateAverage(subject)(params, buffers)
+
+
+def _say(words: Words) -> str:
+    return f"{words.label}: averages {words.count('params', 'param')}"
+
+
+def _update(emission: Emission) -> Iterator[str]:
+    update = emission.constant("average", UpdateAverage(emission.object("subject")))
+    yield f"{update}({emission.argument('params')}, {emission.argument('buffers')})"
+
+
+EMA = register(
+    Effect(
+        op=torch.ops.stepgraph.ema.default,
+        kind=Kind.EMA,
+        says=_say,
+        reads=(object_state("state"),),
+        writes=(object_state("state"),),
+        region="splits",
+        cuda_graph=NotRecordable("an averaged model's own code runs"),
+        may_raise=True,
+        moves=None,
+        launches=True,
+        run=update_average,
+        emit=_update,
+        rehearsal=RestoreObject("update_parameters"),
+        short_window="runs",
+    )
+)
+"""The update of an averaged model."""

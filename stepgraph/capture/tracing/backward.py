@@ -1,0 +1,75 @@
+"""What a trace inlines in the place of `loss.backward()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stepgraph.capture.objects.table import entry_name, tracked
+from stepgraph.capture.options.call_options import CallOptions
+from stepgraph.capture.options.current import divisor, weight
+from stepgraph.effects import OPS
+
+_add_grad_ = OPS.add_grad_
+_first_grad = OPS.first_grad
+
+
+def backward_stand_in(options: CallOptions, scaler: int | None = None) -> Callable[..., None]:
+    """Return what replaces `loss.backward()`.
+
+    Args:
+        options: The options of the call: whether a backward is seeded with a share of the window,
+            whether autocast is on around the step and must be off here.
+        scaler: The number of the scaler by whose scale the seed is multiplied.
+    """
+    windowed, casting = options.windowed, options.autocast is not None
+    scaler_name = None if scaler is None else entry_name(scaler)
+
+    def backward(
+        loss: Tensor,
+        leaves: list[Tensor],
+        gradient: Tensor | None,
+        retain_graph: bool | None,
+        allow_unused: bool,
+    ) -> None:
+        if windowed:
+            seed = torch.ones_like(loss) if gradient is None else gradient
+            gradient = seed / divisor() if divisor() > 1 else seed
+            gradient = gradient * weight() if weight() < 1 else gradient
+        if scaler_name is not None:
+            seed = torch.ones_like(loss) if gradient is None else gradient
+            scale = tracked(scaler_name).scale
+            gradient = seed * scale.to(device=loss.device, non_blocking=True)
+        if casting:
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                _backward(loss, leaves, gradient, retain_graph, allow_unused)
+        else:
+            _backward(loss, leaves, gradient, retain_graph, allow_unused)
+
+    return backward
+
+
+def _backward(
+    loss: Tensor,
+    leaves: list[Tensor],
+    gradient: Tensor | None,
+    retain_graph: bool | None,
+    allow_unused: bool,
+) -> None:
+    """Compute gradients first, then put them into `.grad` as `AccumulateGrad` does."""
+    values = torch.autograd.grad(
+        loss, leaves, gradient, retain_graph=retain_graph, allow_unused=allow_unused
+    )
+    with torch.no_grad():
+        for leaf, value in zip(leaves, values):  # noqa: B905  (traced)
+            if value is not None:
+                if leaf.grad is None:
+                    leaf.grad = _first_grad(leaf, value)
+                else:
+                    _add_grad_(leaf.grad, value)
+
+
+BACKWARD_CODES = frozenset({backward_stand_in(CallOptions()).__code__, _backward.__code__})
+"""The code of these functions: nodes that they make are of the kind backward."""

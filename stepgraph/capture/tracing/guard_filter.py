@@ -1,0 +1,55 @@
+"""Which of Dynamo's guards hold at replay, when the stand-ins of the trace are gone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from stepgraph.capture.objects import ListStandIn, TrackedObjects, table
+from stepgraph.capture.tracing.functions import REPLACED_FUNCTIONS
+
+_REPLACEMENTS = [replacement for _, _, replacement in REPLACED_FUNCTIONS]
+
+_OWN_MODULES = "G['__import_stepgraph_dot_"
+"""How Dynamo's names of our modules begin, whose functions a trace inlines."""
+
+_TABLE = f"G['__import_{table.__name__.replace('.', '_dot_')}'].TABLE"
+"""Dynamo's name of the table of tracked objects."""
+
+CONSTANT_NAMES = re.compile(rf"{re.escape(_TABLE)}(\.subject_\d+(\.\w+(\[\d+\])?)?)?")
+"""Names in the table that only this library assigns, and only once."""
+
+
+def guard_filter(
+    objects: TrackedObjects,
+) -> Callable[[Sequence[tuple[str, str, Any]]], list[bool]]:
+    """Return a filter that drops guards on stand-ins and on the code of this library.
+
+    It takes the name, the type and the value of each guard, and returns which are kept.
+    """
+    replaced = objects.replaced
+
+    def keep(entries: Sequence[tuple[str, str, Any]]) -> list[bool]:
+        prefixes = {
+            f"{name}.{attribute}"
+            for name, _, value in entries
+            for attribute in replaced.get(id(value), ())
+        }
+        prefixes |= {
+            name
+            for name, _, value in entries
+            if isinstance(value, ListStandIn) or any(value is f for f in _REPLACEMENTS)
+        }
+        return [
+            not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)
+            and not (kind == "NOT_PRESENT_IN_GENERIC_DICT" and id(value) in replaced)
+            and (not name.startswith(_OWN_MODULES) or name.startswith(_TABLE))
+            and (isinstance(value, Tensor) or not CONSTANT_NAMES.fullmatch(name))
+            and kind != "AUTOGRAD_SAVED_TENSORS_HOOKS"  # never when a step is replayed
+            for name, kind, value in entries
+        ]
+
+    return keep
