@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from stepgraph.cli.target import Target
+from stepgraph.cli.script.target import Target
 from stepgraph.errors import ConfigurationError
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from stepgraph import __version__
-from stepgraph.cli import bench, demo, diff, doctor, explain, profile
 from stepgraph.cli.arguments import split_at_dashes
+from stepgraph.cli.commands import bench, demo, diff, doctor, explain, profile
 from stepgraph.errors import StepgraphError
 
 _EXIT_CODES = """\

@@ -4,8 +4,9 @@ import matplotlib.image
 import pytest
 import torch
 
-from stepgraph.cli import demo, main
-from stepgraph.cli.picture import SIZE
+from stepgraph.cli import main
+from stepgraph.cli.commands import demo
+from stepgraph.cli.demo.picture import SIZE
 
 QUICK = ("demo", "--epochs", "1", "--limit", "256")  # four steps: eager, captured, two replays
 

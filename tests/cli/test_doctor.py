@@ -1,7 +1,8 @@
 import torch
 
 from stepgraph.capture.self_test import SelfTest
-from stepgraph.cli import doctor, main
+from stepgraph.cli import main
+from stepgraph.cli.commands import doctor
 
 
 def test_the_doctor_names_versions_and_tries_a_step(capsys):

@@ -7,8 +7,8 @@ import argparse
 from rich.console import Console
 
 from stepgraph.cli.arguments import add_observation, check_writable, count, write_json
-from stepgraph.cli.explain import heading
-from stepgraph.cli.observe import measuring, observe
+from stepgraph.cli.commands.explain import heading
+from stepgraph.cli.script.observe import measuring, observe
 from stepgraph.profiling import compare
 
 _BACKENDS = ("eager", "inductor")

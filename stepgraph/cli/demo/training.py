@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stepgraph.cli.comparison import snapshot
-from stepgraph.cli.gan import SimpleGAN
+from stepgraph.cli.demo.bitwise import snapshot
+from stepgraph.cli.demo.gan import SimpleGAN
 
 BATCH_SIZE = 64
 

@@ -13,11 +13,11 @@ from rich.table import Table
 from torch import Tensor
 
 from stepgraph.cli.arguments import count, show
-from stepgraph.cli.comparison import Comparison, compare
-from stepgraph.cli.optional import optional_module
-from stepgraph.cli.picture import COLUMNS, ROWS, save_picture
-from stepgraph.cli.progress import TrainingProgress
-from stepgraph.cli.training import BATCH_SIZE, Plan, Run
+from stepgraph.cli.demo.bitwise import Comparison, compare
+from stepgraph.cli.demo.optional_packages import optional_module
+from stepgraph.cli.demo.picture import COLUMNS, ROWS, save_picture
+from stepgraph.cli.demo.progress import TrainingProgress
+from stepgraph.cli.demo.training import BATCH_SIZE, Plan, Run
 from stepgraph.compiler import Explanation
 from stepgraph.errors import ConfigurationError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stepgraph.cli.optional import optional_module
+from stepgraph.cli.demo.optional_packages import optional_module
 
 ROWS, COLUMNS = 3, 14
 SIZE = (1120, 800)  # pixels, width first

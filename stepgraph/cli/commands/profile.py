@@ -15,8 +15,8 @@ from stepgraph.cli.arguments import (
     write_json,
     writing,
 )
-from stepgraph.cli.explain import heading
-from stepgraph.cli.observe import measuring, observe
+from stepgraph.cli.commands.explain import heading
+from stepgraph.cli.script.observe import measuring, observe
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

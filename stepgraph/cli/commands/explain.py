@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from stepgraph.cli.arguments import add_observation, check_writable, show, write_json, writing
-from stepgraph.cli.observe import Observed, observe
+from stepgraph.cli.script.observe import Observed, observe
 from stepgraph.compiler import CompiledStep
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stepgraph.cli.comparison import compare, snapshot
+from stepgraph.cli.demo.bitwise import compare, snapshot
 
 
 def test_equal_tensors_are_counted():

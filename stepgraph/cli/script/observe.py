@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stepgraph.cli.target import OBSERVE, Target
+from stepgraph.cli.script.target import OBSERVE, Target
 from stepgraph.compiler import CompiledStep
 from stepgraph.compiler import compile as compile_step
 from stepgraph.errors import ConfigurationError, StepgraphError
