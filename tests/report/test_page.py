@@ -13,7 +13,7 @@ from torch import nn
 import stepgraph
 from stepgraph.ir import readable
 from stepgraph.report import page
-from stepgraph.report.boxes import boxes
+from stepgraph.report.html.boxes import boxes
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

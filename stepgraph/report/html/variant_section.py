@@ -11,11 +11,11 @@ from stepgraph.compiler.explain.text import count_of, pass_differences
 from stepgraph.ir import StepGraph, readable
 from stepgraph.passes import PassRecord
 from stepgraph.profiling import Profile
-from stepgraph.report.boxes import boxes
-from stepgraph.report.charts import LEFT, RIGHT, Alive, draw_memory
-from stepgraph.report.drawing import draw_step
-from stepgraph.report.facts import Embedded, measured, of_box, profiles_of
-from stepgraph.report.tables import Cell, name, number, table
+from stepgraph.report.html.boxes import boxes
+from stepgraph.report.html.charts import LEFT, RIGHT, Alive, draw_memory
+from stepgraph.report.html.details import Embedded, measured, of_box, profiles_of
+from stepgraph.report.html.graph_svg import draw_step
+from stepgraph.report.html.tables import Cell, name, number, table
 
 TOOLS = (
     '<div class="tools"><button data-zoom="out" aria-label="zoom out">&minus;</button>'

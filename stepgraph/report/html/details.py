@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from stepgraph.ir import readable
 from stepgraph.profiling import NodeProfile, OperatorProfile, Profile
-from stepgraph.report.boxes import Box
-from stepgraph.report.drawing import Measured
+from stepgraph.report.html.boxes import Box
+from stepgraph.report.html.graph_svg import Measured
 
 Facts = dict[str, object]
 

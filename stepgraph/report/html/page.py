@@ -14,11 +14,11 @@ from stepgraph.compiler.explain.explanation import FallbackReport
 from stepgraph.compiler.explain.text import count_of
 from stepgraph.ir import readable
 from stepgraph.profiling import Profile
-from stepgraph.report.facts import Embedded
-from stepgraph.report.measured import measured_sections
+from stepgraph.report.html.details import Embedded
+from stepgraph.report.html.profile_section import measured_sections
+from stepgraph.report.html.variant_section import variant_section
 from stepgraph.report.palette import COLOURS, OTHER
 from stepgraph.report.terminal import mood
-from stepgraph.report.variant import variant_section
 
 
 def to_html(explanation: Explanation, path: str | Path, profile: Profile | None = None) -> None:
@@ -127,7 +127,7 @@ def _kinds() -> str:
 
 
 def _asset(name: str) -> str:
-    return files("stepgraph.report").joinpath(f"assets/{name}").read_text(encoding="utf-8")
+    return files("stepgraph.report.html").joinpath(f"assets/{name}").read_text(encoding="utf-8")
 
 
 def _json(value: object) -> str:

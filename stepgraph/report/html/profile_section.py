@@ -9,10 +9,10 @@ from itertools import pairwise
 from stepgraph.ir import readable
 from stepgraph.profiling import Profile, Span
 from stepgraph.profiling.trace import ROWS
-from stepgraph.report.charts import draw_timeline
-from stepgraph.report.facts import Embedded, file_of, of_operator, of_span
-from stepgraph.report.tables import Bar, Cell, name, number, table
-from stepgraph.report.variant import TOOLS
+from stepgraph.report.html.charts import draw_timeline
+from stepgraph.report.html.details import Embedded, file_of, of_operator, of_span
+from stepgraph.report.html.tables import Bar, Cell, name, number, table
+from stepgraph.report.html.variant_section import TOOLS
 
 _EAGER, _COMPILED, _BY_NODE, _BY_OPERATOR = ROWS
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from stepgraph.report.boxes import Arrow, Box
+from stepgraph.report.html.boxes import Arrow, Box
 
 _WIDTH, _HEIGHT = 216, 64  # of a box, in units of the drawing
 _GAP_X, _GAP_Y = 26, 34
