@@ -24,18 +24,16 @@ from stepgraph.ir import StepGraph, lines
 from stepgraph.passes import PassRecord
 from stepgraph.profiling import NodeProfile, Profile
 from stepgraph.profiling.text import (
+    MOST_OPERATORS,
     NODE_HEAD,
     OPERATOR_HEAD,
-    headline,
     node_row,
     operator_row,
-    summary,
 )
 from stepgraph.report.palette import colour_of
 
 _MARKS = {"good": ("✔", "bold green"), "bad": ("✘", "bold red"), "open": ("○", "bold yellow")}
 _BAR = 8
-_MOST_OPERATORS = 12
 
 
 def to_rich(thing: Any) -> RenderableType:
@@ -138,9 +136,9 @@ def _step(step: StepGraph) -> Table:
 
 
 def _profile(found: Profile) -> Iterator[RenderableType]:
-    yield Text(headline(found), "bold")
+    yield Text(found.headline, "bold")
     facts = Table.grid(padding=(0, 2))
-    for name, text in summary(found):
+    for name, text in found.summary():
         facts.add_row(Text(f"  {name}", "dim"), text)
     yield facts
     yield _nodes(found)
@@ -152,7 +150,8 @@ def _nodes(found: Profile) -> Table:
     table = _table("node", *NODE_HEAD[2:], "")
     longest = max((node.time.median_ms for node in found.nodes), default=0.0)
     for node in found.nodes:
-        name, label, *cells = node_row(found, node)
+        row = node_row(node, total_ms=found.total_ms, copy_gbps=found.copy_gbps)
+        name, label, *cells = row
         title = Text.assemble((name, f"bold {colour_of(node.kind)}"), (f" {label}", "dim"))
         table.add_row(title, *cells, _bar(node, longest))
     for column in table.columns[1:8]:
@@ -163,11 +162,12 @@ def _nodes(found: Profile) -> Table:
 
 def _operators(found: Profile) -> Table:
     table = _table(*OPERATOR_HEAD)
-    for one in found.operators[:_MOST_OPERATORS]:
-        table.add_row(*operator_row(found, one))
+    for one in found.operators[:MOST_OPERATORS]:
+        row = operator_row(one, total_ms=found.operators_ms, copy_gbps=found.copy_gbps)
+        table.add_row(*row)
     for column in table.columns[1:]:
         column.justify = "right"
-    more = len(found.operators) - _MOST_OPERATORS
+    more = len(found.operators) - MOST_OPERATORS
     table.caption = f"and {more} more" if more > 0 else None
     table.caption_justify = "left"
     return table
