@@ -1,4 +1,4 @@
-"""What a terminal shows of an explanation, a profile, a step graph: colours, tables, bars."""
+"""Explanations, profiles and step graphs in a terminal: colours, tables, bars."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ from stepgraph.profiling.text import (
     operator_row,
 )
 from stepgraph.report.palette import colour_of
+from stepgraph.report.status import status_of
 
 _MARKS = {"good": ("✔", "bold green"), "bad": ("✘", "bold red"), "open": ("○", "bold yellow")}
 _BAR = 8
 
 
 def to_rich(thing: Any) -> RenderableType:
-    """Return what a terminal shows of an `Explanation`, a `Profile` or a `StepGraph`."""
+    """Return an `Explanation`, a `Profile` or a `StepGraph` as a renderable of `rich`."""
     if isinstance(thing, Explanation):
         return Group(*_explanation(thing))
     if isinstance(thing, Profile):
@@ -46,15 +47,8 @@ def to_rich(thing: Any) -> RenderableType:
     return _step(thing)
 
 
-def mood(explanation: Explanation) -> str:
-    """Return `good` if a step is captured, `bad` if it runs eagerly, `open` if it is not known."""
-    if explanation.captured:
-        return "good"
-    return "bad" if explanation.fallback_reason else "open"
-
-
 def _explanation(found: Explanation) -> Iterator[RenderableType]:
-    mark, style = _MARKS[mood(found)]
+    mark, style = _MARKS[status_of(found)]
     yield Text.assemble((f"{mark} {found.name}", style), "  ", (found.verdict, "bold"))
     options = ", ".join(f"{name}={value!r}" for name, value in found.options.items())
     calls = f"{count_of(found.calls, 'call')}, {found.replays} replayed"
@@ -122,7 +116,7 @@ def _advice(found: Sequence[Advice]) -> Table:
 
 
 def _step(step: StepGraph) -> Table:
-    """Return a row for each typed node, or run of small ones, in program order."""
+    """Return a table with a row for each typed node, or run of small nodes, in program order."""
     table = _table("", "kind", "does", "at")
     typed = [node for node in step.nodes if step.kind(node) is not None]
     for line in lines(step):
@@ -137,10 +131,10 @@ def _step(step: StepGraph) -> Table:
 
 def _profile(found: Profile) -> Iterator[RenderableType]:
     yield Text(found.headline, "bold")
-    facts = Table.grid(padding=(0, 2))
+    whole = Table.grid(padding=(0, 2))
     for name, text in found.summary():
-        facts.add_row(Text(f"  {name}", "dim"), text)
-    yield facts
+        whole.add_row(Text(f"  {name}", "dim"), text)
+    yield whole
     yield _nodes(found)
     if found.operators:
         yield _operators(found)

@@ -1,4 +1,4 @@
-"""A step graph as boxes in layers: what a drawing of it shows, and where."""
+"""A step graph as boxes in layers, and the arrows between them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from stepgraph.ir import OPAQUE, Line, StepGraph, lines
 
 @dataclass(frozen=True)
 class Load:
-    """What the operators of a box do.
+    """The cost of the operators of a box.
 
     Attributes:
-        launches: How many of them compute something.
-        bytes: Bytes that they read and write, one by one.
-        flops: Floating-point operations of products.
+        launches: Number of operators that compute something.
+        bytes: Bytes that the operators read and write, one by one.
+        flops: Floating-point operations of matrix products, convolutions and attention.
     """
 
     launches: int = 0
@@ -33,20 +33,20 @@ class Load:
 
 @dataclass(frozen=True)
 class Box:
-    """A typed node, or a run of small ones.
+    """A typed node, or a run of small nodes.
 
     Attributes:
-        number: Its place in program order, among boxes.
-        name: The name of the first node.
-        kind: What it is for.
-        text: What it does, in words.
-        nodes: The names of all its nodes.
-        load: What its operators do, run one by one; of an update without the optimizer's state.
+        number: Index of the box in program order.
+        name: Name of its first node.
+        kind: Kind of its nodes.
+        text: Its line in the printed step graph.
+        nodes: Names of all its nodes.
+        load: Cost of its operators; for an update without the optimizer's state.
         at: The user's file and line, or None.
         reads: Resources that it reads.
         writes: Resources that it writes.
-        operators: How often each ATen operator is called in it, most often first.
-        layer: How many boxes at least come before it, one after the other.
+        operators: ATen operators in it with their number of calls, most frequent first.
+        layer: Length of the longest path of arrows that ends in it.
     """
 
     number: int
@@ -63,18 +63,18 @@ class Box:
 
     @property
     def headline(self) -> str:
-        """What it does, in as few words as a box has room for."""
+        """The first part of `text` that is not in brackets, short enough for a box."""
         parts = self.text.replace(f" [{OPAQUE}]", "").split("  ")
         return next((part for part in parts if not part.startswith("[")), self.text)
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """One box must stay ahead of another.
+    """A dependency: one box must run before another.
 
     Attributes:
-        source: The number of the box ahead.
-        target: The number of the box behind.
+        source: Number of the box that runs first.
+        target: Number of the box that runs later.
         kind: `data`, `anti` or `output`.
     """
 
@@ -84,7 +84,7 @@ class Arrow:
 
 
 def boxes(step: StepGraph) -> tuple[list[Box], list[Arrow]]:
-    """Return the boxes of a step in program order, and the arrows that others do not imply."""
+    """Return the boxes of a step in program order, and the transitive reduction of the arrows."""
     found = lines(step)
     order = _order(step, found)
     layers = {n: i for i, layer in enumerate(nx.topological_generations(order)) for n in layer}
@@ -95,7 +95,7 @@ def boxes(step: StepGraph) -> tuple[list[Box], list[Arrow]]:
 
 
 def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
-    """Return the dependencies between boxes; a data edge is kept where there are several."""
+    """Return the dependencies between boxes; of several edges, a data edge is kept."""
     number_of = {node: i for i, line in enumerate(found) for node in line.nodes}
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(found)))
@@ -107,7 +107,7 @@ def _order(step: StepGraph, found: list[Line]) -> nx.DiGraph[int]:
         for source, _, edge in dependencies.in_edges(node, data=True):
             for number in sorted(behind[source]):
                 if own is None:
-                    behind[node].add(number)  # glue stands for what it comes from
+                    behind[node].add(number)  # a view or getitem passes on the boxes it depends on
                 elif number != own:
                     known = graph.get_edge_data(number, own) or edge
                     kind = "data" if "data" in (known["kind"], edge["kind"]) else edge["kind"]

@@ -1,4 +1,4 @@
-"""Charts as SVG: the bytes alive along a step, and the time of a measured call."""
+"""Charts as SVG: live bytes along a step, and a timeline of measured calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MOST_SPANS = 4000
 
 
 @dataclass(frozen=True)
-class Alive:
-    """What is alive while an operator runs.
+class LiveBytes:
+    """Bytes alive while one operator runs.
 
     Attributes:
-        where: The typed node it belongs to.
-        operator: Its name.
-        kind: What it is for.
-        bytes: How many.
+        where: Name of the operator's typed node.
+        operator: Name of the operator.
+        kind: Kind of the typed node.
+        bytes: Number of bytes.
     """
 
     where: str
@@ -33,23 +33,23 @@ class Alive:
     bytes: int
 
 
-def draw_memory(live: Sequence[Alive], before: Sequence[Alive]) -> str:
-    """Return a drawing of the bytes alive along a step, with the peak marked.
+def draw_memory(live: Sequence[LiveBytes], before: Sequence[LiveBytes]) -> str:
+    """Return a chart of the bytes alive along a step, with a mark at the peak.
 
     Args:
-        live: For every operator in order.
-        before: The same for the step as captured, if the passes have changed it, or empty.
+        live: One value for every operator, in program order.
+        before: The same for the step before the passes, or empty if the passes changed nothing.
     """
     top, bottom = 34, 210
     highest = max((one.bytes for one in (*live, *before)), default=0)
     if not highest or not live:
         return ""
 
-    def place(i: int, items: Sequence[Alive]) -> tuple[float, float]:
+    def place(i: int, items: Sequence[LiveBytes]) -> tuple[float, float]:
         x = LEFT + (RIGHT - LEFT) * i / max(len(items) - 1, 1)
         return x, bottom - (bottom - top) * items[i].bytes / highest
 
-    def line(items: Sequence[Alive]) -> str:
+    def line(items: Sequence[LiveBytes]) -> str:
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(i, items) for i in range(len(items))))
 
     peak = max(range(len(live)), key=lambda i: live[i].bytes)
@@ -72,8 +72,8 @@ def draw_memory(live: Sequence[Alive], before: Sequence[Alive]) -> str:
     )
 
 
-def _kinds_below(live: Sequence[Alive], y: int) -> Iterator[str]:
-    """Yield a strip in the colours of the nodes that the operators belong to."""
+def _kinds_below(live: Sequence[LiveBytes], y: int) -> Iterator[str]:
+    """Yield a strip with the colours of the operators' typed nodes."""
     step = (RIGHT - LEFT) / max(len(live), 1)
     x = float(LEFT)
     for where, group in groupby(live, key=lambda one: (one.where, one.kind)):
@@ -86,11 +86,11 @@ def _kinds_below(live: Sequence[Alive], y: int) -> Iterator[str]:
 
 
 def draw_timeline(spans: Sequence[tuple[str, Sequence[Span], Sequence[str]]]) -> str:
-    """Return a drawing of measured calls below one another, on one scale of time.
+    """Return a drawing of measured calls as lanes with a common time axis.
 
     Args:
-        spans: For every lane: its title, spans in order, and for each span the key of its facts or
-            an empty string. All begin at the first span of their lane.
+        spans: For every lane: its title, its spans in order, and for each span the key of its
+            details or an empty string. Time zero of a lane is the start of its first span.
     """
     longest = max((own[-1].end_ns - own[0].start_ns for _, own, _ in spans if own), default=0)
     if not longest:
@@ -116,19 +116,19 @@ def draw_timeline(spans: Sequence[tuple[str, Sequence[Span], Sequence[str]]]) ->
 def _span(span: Span, key: str, first_ns: int, scale: float, y: int, lane: int) -> str:
     x = LEFT + (span.start_ns - first_ns) * scale
     width = max((span.end_ns - span.start_ns) * scale, 0.3)
-    facts = f' data-facts="{escape(key)}"' if key else ""
+    details = f' data-details="{escape(key)}"' if key else ""
     title = f"{span.name}: {(span.end_ns - span.start_ns) / 1e6:.3f} ms"
     name = _fitting(span, width)
     label = f'<text class="on" x="{x + 6:.1f}" y="{y + lane / 2 + 4}">{escape(name)}</text>'
     return (
-        f'<rect class="span" style="--kind:{colour_of(span.kind)}"{facts} x="{x:.2f}" y="{y}" '
+        f'<rect class="span" style="--kind:{colour_of(span.kind)}"{details} x="{x:.2f}" y="{y}" '
         f'width="{width:.2f}" height="{lane}"><title>{escape(title)}</title></rect>'
         f"{label if name else ''}"
     )
 
 
 def _fitting(span: Span, width: float) -> str:
-    """Return as much of a name as fits; of a whole call its time."""
+    """Return the span's name, shortened to the width; for a whole call, its duration."""
     text = f"{(span.end_ns - span.start_ns) / 1e6:.2f} ms" if span.kind == "call" else span.name
     letters = int((width - 10) / 6.6)
     if len(text) <= letters:
@@ -137,7 +137,7 @@ def _fitting(span: Span, width: float) -> str:
 
 
 def _ticks(longest_ns: int, scale: float, y: int) -> Iterator[str]:
-    """Yield lines at round times."""
+    """Yield grid lines at round times."""
     step = 10 ** (len(str(longest_ns)) - 1)
     for divisor in (1, 2, 5):
         if longest_ns / (step / divisor) >= 4:

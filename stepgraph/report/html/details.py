@@ -1,4 +1,4 @@
-"""What a page says about a box, an operator or a span when it is clicked."""
+"""The details that a click on a box, a row or a span shows."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from stepgraph.profiling import NodeProfile, OperatorProfile, Profile
 from stepgraph.report.html.boxes import Box
 from stepgraph.report.html.graph_svg import Measured
 
-Facts = dict[str, object]
+Details = dict[str, object]
 
 
 @dataclass
 class Embedded:
-    """What the script of a page needs.
+    """Values that a page embeds for its script.
 
     Attributes:
-        facts: By key: what a click shows.
-        memory: By key: for each operator where it is, its name, and what is alive.
-        of_nodes: Keys of boxes after the passes, by the names of their nodes.
+        details: Details by key.
+        memory: By key of a memory chart: typed node, operator and live bytes of each operator.
+        of_nodes: Keys of the boxes after the passes, by the names of their nodes.
     """
 
-    facts: dict[str, Facts] = field(default_factory=dict)
+    details: dict[str, Details] = field(default_factory=dict)
     memory: dict[str, list[list[str]]] = field(default_factory=dict)
     of_nodes: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
-        """Return what goes into the page."""
-        return {"facts": self.facts, "memory": self.memory}
+        """Return the values as JSON for the page."""
+        return {"details": self.details, "memory": self.memory}
 
 
 def profiles_of(drawn: Sequence[Box], profile: Profile | None) -> dict[int, NodeProfile]:
-    """Return what was measured of each box: a node of the profile that covers a node of it."""
+    """Return for each box the profile of the node that covers it, by number of the box."""
     if profile is None:
         return {}
     covering = {name: node for node in profile.nodes for name in node.covers}
@@ -44,7 +44,7 @@ def profiles_of(drawn: Sequence[Box], profile: Profile | None) -> dict[int, Node
 
 
 def measured(drawn: Sequence[Box], nodes: Mapping[int, NodeProfile]) -> dict[int, Measured]:
-    """Return what a drawing shows of what was measured; no time of code across boxes."""
+    """Return the measurements to draw; a box inside a compiled region has no time of its own."""
     total = sum({node.name: node.time.median_ms for node in nodes.values()}.values())
     found: dict[int, Measured] = {}
     for box in drawn:
@@ -59,26 +59,26 @@ def measured(drawn: Sequence[Box], nodes: Mapping[int, NodeProfile]) -> dict[int
     return found
 
 
-def of_box(box: Box, node: NodeProfile | None, profile: Profile | None) -> Facts:
-    """Return the facts of a box, with what was measured of it."""
-    facts: Facts = {"name": box.name, "kind": box.kind, "does": box.text}
-    facts |= {"code": code_at(box.at), "at": relative(box.at)}
+def of_box(box: Box, node: NodeProfile | None, profile: Profile | None) -> Details:
+    """Return the details of a box, with its measurements if it was measured."""
+    details: Details = {"name": box.name, "kind": box.kind, "does": box.text}
+    details |= {"code": code_at(box.at), "at": relative(box.at)}
     if node is not None and profile is not None:
-        facts |= of_node(node, profile)
+        details |= of_node(node, profile)
     elif box.load.bytes:
-        facts["bytes"] = f"{readable(box.load.bytes)} read and written"
-    if box.load.flops and "operations" not in facts:
-        facts["operations"] = f"{box.load.flops:,}"
-    return facts | {
+        details["bytes"] = f"{readable(box.load.bytes)} read and written"
+    if box.load.flops and "operations" not in details:
+        details["operations"] = f"{box.load.flops:,}"
+    return details | {
         "reads": list(box.reads),
         "writes": list(box.writes),
         "operators": [f"{count} x {name}" for name, count in box.operators],
     }
 
 
-def of_node(node: NodeProfile, profile: Profile) -> Facts:
-    """Return what was measured of a node."""
-    facts: Facts = {
+def of_node(node: NodeProfile, profile: Profile) -> Details:
+    """Return the measurements of a node."""
+    details: Details = {
         "time": f"{node.time.median_ms:.3f} ms ({node.time.low_ms:.3f} to {node.time.high_ms:.3f})",
         "share": _share(node.time.median_ms, [other.time.median_ms for other in profile.nodes]),
         "launches": str(node.launches) if node.launches else "",
@@ -87,18 +87,18 @@ def of_node(node: NodeProfile, profile: Profile) -> Facts:
         "operations": f"{node.flops:,}, {node.gflops_per_s:.1f} GFLOP/s" if node.flops else "",
     }
     if node.kind == "compiled":
-        facts["compiled as"] = f"{node.name}: {', '.join(node.covers)}"
-    return facts
+        details["compiled as"] = f"{node.name}: {', '.join(node.covers)}"
+    return details
 
 
-def of_span(node: NodeProfile, profile: Profile) -> Facts:
-    """Return the facts of a node that is no single box."""
+def of_span(node: NodeProfile, profile: Profile) -> Details:
+    """Return the details of a node that is not a single box."""
     title = f"{node.name} {node.label}".rstrip()
     return {"name": title, "kind": node.kind, "at": relative(node.at), **of_node(node, profile)}
 
 
-def of_operator(one: OperatorProfile, profile: Profile) -> Facts:
-    """Return the facts of an operator."""
+def of_operator(one: OperatorProfile, profile: Profile) -> Details:
+    """Return the details of an operator."""
     return {
         "name": one.name,
         "launches": f"{one.launches} in a call of the step",
@@ -112,7 +112,7 @@ def of_operator(one: OperatorProfile, profile: Profile) -> Facts:
 
 
 def rate(gbps: float | None, profile: Profile) -> str:
-    """Return billions of bytes in a second, and what part of a copy that is."""
+    """Return the bandwidth in GB/s, with its share of the copy bandwidth."""
     if not gbps:
         return ""
     part = f", {gbps / profile.copy_gbps:.0%} of a copy" if profile.copy_gbps else ""
@@ -120,19 +120,19 @@ def rate(gbps: float | None, profile: Profile) -> str:
 
 
 def code_at(at: str | None) -> str:
-    """Return the user's line, if its file is there."""
+    """Return the source line at `file:line`, or an empty string if it cannot be read."""
     file, _, line = (at or "").rpartition(":")
     return linecache.getline(file, int(line)).strip() if line.isdigit() else ""
 
 
 def relative(at: str | None) -> str:
-    """Return file and line, the file from here where it is below the present folder."""
+    """Return `file:line`, relative to the current folder if the file is below it."""
     here = os.getcwd() + os.sep
     return (at or "").removeprefix(here)
 
 
 def file_of(at: str | None) -> str:
-    """Return file and line without folders."""
+    """Return `file:line` without folders."""
     return os.path.basename(at or "")
 
 

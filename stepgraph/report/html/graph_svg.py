@@ -1,4 +1,4 @@
-"""A step graph as SVG: boxes in layers, and arrows for what must come before what."""
+"""A step graph as SVG: boxes in layers, and arrows for their dependencies."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LONGEST = 30  # letters that fit into a box
 
 @dataclass(frozen=True)
 class Measured:
-    """What a drawing shows of a box that was measured.
+    """The measurement that a drawing shows in a box.
 
     Attributes:
-        text: How long it took, or what it is part of.
-        share: Its part of the call, from 0 to 1; None if that is not known.
+        text: Duration, or the compiled region that contains the box.
+        share: Share of the call, from 0 to 1; None if not known.
     """
 
     text: str
@@ -30,13 +30,13 @@ class Measured:
 def draw_step(
     drawn: Sequence[Box], arrows: Sequence[Arrow], key: str, measured: Mapping[int, Measured]
 ) -> str:
-    """Return a drawing in which boxes stand below all boxes that must come before them.
+    """Return a drawing in which each box stands below all boxes that must run before it.
 
     Args:
         drawn: The boxes, in program order.
-        arrows: What must stay ahead of what.
-        key: What tells this drawing from others on the page.
-        measured: By box: how long it took, where that is known.
+        arrows: The dependencies between them.
+        key: Prefix of the drawing's keys, unique on the page.
+        measured: Measurements by number of the box, where known.
     """
     places, columns, rows = _places(drawn, arrows)
     width = columns * (_WIDTH + _GAP_X) + _GAP_X
@@ -54,9 +54,10 @@ def draw_step(
 def _places(
     drawn: Sequence[Box], arrows: Sequence[Arrow]
 ) -> tuple[dict[int, tuple[float, float]], int, int]:
-    """Return the upper left corner of every box; every layer is a row, centred.
+    """Return the upper left corner of every box, and the number of columns and of rows.
 
-    In a row, boxes stand in the order of what they hang from, which keeps arrows short.
+    Every layer is a centred row. Within a row, boxes are sorted by the mean position of their
+    sources, which keeps arrows short.
     """
     layers: dict[int, list[Box]] = defaultdict(list)
     for box in drawn:
@@ -67,40 +68,42 @@ def _places(
     columns = max(map(len, layers.values()), default=1)
     places: dict[int, tuple[float, float]] = {}
     for layer in sorted(layers):
-        row = sorted(layers[layer], key=lambda box: (_pull(above[box.number], places), box.number))
+        row = sorted(
+            layers[layer], key=lambda box: (_mean_x(above[box.number], places), box.number)
+        )
         left = (columns - len(row)) * (_WIDTH + _GAP_X) / 2 + _GAP_X
         for i, box in enumerate(row):
             places[box.number] = left + i * (_WIDTH + _GAP_X), layer * (_HEIGHT + _GAP_Y) + _GAP_Y
     return places, columns, len(layers)
 
 
-def _pull(sources: Sequence[int], places: Mapping[int, tuple[float, float]]) -> float:
-    """Return where a box is pulled to: the middle of what it hangs from."""
+def _mean_x(sources: Sequence[int], places: Mapping[int, tuple[float, float]]) -> float:
+    """Return the mean x of the boxes that a box depends on."""
     return sum(places[source][0] for source in sources) / len(sources) if sources else 0.0
 
 
 def _box(box: Box, place: tuple[float, float], key: str, measured: Measured | None) -> str:
     x, y = place
     operators = sum(count for _, count in box.operators)
-    facts = [f"{operators} op{'' if operators == 1 else 's'}"] if operators else []
-    facts += [measured.text] if measured else []
+    details = [f"{operators} op{'' if operators == 1 else 's'}"] if operators else []
+    details += [measured.text] if measured else []
     return (
         f'<g class="node is-{escape(box.kind)}" tabindex="0" role="button" '
         f'data-kind="{escape(box.kind)}" data-number="{box.number}" '
-        f'data-facts="{key}-{box.number}" transform="translate({x:.1f},{y:.1f})" '
+        f'data-details="{key}-{box.number}" transform="translate({x:.1f},{y:.1f})" '
         f'aria-label="{escape(f"{box.kind}: {box.text}")}">'
         f'<rect class="frame" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>'
         f'<rect class="stripe" width="5" height="{_HEIGHT}" rx="2.5"/>'
         f'<text x="15" y="18" class="label">{escape(box.kind)}</text>'
         f'<text x="{_WIDTH - 9}" y="18" class="small" text-anchor="end">{escape(_at(box))}</text>'
         f'<text x="15" y="36" class="text">{escape(_shortened(box.headline))}</text>'
-        f'<text x="15" y="53" class="small">{escape(" · ".join(facts))}</text>'
+        f'<text x="15" y="53" class="small">{escape(" · ".join(details))}</text>'
         f"{_bar(measured)}</g>"
     )
 
 
 def _bar(measured: Measured | None) -> str:
-    """Return a bar for the part of the call that a box takes."""
+    """Return a bar for the share of the call that a box takes."""
     if measured is None or measured.share is None:
         return ""
     left, width = 132, _WIDTH - 142

@@ -1,4 +1,4 @@
-"""An explanation as one page that needs nothing else: no network, no other file."""
+"""The page of an explanation: one HTML file with its style and script, without a network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from stepgraph.report.html.details import Embedded
 from stepgraph.report.html.profile_section import measured_sections
 from stepgraph.report.html.variant_section import variant_section
 from stepgraph.report.palette import COLOURS, OTHER
-from stepgraph.report.terminal import mood
+from stepgraph.report.status import status_of
 
 
 def to_html(explanation: Explanation, path: str | Path, profile: Profile | None = None) -> None:
-    """Write an explanation as a page; see `Explanation.to_html`."""
+    """Write the page of an explanation to a file; see `Explanation.to_html`."""
     Path(path).write_text(page(explanation, profile), encoding="utf-8")
 
 
 def page(explanation: Explanation, profile: Profile | None = None) -> str:
-    """Return an explanation as HTML, with a profile of one of its variants if there is one."""
+    """Return the page of an explanation, with the profile of one of its variants if given."""
     embedded = Embedded()
     body = [*_explanation(explanation, profile, embedded, "s")]
     return "\n".join(
@@ -39,7 +39,7 @@ def page(explanation: Explanation, profile: Profile | None = None) -> str:
             f"<style>{_asset('report.css')}{_kinds()}</style></head><body><main>",
             *body,
             "</main>",
-            '<aside id="facts" aria-live="polite" hidden></aside><div id="tip" hidden></div>',
+            '<aside id="details" aria-live="polite" hidden></aside><div id="tip" hidden></div>',
             f'<script type="application/json" id="data">{_json(embedded.as_dict())}</script>',
             f"<script>{_asset('report.js')}</script></body></html>",
         ]
@@ -50,7 +50,7 @@ def _explanation(
     found: Explanation, profile: Profile | None, embedded: Embedded, key: str
 ) -> Iterator[str]:
     yield f"<header><h1>{escape(found.name)}</h1>"
-    yield f'<div class="verdict {mood(found)}">{escape(found.verdict)}</div>'
+    yield f'<div class="verdict {status_of(found)}">{escape(found.verdict)}</div>'
     calls = f"{count_of(found.calls, 'call')}, of which {found.replays} replayed"
     options = ", ".join(f"{name}={value!r}" for name, value in found.options.items())
     yield f'<p class="soft">{calls}{f"; <code>{escape(options)}</code>" if options else ""}</p>'
@@ -68,7 +68,7 @@ def _explanation(
 
 
 def _cards(found: Explanation, profile: Profile | None) -> str:
-    """Return the numbers that one looks for first."""
+    """Return the most important numbers, as large cards."""
     cards = list(_measured_cards(profile) if profile else _captured_cards(found))
     items = (f"<li><b>{escape(big)}</b><span>{escape(small)}</span></li>" for big, small in cards)
     return f'<ul class="cards">{"".join(items)}</ul>' if cards else ""
@@ -96,7 +96,7 @@ def _captured_cards(found: Explanation) -> Iterator[tuple[str, str]]:
     yield str(max(v.launches for v in found.variants)), "launches in a call"
     yield f"{sum(v.capture_ms for v in found.variants) / 1e3:.1f} s", "to capture"
     if times:
-        yield f"{min(times):.2f} ms", "the quickest of the first replays"
+        yield f"{min(times):.2f} ms", "shortest of the first replays"
 
 
 def _fallbacks(found: Sequence[FallbackReport]) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _advice(found: Sequence[Advice]) -> Iterator[str]:
 
 
 def _kinds() -> str:
-    """Return a rule for the colour of each kind."""
+    """Return the CSS rules for the colours of the kinds."""
     rules = [f".is-{kind}{{--kind:{colour}}}" for kind, colour in COLOURS.items()]
     return f":root{{--kind:{OTHER}}}" + "".join(rules)
 
@@ -131,5 +131,5 @@ def _asset(name: str) -> str:
 
 
 def _json(value: object) -> str:
-    """Return JSON that cannot end the script element it stands in."""
+    """Return JSON for a script element: without `<`, so that it cannot end the element."""
     return json.dumps(value).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""What a page says about a profile: a timeline, the nodes, the operators."""
+"""The section of a profile: timeline, table of nodes, table of operators."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import statistics
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from stepgraph.ir import readable
 from stepgraph.profiling import Profile, Span
+from stepgraph.profiling.text import NODE_HEAD, OPERATOR_HEAD, bytes_text
 from stepgraph.profiling.trace import ROWS
 from stepgraph.report.html.charts import draw_timeline
 from stepgraph.report.html.details import Embedded, file_of, of_operator, of_span
+from stepgraph.report.html.figure import zoomable
 from stepgraph.report.html.tables import Bar, Cell, name, number, table
-from stepgraph.report.html.variant_section import TOOLS
 
 _EAGER, _COMPILED, _BY_NODE, _BY_OPERATOR = ROWS
 
 
 def measured_sections(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
-    """Yield the sections of a profile; the facts of its nodes are those of their boxes.
+    """Yield the HTML of the section of a profile; a node shares the details of its box.
 
     Args:
-        profile: What was measured.
-        embedded: Receives what the page's script needs.
-        key: What tells these sections from others on the page.
+        profile: The profile.
+        embedded: Receives the details that the page's script shows.
+        key: Prefix of the section's keys, unique on the page.
     """
     calls = f"medians of {profile.compiled.calls} calls each, in turns"
     yield f"<section><h2>Where the time goes</h2><p>Measured on {profile.device}: {calls}.</p>"
@@ -58,15 +58,15 @@ def _timeline(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
     if not drawing:
         return
     yield "<h3>Timeline of a typical call</h3>"
-    yield f'<div class="figure zoomable" data-zoom="x">{drawing}{TOOLS}</div>'
+    yield zoomable(drawing, sideways=True)
     yield (
-        '<p class="caption">Of each kind the call that is nearest to the medians. What is empty '
-        "is the host: guards, inputs, results.</p>"
+        '<p class="caption">One call of each kind, the nearest to the medians. Empty space is the '
+        "host: guards, inputs, results.</p>"
     )
 
 
 def _typical_call(spans: Sequence[Span], row: str) -> tuple[Span | None, list[Span]]:
-    """Return the call of a row that is nearest to the medians, and what is inside of it."""
+    """Return the call of a row that is nearest to the medians, and the spans inside of it."""
     own = [span for span in spans if span.row == row]
     calls = [span for span in own if span.kind == "call"]
     inner = [span for span in own if span.kind != "call"]
@@ -89,17 +89,17 @@ def _typical_call(spans: Sequence[Span], row: str) -> tuple[Span | None, list[Sp
 
 
 def _edges(call: Span, inside: Sequence[Span]) -> list[int]:
-    """Return the times at which something begins or ends in a call, in order."""
+    """Return the start of the call, the starts of its spans, and the end of the call."""
     return [call.start_ns, *(span.start_ns for span in inside), call.end_ns]
 
 
 def _start(call: Span) -> Span:
-    """Return an empty span where a call begins: lanes are drawn from there."""
+    """Return an empty span at the start of a call, the origin of its lane."""
     return Span(call.row, call.name, "host", call.start_ns, call.start_ns)
 
 
 def _nodes(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
-    total = sum(n.time.median_ms for n in profile.nodes) + profile.host.median_ms
+    total = profile.total_ms
     longest = max((node.time.median_ms for node in profile.nodes), default=0.0)
     rows = [
         (
@@ -116,7 +116,7 @@ def _nodes(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
         )
         for node in profile.nodes
     ]
-    head = ("node", "ms", "", "share", "launches", "GFLOP/s", "moved", "GB/s", "of copy", "")
+    head = (NODE_HEAD[0], "ms", "", *NODE_HEAD[3:])
     keys = [_key_of(i, profile, embedded, key) for i in range(len(profile.nodes))]
     yield "<h3>Nodes</h3>" + table(head, rows, keys=keys, sortable=True)
 
@@ -125,12 +125,12 @@ def _operators(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
     if not profile.operators:
         return
     kinds = {covered: node.kind for node in profile.nodes for covered in node.covers}
-    total = sum(one.time.median_ms for one in profile.operators)
+    total = profile.operators_ms
     longest = max(one.time.median_ms for one in profile.operators)
     rows, keys = [], []
     for i, one in enumerate(profile.operators):
         keys.append(f"{key}o{i}")
-        embedded.facts[keys[-1]] = of_operator(one, profile)
+        embedded.details[keys[-1]] = of_operator(one, profile)
         kind = kinds.get(one.nodes[0], "compiled") if one.nodes else "compiled"
         rows.append(
             (
@@ -144,26 +144,26 @@ def _operators(profile: Profile, embedded: Embedded, key: str) -> Iterator[str]:
                 _of_copy(profile, one.gbps),
             )
         )
-    head = ("operator", "launches", "ms", "", "share", "moved", "GB/s", "of copy")
+    head = (*OPERATOR_HEAD[:3], "", *OPERATOR_HEAD[3:])
     yield "<h3>Operators</h3>" + table(head, rows, keys=keys, sortable=True)
     yield (
-        '<p class="caption">All calls of an operator in one call of the step, a clock read ahead '
-        "of each. What fits into a cache moves faster than a large copy does.</p>"
+        '<p class="caption">All calls of an operator in one call of the step; a clock is read '
+        "before each. Tensors that fit into a cache move faster than a large copy.</p>"
     )
 
 
 def _key_of(index: int, profile: Profile, embedded: Embedded, key: str) -> str:
-    """Return the key of the facts of a node: those of its box, if it is one box."""
+    """Return the key of a node's details: those of its box, if it is one box."""
     node = profile.nodes[index]
     if node.kind != "compiled" and node.covers and node.covers[0] in embedded.of_nodes:
         return embedded.of_nodes[node.covers[0]]
     own = f"{key}n{index}"
-    embedded.facts.setdefault(own, of_span(node, profile))
+    embedded.details.setdefault(own, of_span(node, profile))
     return own
 
 
 def _bytes(moved: int | None) -> Cell:
-    return number("?" if moved is None else readable(moved) if moved else "", moved)
+    return number(bytes_text(moved), moved)
 
 
 def _of_copy(profile: Profile, gbps: float | None) -> Cell:

@@ -1,4 +1,4 @@
-"""Tables of a page."""
+"""HTML tables with numbers, names and bars, which a script can sort."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Cell:
     """A cell of a table.
 
     Attributes:
-        text: What it says.
-        value: The number it is sorted by; None for text.
-        css: Classes.
+        text: Text of the cell.
+        value: Sort key; None for text.
+        css: CSS classes.
     """
 
     text: str
@@ -26,11 +26,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bar:
-    """A cell with a bar.
+    """A cell with a horizontal bar.
 
     Attributes:
-        share: Its length, from 0 to 1.
-        kind: The kind that gives the colour.
+        share: Length of the bar, from 0 to 1.
+        kind: Kind whose colour the bar has.
     """
 
     share: float
@@ -38,12 +38,12 @@ class Bar:
 
 
 def number(text: str, value: float | None) -> Cell:
-    """Return a cell with a number, on the right."""
+    """Return a right-aligned cell with a number."""
     return Cell(text, 0.0 if value is None else value, "number")
 
 
 def name(text: str) -> Cell:
-    """Return a cell with a name from a program."""
+    """Return a cell with an identifier, in a monospaced font."""
     return Cell(text, None, "name")
 
 
@@ -55,14 +55,14 @@ def table(
     css: Sequence[str] = (),
     sortable: bool = False,
 ) -> str:
-    """Return a table that can be scrolled sideways; empty without rows.
+    """Return a table that scrolls horizontally, or an empty string without rows.
 
     Args:
         head: Titles of the columns.
-        rows: Cells.
-        keys: For each row the key of its facts, or none.
-        css: For each row its classes, or none.
-        sortable: Whether a click on a title sorts.
+        rows: Cells of each row.
+        keys: Key of the details of each row, or empty.
+        css: CSS classes of each row, or empty.
+        sortable: Whether a click on a title sorts the rows.
     """
     lines = list(rows)
     if not lines:
@@ -84,7 +84,7 @@ def table(
 
 
 def _attributes(keys: Sequence[str], css: Sequence[str], i: int) -> str:
-    key = f' data-facts="{escape(keys[i])}"' if i < len(keys) and keys[i] else ""
+    key = f' data-details="{escape(keys[i])}"' if i < len(keys) and keys[i] else ""
     own = f' class="{escape(css[i])}"' if i < len(css) and css[i] else ""
     return key + own
 

@@ -1,4 +1,4 @@
-"""What a page says about a variant: its graph before and after the passes, passes, memory."""
+"""The section of a variant: step graph, memory, passes, optimizers, compiled regions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from stepgraph.ir import StepGraph, readable
 from stepgraph.passes import PassRecord
 from stepgraph.profiling import Profile
 from stepgraph.report.html.boxes import boxes
-from stepgraph.report.html.charts import LEFT, RIGHT, Alive, draw_memory
+from stepgraph.report.html.charts import LEFT, RIGHT, LiveBytes, draw_memory
 from stepgraph.report.html.details import Embedded, measured, of_box, profiles_of
+from stepgraph.report.html.figure import zoomable
 from stepgraph.report.html.graph_svg import draw_step
 from stepgraph.report.html.tables import Cell, name, number, table
-
-TOOLS = (
-    '<div class="tools"><button data-zoom="out" aria-label="zoom out">&minus;</button>'
-    '<button data-zoom="in" aria-label="zoom in">+</button>'
-    '<button data-zoom="fit" aria-label="show all, or the beginning">&#x2922;</button></div>'
-)
 
 
 def variant_section(
@@ -32,15 +27,15 @@ def variant_section(
     title: str,
     key: str,
 ) -> Iterator[str]:
-    """Yield the section of a variant.
+    """Yield the HTML of the section of a variant.
 
     Args:
-        variant: What is known of it.
+        variant: The variant's part of the explanation.
         graphs: The step graph before the passes and after them.
-        profile: What was measured of it, if it was.
-        embedded: Receives what the page's script needs.
-        title: Of the section.
-        key: What tells the section from others on the page.
+        profile: The variant's profile, if it was measured.
+        embedded: Receives the details that the page's script shows.
+        title: Title of the section.
+        key: Prefix of the section's keys, unique on the page.
     """
     before, after = graphs
     place = f' <span class="soft">{escape(variant.place)}</span>' if variant.place else ""
@@ -50,8 +45,8 @@ def variant_section(
     yield (
         f'<p class="soft">{count_of(variant.operators, "operator")}, '
         f"{variant.launches} launches, backend {escape(variant.backend)}. Captured in "
-        f"{variant.capture_ms:.0f} ms, replayed {count_of(variant.replays, 'time')}, the quickest "
-        f"of the first: {replay}.</p>"
+        f"{variant.capture_ms:.0f} ms, replayed {count_of(variant.replays, 'time')}, shortest of "
+        f"the first replays: {replay}.</p>"
     )
     yield from _graphs(variant, before, after, profile, embedded, key)
     yield from _memory(variant, before, after, embedded, key)
@@ -87,9 +82,9 @@ def _graphs(
         yield f'<div id="{key}-after">{_drawn(after, profile, embedded, f"{key}a")}</div>'
         yield f'<div id="{key}-before" hidden>{_drawn(before, None, embedded, f"{key}b")}</div>'
     yield (
-        '<p class="caption">A box stands below all that must come before it. Solid: a value; red '
-        "dashes: what is read before it is overwritten; blue dashes: writes in order. Click a box "
-        "for its facts; drag to move, pinch or ctrl and wheel to zoom.</p>"
+        '<p class="caption">A box stands below all boxes that must run before it. Solid: a value '
+        "is used; red dashes: read before overwritten; blue dashes: order of two writes. Click a "
+        "box for its details; drag to move, pinch or ctrl and wheel to zoom.</p>"
     )
 
 
@@ -97,19 +92,19 @@ def _drawn(step: StepGraph, profile: Profile | None, embedded: Embedded, key: st
     drawn, arrows = boxes(step)
     nodes = profiles_of(drawn, profile)
     for box in drawn:
-        facts = of_box(box, nodes.get(box.number), profile)
-        embedded.facts[f"{key}-{box.number}"] = facts
+        details = of_box(box, nodes.get(box.number), profile)
+        embedded.details[f"{key}-{box.number}"] = details
         if profile is not None:
             embedded.of_nodes.update((node, f"{key}-{box.number}") for node in box.nodes)
     drawing = draw_step(drawn, arrows, key, measured(drawn, nodes))
-    return f'<div class="figure zoomable">{drawing}{TOOLS}</div>'
+    return zoomable(drawing)
 
 
 def _memory(
     variant: VariantReport, before: StepGraph, after: StepGraph, embedded: Embedded, key: str
 ) -> Iterator[str]:
-    live = _alive(after)
-    earlier = _alive(before) if any(record.acted for record in variant.passes) else []
+    live = _live(after)
+    earlier = _live(before) if any(record.acted for record in variant.passes) else []
     drawing = draw_memory(live, earlier)
     if not drawing:
         return
@@ -122,15 +117,15 @@ def _memory(
     was = max((one.bytes for one in earlier), default=peak)
     dashed = f" Dashed: before the passes, at most {readable(was)}." if earlier else ""
     yield (
-        f'<p class="caption">At most {readable(peak)} of activations, gradients and results, '
-        f"operators run one by one; not parameters and optimizer state.{dashed}</p>"
+        f'<p class="caption">At most {readable(peak)} of activations, gradients and results, if '
+        f"operators run one by one; without parameters and optimizer state.{dashed}</p>"
     )
     embedded.memory[key] = [[one.where, one.operator, readable(one.bytes)] for one in live]
 
 
-def _alive(step: StepGraph) -> list[Alive]:
+def _live(step: StepGraph) -> list[LiveBytes]:
     return [
-        Alive(
+        LiveBytes(
             where=str(node.meta.get("stepgraph.node", node.name)),
             operator=str(getattr(node.target, "__name__", node.target)),
             kind=getattr(node.meta.get("stepgraph.kind"), "value", ""),

@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const panel = document.getElementById("facts");
+const panel = document.getElementById("details");
 const tip = document.getElementById("tip");
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
@@ -11,14 +11,14 @@ function element(name, text, parent) {
   return made;
 }
 
-/* What a click shows: all facts of a node, of an operator or of a span. */
+/* What a click shows: all details of a node, of an operator or of a span. */
 function show(key) {
-  const facts = data.facts[key];
-  if (!facts) return;
+  const details = data.details[key];
+  if (!details) return;
   panel.replaceChildren();
-  element("h4", facts.name, panel);
+  element("h4", details.name, panel);
   const list = element("dl", "", panel);
-  for (const [name, value] of Object.entries(facts)) {
+  for (const [name, value] of Object.entries(details)) {
     if (name === "name" || !value.length) continue;
     element("dt", name, list);
     element("dd", Array.isArray(value) ? value.join(", ") : value, list);
@@ -30,7 +30,7 @@ function show(key) {
   panel.hidden = false;
   panel.scrollTop = 0;
   all(".chosen").forEach(other => other.classList.remove("chosen"));
-  all("[data-facts]").filter(other => other.dataset.facts === key)
+  all("[data-details]").filter(other => other.dataset.details === key)
     .forEach(other => other.classList.add("chosen"));
 }
 
@@ -39,7 +39,7 @@ function hide() {
   all(".chosen").forEach(other => other.classList.remove("chosen"));
 }
 
-/* What hovering shows: the few facts that matter most, beside the pointer. */
+/* What hovering shows: the few details that matter most, beside the pointer. */
 function hint(text, event) {
   tip.textContent = text;
   tip.hidden = false;
@@ -51,13 +51,13 @@ function hint(text, event) {
   tip.style.top = `${y}px`;
 }
 
-function brief(facts) {
+function brief(details) {
   const kept = ["code", "does", "time", "share", "bytes", "GB/s", "reads", "writes"];
-  const lines = kept.filter(name => facts[name] && facts[name].length).map(name => {
-    const value = Array.isArray(facts[name]) ? facts[name].join(", ") : facts[name];
+  const lines = kept.filter(name => details[name] && details[name].length).map(name => {
+    const value = Array.isArray(details[name]) ? details[name].join(", ") : details[name];
     return `${name} ${value.length > 90 ? value.slice(0, 87) + "..." : value}`;
   });
-  return [facts.name, ...lines].join("\n");
+  return [details.name, ...lines].join("\n");
 }
 
 function light(node, on) {
@@ -75,20 +75,20 @@ function light(node, on) {
     .forEach(one => one.classList.add("near"));
 }
 
-for (const item of all("[data-facts]")) {
-  const facts = data.facts[item.dataset.facts];
+for (const item of all("[data-details]")) {
+  const details = data.details[item.dataset.details];
   item.addEventListener("click", event => {
     if (item.closest(".moved")) return;
     event.stopPropagation();
-    show(item.dataset.facts);
+    show(item.dataset.details);
   });
   item.addEventListener("keydown", event => {
     if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
-    show(item.dataset.facts);
+    show(item.dataset.details);
   });
   item.addEventListener("pointermove", event => {
-    if (event.pointerType === "mouse" && facts) hint(brief(facts), event);
+    if (event.pointerType === "mouse" && details) hint(brief(details), event);
   });
   item.addEventListener("pointerleave", () => { tip.hidden = true; });
   if (item.classList.contains("node")) {
