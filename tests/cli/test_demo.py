@@ -90,7 +90,7 @@ def test_a_place_that_cannot_be_written_is_said_before_training(tmp_path, capsys
 
     printed = capsys.readouterr()
     assert code == 2
-    assert "the picture cannot be written" in printed.err
+    assert "the file cannot be written" in printed.err
     assert printed.out == ""
 
 

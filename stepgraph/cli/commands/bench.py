@@ -1,4 +1,4 @@
-"""`stepgraph bench script.py:step`: run a script, watch its step, then measure it in every way."""
+"""`stepgraph bench script.py:step`: run a script, then time its step eagerly and compiled."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _BACKENDS = ("eager", "inductor")
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `bench` to the subcommands of a parser."""
+    """Add the subcommand `bench`."""
     parser = commands.add_parser(
         "bench",
         help="run a script, then time its training step eagerly and compiled by every backend",
         description="Run a script as __main__ with its own arguments, observe a training step of "
         "it for some calls, stop the script, and time whole calls with the arguments of the latest "
-        "one: eagerly, and compiled by each backend, in turns. Other options that the script gives "
-        "are kept. What the step writes is put back after each measured call.",
-        epilog="exit codes: 0 all are measured; 1 a backend does not capture the step; 2 the "
+        "call: eagerly, and compiled by each backend, in turns. Other options of the script's "
+        "compile() apply. State that the step writes is restored after each measured call.",
+        epilog="exit codes: 0 all ways are measured; 1 a backend does not capture the step; 2 the "
         "script cannot be run, fails, or never calls the step, or no backend captures it",
     )
     add_observation(parser)
@@ -32,7 +32,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=count,
         default=50,
         metavar="N",
-        help="measure N calls of each kind (default: 50)",
+        help="measure N calls of each way (default: 50)",
     )
     parser.add_argument(
         "--backend",

@@ -1,4 +1,4 @@
-"""`stepgraph demo`: train a small GAN eagerly and compiled, and show that both are the same."""
+"""`stepgraph demo`: train a small GAN eagerly and compiled, and compare the results bit by bit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from stepgraph.cli.arguments import count, show
-from stepgraph.cli.demo.bitwise import Comparison, compare
+from stepgraph.cli.arguments import check_writable, count, show, writing
+from stepgraph.cli.demo.bitwise import BitwiseComparison, compare
 from stepgraph.cli.demo.optional_packages import optional_module
 from stepgraph.cli.demo.picture import COLUMNS, ROWS, save_picture
 from stepgraph.cli.demo.progress import TrainingProgress
@@ -21,12 +21,12 @@ from stepgraph.cli.demo.training import BATCH_SIZE, Plan, Run
 from stepgraph.compiler import Explanation
 from stepgraph.errors import ConfigurationError
 
-_FEWEST_STEPS = 3  # one eager, one captured, one replayed
-_IMAGES = 1797  # in scikit-learn's digits
+_FEWEST_STEPS = 3  # the first call is eager, the second captures, the third replays
+_IMAGES = 1797  # number of images in scikit-learn's digits
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `demo` to the subcommands of a parser."""
+    """Add the subcommand `demo`."""
     parser = commands.add_parser(
         "demo",
         help="train a small GAN eagerly and compiled, in under a minute",
@@ -45,7 +45,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=count,
         default=1,
         metavar="N",
-        help="threads for torch; one is best for tensors as small as these (default: 1)",
+        help="number of torch threads; one is fastest for such small tensors (default: 1)",
     )
     parser.set_defaults(run=run)
 
@@ -57,27 +57,28 @@ def run(arguments: argparse.Namespace) -> int:
         0, or 1 if the step was not captured or a tensor differs.
 
     Raises:
-        ConfigurationError: Too few steps, no place for the picture, or a package is missing.
+        ConfigurationError: Too few steps, the picture cannot be written, or a package is missing.
     """
-    _check_out(arguments.out)
-    optional_module("matplotlib.figure")  # missing: say so now, not after the training
+    check_writable("--out", arguments.out)
+    optional_module("matplotlib.figure")  # fail before the training if it is missing
     plan = _plan(arguments)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(
         f"A GAN with two optimizers learns to draw digits: {plan.steps} steps eagerly and "
         f"{plan.steps} compiled, in turns, both from seed {plan.seed}."
     )
-    with _surroundings(arguments.threads):
+    with _threads_and_random_state(arguments.threads):
         eager, compiled, sections = _train_both(plan, console)
-    _save(arguments.out, sections)
+    with writing("--out", arguments.out):
+        save_picture(arguments.out, sections)
     return _report(console, eager=eager, compiled=compiled, out=arguments.out)
 
 
 def _train_both(plan: Plan, console: Console) -> tuple[Run, Run, dict[str, Tensor]]:
-    """Train eagerly and compiled, in turns so that a busy machine slows both alike.
+    """Train eagerly and compiled, in turns, so that load on the machine slows both alike.
 
     Returns:
-        The eager run, the compiled run, and what to draw.
+        The eager run, the compiled run, and the images to draw, by title.
     """
     eager, compiled = Run(plan, compiled=False), Run(plan, compiled=True)
     noise = compiled.model.sample_z(ROWS * COLUMNS)
@@ -92,7 +93,7 @@ def _train_both(plan: Plan, console: Console) -> tuple[Run, Run, dict[str, Tenso
 
 
 def _report(console: Console, *, eager: Run, compiled: Run, out: Path) -> int:
-    """Print what happened and return the exit code."""
+    """Print the explanation, the times and the verdict; return the exit code."""
     explanation = compiled.model.training_step.explain()
     comparison = compare(eager.results(), compiled.results())
     console.print()
@@ -104,8 +105,8 @@ def _report(console: Console, *, eager: Run, compiled: Run, out: Path) -> int:
     return 0 if explanation.captured and not comparison.different else 1
 
 
-def _verdict(comparison: Comparison, explanation: Explanation) -> str:
-    """Say in one line whether the two runs are the same, and whether that means anything."""
+def _verdict(comparison: BitwiseComparison, explanation: Explanation) -> str:
+    """Return one line: whether the two runs are identical, and whether the step was captured."""
     if comparison.different:
         first, count = comparison.different[0], len(comparison.different)
         return (
@@ -114,7 +115,7 @@ def _verdict(comparison: Comparison, explanation: Explanation) -> str:
         )
     if not explanation.captured:
         reason = explanation.fallback_reason or "it is switched off"
-        return f"NOT CAPTURED: both runs were eager, nothing was shown. The reason: {reason}."
+        return f"NOT CAPTURED: both runs were eager, nothing was compared. Reason: {reason}."
     return (
         f"The weights are bit-identical: {comparison.tensors} tensors ({comparison.elements:,} "
         "numbers) compared: parameters, buffers, optimizer states, all losses, the random state."
@@ -132,7 +133,7 @@ def _times(eager: Run, compiled: Run) -> Table:
     ratio = eager.median_ms() / compiled.median_ms()
     table.caption = (
         f"Compiled runs at {ratio:.2f} times the speed of eager here. Its first call is eager and "
-        "its second captures. One run on this machine, not a benchmark."
+        "its second captures. This is one run on this machine, not a benchmark."
     )
     table.caption_justify = "left"
     return table
@@ -145,7 +146,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     plan = Plan(images=images, labels=labels, epochs=arguments.epochs, seed=arguments.seed)
     if plan.steps < _FEWEST_STEPS:
         raise ConfigurationError(
-            "too few steps to show anything",
+            "too few steps for a replay",
             at="--epochs and --limit",
             found=f"{plan.steps} steps: {plan.epochs} epochs of {len(images)} images, "
             f"{BATCH_SIZE} a step",
@@ -155,30 +156,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return plan
 
 
-def _check_out(out: Path) -> None:
-    """Refuse a place that cannot be written, before a minute of training rather than after."""
-    if not out.parent.is_dir():
-        raise _unwritable(f"there is no folder {out.parent}")
-    if out.is_dir():
-        raise _unwritable(f"{out} is a folder")
-
-
-def _save(out: Path, sections: dict[str, Tensor]) -> None:
-    try:
-        save_picture(out, sections)
-    except OSError as error:
-        raise _unwritable(f"{out}: {error.strerror}") from error
-
-
-def _unwritable(found: str) -> ConfigurationError:
-    return ConfigurationError(
-        "the picture cannot be written", at="--out", found=found, hint="a file in a folder of yours"
-    )
-
-
 @contextlib.contextmanager
-def _surroundings(threads: int) -> Iterator[None]:
-    """Train with `threads` threads and leave threads and random state as they were."""
+def _threads_and_random_state(threads: int) -> Iterator[None]:
+    """Scope with `threads` torch threads; restores their number and the random state."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

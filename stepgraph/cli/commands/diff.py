@@ -1,4 +1,4 @@
-"""`stepgraph diff a.json b.json`: what differs between two explanations or two profiles."""
+"""`stepgraph diff a.json b.json`: differences between two explanations, profiles or benches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stepgraph.report import diff
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `diff` to the subcommands of a parser."""
+    """Add the subcommand `diff`."""
     parser = commands.add_parser(
         "diff",
         help="compare two explanations, profiles or benches",
-        description="Compare two files that --json of stepgraph explain, profile or bench has "
-        "written. How often the step was called does not count.",
-        epilog="exit codes: 0 nothing differs but times; 1 something does; 2 the files cannot be "
+        description="Compare two files written by --json of stepgraph explain, profile or "
+        "bench. Numbers of calls are not compared.",
+        epilog="exit codes: 0 only times differ; 1 other values differ; 2 the files cannot be "
         "compared",
     )
     parser.add_argument("before", type=Path, metavar="A.json")
@@ -32,10 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0, or 1 if something differs that is no time.
+        0, or 1 if values other than times differ.
 
     Raises:
-        ConfigurationError: A file cannot be read, or holds something else.
+        ConfigurationError: A file cannot be read, or is not written by `--json`.
     """
     found = diff(_read(arguments.before), _read(arguments.after))
     console = Console(soft_wrap=True, markup=False, highlight=False)
@@ -49,4 +49,4 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigurationError(f"{path} is no JSON", found=str(error)) from error
+        raise ConfigurationError(f"{path} is not JSON", found=str(error)) from error

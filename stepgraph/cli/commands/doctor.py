@@ -1,4 +1,4 @@
-"""`stepgraph doctor`: what is here, whether capture works, what will be used and why."""
+"""`stepgraph doctor`: print versions and devices, and test whether capture works here."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from stepgraph.compiler import Explanation, compile
 from stepgraph.errors import StepgraphError
 
 _BACKENDS = ("auto", "eager", "inductor")
-_MEANS = {
-    "eager": "the operators of PyTorch one by one, bit for bit on a CPU",
-    "inductor": "compiled, rounds differently; each region was compared with eager",
+_BACKEND_TEXT = {
+    "eager": "PyTorch's operators one by one; bit-identical on a CPU",
+    "inductor": "compiled regions with other rounding; each was compared with eager",
 }
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `doctor` to the subcommands of a parser."""
+    """Add the subcommand `doctor`."""
     parser = commands.add_parser(
         "doctor",
-        help="say what is installed, whether capture works here, and what will be used",
+        help="print versions and devices, and test whether capture works here",
         description="Print versions, compilers and devices; capture a step whose graph is known; "
         "train a small model eagerly and compiled on every device and compare the weights.",
-        epilog="exit codes: 0 steps are captured here; 1 they are not, or differ from eager",
+        epilog="exit codes: 0 steps are captured here; 1 a step is not captured or differs",
     )
     parser.add_argument(
         "--backend",
@@ -49,10 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0, or 1 if something does not work.
+        0, or 1 if a check failed.
 
     Raises:
-        ConfigurationError: A `STEPGRAPH_*` variable has no meaning.
+        ConfigurationError: A `STEPGRAPH_*` variable has a wrong value.
     """
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for name, found in (*_software(), *_devices(), *_settings()):
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     verdict = "a step is captured as expected" if tested.passed else f"FAILED: {tested.reason}"
     console.print(f"{'self-test':<14} {verdict}\n")
     if not tested.passed:
-        console.print("Every step runs eagerly here: this torch behaves in another way.")
+        console.print("Every step runs eagerly here: capture does not work with this torch.")
         return 1
     backends = arguments.backend or ["auto"]
     trials = [_try(backend, device) for backend in backends for device in _device_types()]
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A small training, eagerly and compiled."""
+    """The result of a small training, eagerly and compiled."""
 
     backend: str
     device: str
@@ -89,8 +89,8 @@ class _Trial:
             return f"{head}: {self.problem}"
         assert self.explanation is not None
         (variant,) = self.explanation.variants
-        lines = [f"{head}: a step is captured whole and trains as eagerly"]
-        lines.append(f"  run by the {variant.backend} backend: {_MEANS[variant.backend]}")
+        lines = [f"{head}: a step is captured whole and trains as in eager mode"]
+        lines.append(f"  run by the {variant.backend} backend: {_BACKEND_TEXT[variant.backend]}")
         for optimizer in variant.optimizers:
             how = "fused" if optimizer.fused else f"not fused: {optimizer.why}"
             lines.append(f"  {optimizer.label}: {how}")
@@ -98,7 +98,7 @@ class _Trial:
 
 
 def _try(backend: str, device: str) -> _Trial:
-    """Train a small model for four calls, twice, and compare."""
+    """Train a small model for four calls, eagerly and compiled, and compare the weights."""
     try:
         eager, _ = _train(device, None)
         compiled, explanation = _train(device, backend)
@@ -154,7 +154,7 @@ def _software() -> Iterator[tuple[str, str]]:
 
 def _devices() -> Iterator[tuple[str, str]]:
     cores, threads = os.cpu_count(), torch.get_num_threads()
-    yield "CPU", f"{cores} cores, torch uses {threads} of them at once"
+    yield "CPU", f"{cores} cores, {threads} torch threads"
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         why = "no device is visible" if built else "this torch is a build for CPUs"
@@ -191,7 +191,7 @@ def _version(package: str) -> str | None:
 
 
 def _tested_range() -> str:
-    """Return the versions of torch that this version was tested with, if it is installed."""
+    """Return the tested range of torch versions, or an empty string if not installed."""
     try:
         required = importlib.metadata.requires("stepgraph") or []
     except importlib.metadata.PackageNotFoundError:

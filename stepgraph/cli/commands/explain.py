@@ -1,4 +1,4 @@
-"""`stepgraph explain script.py:step`: run a script, watch its step, say what was captured."""
+"""`stepgraph explain script.py:step`: run a script and print what was captured of its step."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from stepgraph.compiler import CompiledStep
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `explain` to the subcommands of a parser."""
+    """Add the subcommand `explain`."""
     parser = commands.add_parser(
         "explain",
-        help="run a script, observe its training step, say what is captured and why not",
+        help="run a script, observe its training step, print what is captured and why not",
         description="Run a script as __main__ with its own arguments, observe a training step of "
         "it for some calls, stop the script, and print what was captured: variants, passes, "
-        "reasons to run eagerly, and the step graphs. The script does what it does until it is "
-        "stopped: it prints, trains and writes files.",
+        "reasons to run eagerly, and the step graphs. Until it is stopped the script runs as "
+        "usual: it prints, trains and writes files.",
         epilog="exit codes: 0 the step is captured; 1 it is not; 2 the script cannot be run, "
         "fails, or never calls the step",
     )
     add_observation(parser)
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a report to look at in a browser"
-    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML report")
     parser.set_defaults(run=run)
 
 
@@ -60,14 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def heading(observed: Observed) -> str:
-    """Return what was observed, in one line."""
+    """Return the step and the number of its observed calls, in one line."""
     objects = f", of {len(observed.steps)} objects" if len(observed.steps) > 1 else ""
     plural = "" if observed.calls == 1 else "s"
     return f"{observed.target}: {observed.calls} call{plural} observed{objects}"
 
 
 def exit_code(observed: Observed, *, captured: bool) -> int:
-    """Return the code of a command that has observed a script."""
+    """Return the exit code: 2 if the script failed, 1 if its step was not captured, else 0."""
     if observed.failure is not None:
         return 2
     return 0 if captured else 1

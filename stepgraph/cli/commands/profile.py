@@ -1,4 +1,4 @@
-"""`stepgraph profile script.py:step`: run a script, watch its step, then measure the step."""
+"""`stepgraph profile script.py:step`: run a script, then measure every node of its step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stepgraph.cli.script.observe import measuring, observe
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `profile` to the subcommands of a parser."""
+    """Add the subcommand `profile`."""
     parser = commands.add_parser(
         "profile",
         help="run a script, observe its training step, then measure every node of it",
         description="Run a script as __main__ with its own arguments, observe a training step of "
         "it for some calls, stop the script, and measure the step with the arguments of its "
         "latest call: eager beside compiled, and the time, bytes and operations of every node. "
-        "What the step writes is put back after each measured call.",
+        "State that the step writes is restored after each measured call.",
         epilog="exit codes: 0 the step is measured; 2 the script cannot be run, fails, or never "
         "calls the step, or the step is not captured",
     )
@@ -37,14 +37,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=count,
         default=20,
         metavar="N",
-        help="measure N calls of each kind (default: 20)",
+        help="measure N calls of each way (default: 20)",
     )
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="also write a trace for Perfetto"
     )
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="also write a report to look at in a browser"
-    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write an HTML report")
     parser.set_defaults(run=run)
 
 

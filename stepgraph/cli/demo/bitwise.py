@@ -1,4 +1,4 @@
-"""Are two trained models the same, to the last bit?"""
+"""Compare two trained models and their optimizers bit by bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What was compared, and the names of what differs.
+class BitwiseComparison:
+    """The number of tensors compared, and the names of those that differ.
 
     Attributes:
         tensors: Number of tensors compared.
         elements: Number of elements in them.
-        different: Names of those that differ, and of those that only one side has.
+        different: Names of tensors that differ, or that are missing on one side.
     """
 
     tensors: int
@@ -24,8 +24,8 @@ class Comparison:
     different: tuple[str, ...]
 
 
-def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Comparison:
-    """Compare two snapshots of the same names, bit by bit."""
+def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> BitwiseComparison:
+    """Compare two snapshots bit by bit, tensor by tensor."""
     names = list(dict.fromkeys([*expected, *found]))
     different = [
         name
@@ -33,13 +33,13 @@ def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Comp
         if name not in expected or name not in found or not _same(expected[name], found[name])
     ]
     elements = sum(tensor.numel() for tensor in expected.values())
-    return Comparison(tensors=len(names), elements=elements, different=tuple(different))
+    return BitwiseComparison(tensors=len(names), elements=elements, different=tuple(different))
 
 
 def snapshot(
     model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
-    """Return every parameter, buffer and optimizer state by name; nothing is copied."""
+    """Return every parameter, buffer and optimizer state by name, without copies."""
     found: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, optimizer in optimizers.items():
         found.update(_states(name, optimizer))
@@ -53,7 +53,7 @@ def _states(name: str, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, 
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Compare bytes: unlike numbers, they tell 0.0 from -0.0, and NaN equals itself."""
+    """Compare bytes: 0.0 and -0.0 differ, and NaN equals itself."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(_bytes(one), _bytes(other))

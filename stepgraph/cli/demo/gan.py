@@ -1,4 +1,4 @@
-"""The GAN that `stepgraph demo` trains: the manual optimization of two models, in plain PyTorch."""
+"""The GAN of `stepgraph demo`: manual optimization of two models, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WIDTH = 256
 
 
 class SimpleGAN(nn.Module):
-    """A generator and a discriminator of 8x8 images, each with an optimizer of its own.
+    """A generator and a discriminator of 8x8 images, each with its own optimizer.
 
-    `training_step` is what anyone would write without stepgraph; the decorator is all there is.
+    `training_step` is plain PyTorch; the decorator is the only use of stepgraph.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class SimpleGAN(nn.Module):
         return g_opt, d_opt
 
     def sample_z(self, n: int) -> Tensor:
-        """Draw what the generator starts from: `[n, LATENT]`."""
+        """Return random inputs of the generator, `[n, LATENT]`."""
         return torch.randn(n, LATENT)
 
     @stepgraph.compile
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Update the discriminator, then the generator; return both losses to be logged."""
+        """Update the discriminator, then the generator; return both losses."""
         x, _ = batch
         batch_size = x.shape[0]
         real_label = torch.ones((batch_size, 1))
@@ -59,7 +59,7 @@ class SimpleGAN(nn.Module):
 
     @torch.no_grad()
     def draw(self, z: Tensor) -> Tensor:
-        """Return the images made from `z`, `[n, 8, 8]` in [-1, 1]; leaves no trace in the model."""
+        """Return the images generated from `z`, `[n, 8, 8]` in [-1, 1]; the model is unchanged."""
         self.G.eval()
         images: Tensor = self.G(z)
         self.G.train()
@@ -67,7 +67,7 @@ class SimpleGAN(nn.Module):
 
 
 def generator() -> nn.Sequential:
-    """From `[n, LATENT]` to `[n, PIXELS]` in [-1, 1]."""
+    """Return the generator: `[n, LATENT]` to `[n, PIXELS]` in [-1, 1]."""
     return nn.Sequential(
         nn.Linear(LATENT, WIDTH),
         nn.BatchNorm1d(WIDTH),
@@ -81,7 +81,7 @@ def generator() -> nn.Sequential:
 
 
 def discriminator() -> nn.Sequential:
-    """From `[n, PIXELS]` to a logit each: is the image real?"""
+    """Return the discriminator: `[n, PIXELS]` to `[n, 1]`, the logit of a real image."""
     return nn.Sequential(
         nn.Linear(PIXELS, WIDTH),
         nn.LeakyReLU(0.2),

@@ -1,4 +1,4 @@
-"""Packages that only the demonstration needs."""
+"""Import scikit-learn and matplotlib, which only the demo needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def optional_module(name: str) -> Any:
     """Import a module of an optional package.
 
     Raises:
-        ConfigurationError: It is not installed; the message says what to install.
+        ConfigurationError: The package is not installed; the message gives the command.
     """
     try:
         return importlib.import_module(name)

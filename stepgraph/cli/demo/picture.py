@@ -1,4 +1,4 @@
-"""The picture that `stepgraph demo` leaves: real digits above generated ones."""
+"""The picture of `stepgraph demo`: real digits above generated digits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _DPI = 100
 
 
 def save_picture(path: Path, sections: Mapping[str, Tensor]) -> None:
-    """Write a PNG of `SIZE` with a titled grid of images for each section, in order.
+    """Write a PNG of `SIZE` pixels with a titled grid of images for each section, in order.
 
     Args:
-        path: Where to; replaced if it exists.
-        sections: From a title to `[ROWS * COLUMNS, 8, 8]` images in [-1, 1].
+        path: File to write; replaced if it exists.
+        sections: By title: `[ROWS * COLUMNS, 8, 8]` images in [-1, 1].
     """
     figure_module = optional_module("matplotlib.figure")
     width, height = SIZE
@@ -35,7 +35,7 @@ def save_picture(path: Path, sections: Mapping[str, Tensor]) -> None:
 
 
 def grid(images: Tensor) -> Tensor:
-    """Lay `[ROWS * COLUMNS, 8, 8]` images side by side, two white pixels apart."""
+    """Return `[ROWS * COLUMNS, 8, 8]` images as one image, two white pixels apart."""
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
     tiles = padded.view(ROWS, COLUMNS, *padded.shape[1:]).permute(0, 2, 1, 3)
     return tiles.reshape(ROWS * padded.shape[1], COLUMNS * padded.shape[2])

@@ -1,4 +1,4 @@
-"""Progress of a training: a bar in a terminal, a few plain lines elsewhere."""
+"""Progress of a training: a bar in a terminal, else a few plain lines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LINES = 4
 
 
 class TrainingProgress:
-    """Tells a person how far the training is, once an epoch.
+    """Shows the progress of a training after each epoch.
 
-    Nothing runs between epochs, not even a refreshing thread, so that step times are not disturbed.
+    Nothing runs between two epochs, not even a refresh thread, so step times are not disturbed.
 
     Args:
-        console: Where to.
+        console: Console to print to.
         epochs: Number of epochs.
     """
 
@@ -50,7 +50,7 @@ class TrainingProgress:
         self._bar.stop()
 
     def epoch_done(self, losses: dict[str, float]) -> None:
-        """Note that an epoch ended with these losses."""
+        """Show that an epoch has ended with these losses."""
         self._done += 1
         shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         if self._console.is_terminal:

@@ -1,4 +1,4 @@
-"""The training loop of `stepgraph demo`, the same for both runs."""
+"""The training loop of `stepgraph demo`, the same for the eager and the compiled run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train on, and for how long.
+    """The images, the number of epochs and the seed of a training.
 
     Attributes:
         images: `[n, 64]` in [-1, 1].
-        labels: `[n]`; the GAN does not look at them.
-        epochs: How often to go through the images; a short last batch is left out.
-        seed: Of the weights, of the order of the images and of what the generator starts from.
+        labels: `[n]`; not used by the GAN.
+        epochs: Number of passes over the images; an incomplete last batch is dropped.
+        seed: Seed of the weights, of the order of the images and of the generator's inputs.
     """
 
     images: Tensor
@@ -39,16 +39,16 @@ class Plan:
 
 
 class Run:
-    """A training from `plan.seed` with a random state of its own, so that runs can take turns.
+    """A training from `plan.seed` with its own random state, so that two runs can take turns.
 
     Args:
-        plan: What to train on.
-        compiled: How the step is run: the only thing that tells one run from the other.
+        plan: Images, epochs and seed.
+        compiled: Whether the compiled step runs; the only difference between the two runs.
 
     Attributes:
-        model: As trained so far.
-        losses: What every step returned, `[2]` each: generator, discriminator.
-        call_ms: Time of every step, in order.
+        model: The model in its current state.
+        losses: Losses of every step, `[2]` each: generator, discriminator.
+        call_ms: Duration of every step, in order.
     """
 
     def __init__(self, plan: Plan, *, compiled: bool) -> None:
@@ -61,7 +61,7 @@ class Run:
         self._random_state = torch.get_rng_state()
 
     def train_epoch(self) -> dict[str, float]:
-        """Go through the images once and return the latest losses."""
+        """Train for one epoch and return the losses of its last step."""
         torch.set_rng_state(self._random_state)
         for index, batch in enumerate(_batches(self._plan)):
             started = time.perf_counter()
@@ -73,11 +73,11 @@ class Run:
         return {"g_loss": g_loss, "d_loss": d_loss}
 
     def median_ms(self) -> float:
-        """Return the median time of a step, without the first two, which set things up."""
+        """Return the median duration of a step, without the first two, which capture."""
         return statistics.median(self.call_ms[2:])
 
     def results(self) -> dict[str, Tensor]:
-        """Return by name everything that the training computed and that is left to see."""
+        """Return by name all results: model, optimizer states, losses and random state."""
         optimizers = {"g_opt": self.model.g_opt, "d_opt": self.model.d_opt}
         own = {"losses": torch.stack(self.losses), "random state": self._random_state}
         return {**snapshot(self.model, optimizers), **own}

@@ -1,4 +1,4 @@
-"""Run a script as `__main__`, watch one of its steps for some calls, then stop it."""
+"""Run a script as `__main__`, observe some calls of one of its steps, then stop the script."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from stepgraph.errors import ConfigurationError, StepgraphError
 
 
 class Observed:
-    """What was seen of a step.
+    """The observed calls of a step.
 
     Attributes:
         target: The step.
-        calls: How often it was called.
-        steps: The compiled steps behind it, one for each object whose method it is.
-        latest: Arguments of the latest call, of the step in `latest_step`.
-        failure: What the script died of, or None.
+        calls: Number of calls that have returned.
+        steps: Its compiled steps, one for each object whose method it is.
+        latest: Positional and keyword arguments of the latest call, of `latest_step`.
+        failure: The exception that ended the script, or None.
     """
 
     def __init__(self, target: Target) -> None:
@@ -38,45 +38,44 @@ class Observed:
         self.latest_step: CompiledStep | None = None
         self.failure: BaseException | None = None
 
-    def note(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count a call that has succeeded."""
+    def record(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record a call that has returned."""
         self.calls += 1
         if not any(known is step for known in self.steps):
             self.steps.append(step)
         self.latest, self.latest_step = (args, kwargs), step
 
 
-class _EnoughSeen(BaseException):
-    """Ends the script; no `except Exception` of the script's stops it."""
+class _StopScript(BaseException):
+    """Ends the script; a `BaseException`, so that the script's `except Exception` lets it pass."""
 
 
 def observe(target: Target, arguments: Sequence[str], calls: int) -> Observed:
     """Run the script of `target` until its step has been called `calls` times, or it ends.
 
-    The script runs as `__main__` with `arguments`. Whatever it does until then, it does: prints,
-    files, updates. Its step is compiled, with the options the script gives it if it does.
+    The script runs as `__main__` with `arguments` and with all its side effects: it prints,
+    writes files and trains. Its step is compiled; options of the script's own `compile` apply.
 
     Returns:
-        What was seen, at least one call of the step. What an exception of the script would have
-        printed is on stderr.
+        The observed calls, at least one. If the script raised, its traceback is on stderr.
 
     Raises:
-        ConfigurationError: The script cannot be run, or ended without calling the step.
+        ConfigurationError: The script cannot be run, or ended without a call of the step.
     """
     code = _compiled(target)
     observed, own_functions = Observed(target), _Functions()
     with (
         _as_main(target, arguments) as module,
-        _watched_calls(observed, own_functions, calls),
-        contextlib.suppress(_EnoughSeen),
+        _recorded_calls(observed, own_functions, calls),
+        contextlib.suppress(_StopScript),
     ):
         setattr(module, OBSERVE, own_functions.observe)
         try:
             exec(code, vars(module))
-        except SystemExit as ended:  # the script's own way to end
+        except SystemExit as ended:  # the script ended itself
             if isinstance(ended.code, str):
                 sys.stderr.write(f"{ended.code}\n")
-        except Exception as error:  # the script's boundary: what it raises is its own affair
+        except Exception as error:  # boundary of the user's script: any exception is possible
             observed.failure = error
             _print_failure(error)
     if observed.calls == 0:
@@ -85,19 +84,19 @@ def observe(target: Target, arguments: Sequence[str], calls: int) -> Observed:
 
 
 class _Functions:
-    """The functions that stand in the script under the name of the step."""
+    """The functions of the script that have the name of the step."""
 
     def __init__(self) -> None:
         self._codes: list[types.CodeType] = []
 
     def observe(self, function: Any) -> Any:
-        """Decorate the step: it is compiled when it is first called, unless the script does."""
+        """Decorate the step: it is compiled at its first call, unless the script compiles it."""
         function = getattr(function, OBSERVE, function)
         self._codes.append(function.__code__)
         return _CompiledWhenCalled(function)
 
     def includes(self, step: CompiledStep) -> bool:
-        """Return whether `step` is the observed one, or one that a Trainer has made around it."""
+        """Return whether `step` is the observed step, or a Trainer's step that calls it."""
         if self._wraps(step):
             return True
         inner = getattr(step.owner, "training_step", None)
@@ -109,7 +108,7 @@ class _Functions:
 
 
 class _CompiledWhenCalled:
-    """A plain function until somebody calls it; `stepgraph.compile` sees the function."""
+    """A function that is compiled at its first call; `stepgraph.compile` unwraps it."""
 
     def __init__(self, function: types.FunctionType) -> None:
         functools.update_wrapper(self, function)
@@ -132,17 +131,17 @@ class _CompiledWhenCalled:
 
 
 @contextlib.contextmanager
-def _watched_calls(observed: Observed, own: _Functions, calls: int) -> Iterator[None]:
-    """Scope in which calls of the step are noted, and the last one ends the script."""
+def _recorded_calls(observed: Observed, own: _Functions, calls: int) -> Iterator[None]:
+    """Scope in which calls of the step are recorded, and the last one stops the script."""
     original = CompiledStep.__call__
 
     @functools.wraps(original)
     def call(self: CompiledStep, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         if own.includes(self) and not torch.compiler.is_compiling():
-            observed.note(self, args, kwargs)
+            observed.record(self, args, kwargs)
             if observed.calls >= calls:
-                raise _EnoughSeen
+                raise _StopScript
         return result
 
     CompiledStep.__call__ = call  # type: ignore[method-assign]
@@ -154,9 +153,9 @@ def _watched_calls(observed: Observed, own: _Functions, calls: int) -> Iterator[
 
 @contextlib.contextmanager
 def _as_main(target: Target, arguments: Sequence[str]) -> Iterator[types.ModuleType]:
-    """Scope in which the script is the main module, with its arguments and its folder in reach.
+    """Scope in which the script is `sys.modules["__main__"]`, with its `sys.argv` and `sys.path`.
 
-    The module stays complete after it: the steps seen in it may be called again.
+    The module keeps its globals afterwards, because its steps may be called again.
     """
     module = types.ModuleType("__main__")
     module.__file__ = str(target.script)
@@ -176,28 +175,28 @@ def _compiled(target: Target) -> types.CodeType:
         return compile(tree, str(target.script), "exec")
     except (SyntaxError, ValueError) as error:
         raise ConfigurationError(
-            f"the script is no Python: {error}", at=str(target.script)
+            f"the script is not valid Python: {error}", at=str(target.script)
         ) from error
 
 
 def _print_failure(error: Exception) -> None:
-    """Print the traceback as Python would, without the lines that are ours."""
+    """Print the traceback as Python does, without the frame of this file."""
     frames = error.__traceback__
     traceback.print_exception(type(error), error, frames.tb_next if frames else None)
 
 
 @contextlib.contextmanager
 def measuring(observed: Observed) -> Iterator[None]:
-    """Scope in which the observed step is called again, after its script was stopped.
+    """Scope in which the observed step is called again, after the script has stopped.
 
     Raises:
-        ConfigurationError: The step itself raises.
+        ConfigurationError: The step raised.
     """
     try:
         yield
     except StepgraphError:
         raise
-    except Exception as error:  # the step's boundary: what it raises is its own affair
+    except Exception as error:  # boundary of the user's step: any exception is possible
         script = str(observed.target.script)
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == script
@@ -206,7 +205,7 @@ def measuring(observed: Observed) -> Iterator[None]:
             f"{observed.target.step} failed when it was called again to be measured",
             at=f"{script}:{lines[-1]}" if lines else None,
             found=f"{type(error).__name__}: {error}",
-            why="the latest call is repeated, with its arguments, after the script was stopped",
+            why="the latest call is repeated with its arguments after the script has stopped",
         ) from error
 
 
@@ -214,11 +213,11 @@ def _never_called(observed: Observed) -> ConfigurationError:
     target = observed.target
     if observed.failure is not None:
         return ConfigurationError(
-            f"{target.script} failed before it had called {target.step}",
+            f"{target.script} failed before its first call of {target.step}",
             found=f"{type(observed.failure).__name__}: {observed.failure}",
         )
     return ConfigurationError(
         f"{target.script} never called {target.step}",
-        why="there is nothing to see",
-        hint=f"arguments of the script come behind --: {target} -- --epochs 1",
+        why="the command reports on observed calls",
+        hint=f"put arguments of the script after --: {target} -- --epochs 1",
     )

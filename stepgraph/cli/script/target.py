@@ -1,4 +1,4 @@
-"""What `explain` and `profile` are pointed at: `script.py:step`."""
+"""`script.py:step`, the argument of `explain`, `profile` and `bench`: a step in a script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from stepgraph.errors import ConfigurationError
 
 OBSERVE = "__stepgraph_observe__"
-"""The global name under which a script finds the decorator that its step is given."""
+"""Global name in the script of the decorator that is added to its step."""
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef
 _Scope = ast.Module | ast.ClassDef | _Definition
@@ -35,11 +35,11 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `script.py:step`; for argparse, which names the argument in its message."""
+        """Parse `script.py:step`; argparse adds the name of the argument to the error."""
         script, colon, step = text.rpartition(":")
         if not (colon and script and all(part.isidentifier() for part in step.split("."))):
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no step in a script; write script.py:step or script.py:Class.method"
+                f"{text!r} does not name a step; write script.py:step or script.py:Class.method"
             )
         return cls(Path(script), step)
 
@@ -49,11 +49,11 @@ class Target:
     def tree(self) -> ast.Module:
         """Return the script as a syntax tree in which the step is decorated with `OBSERVE`.
 
-        The decorator is the innermost, so that it receives the function as it is written; line
-        numbers are those of the script.
+        The decorator is the innermost one, so it receives the undecorated function. Line numbers
+        are those of the script.
 
         Raises:
-            ConfigurationError: There is no such file, it is no Python, or has no such function.
+            ConfigurationError: The file does not exist, is not Python, or has no such function.
         """
         tree = self._parsed()
         found = [node for name, node in _definitions(tree) if name == self.step]
@@ -77,7 +77,7 @@ class Target:
         except (SyntaxError, UnicodeDecodeError, ValueError) as error:
             line = getattr(error, "lineno", None)
             raise ConfigurationError(
-                f"the script is no Python: {getattr(error, 'msg', error)}",
+                f"the script is not valid Python: {getattr(error, 'msg', error)}",
                 at=f"{self.script}:{line}" if line else str(self.script),
             ) from error
 
@@ -93,7 +93,7 @@ class Target:
 
 
 def _definitions(scope: _Scope, prefix: str = "") -> Iterator[tuple[str, _Definition]]:
-    """Yield the functions of a scope with their dotted names, in the order they are written."""
+    """Yield the functions of a scope with their dotted names, in source order."""
     todo: list[ast.AST] = list(reversed(scope.body))
     while todo:
         node = todo.pop()
