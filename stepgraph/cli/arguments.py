@@ -75,7 +75,7 @@ def check_writable(option: str, out: Path | None) -> None:
         return
     if not os.path.isdir(out.parent):
         raise _unwritable(option, f"there is no folder {out.parent}")
-    if os.path.isdir(out):  # unlike Path.is_dir, False for a path with a null byte
+    if os.path.isdir(out):  # unlike Path.is_dir, no OSError for a name that is too long
         raise _unwritable(option, f"{out} is a folder")
 
 
