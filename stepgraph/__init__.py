@@ -1,4 +1,22 @@
-"""stepgraph: compile a whole PyTorch training step."""
+"""stepgraph: compile a whole PyTorch training step.
+
+Packages, in the order of a step's way, then those around it:
+
+    compiler/       `compile()` and `CompiledStep`: replay, capture or run eagerly
+    capture/        from a call of the user's step to one flat graph with guards
+    ir/             the step graph: kinds, effects, resources, dependencies
+    passes/         rewritings of a step graph, one file each, and their pipeline
+    lowering/       from a step graph to a program: regions, updates, CUDA graphs
+    runtime/        programs: rehearsal, replay, effects
+    analysis/       operations, bytes and live memory of a graph
+    profiling/      measurements of a compiled step
+    report/         explanations and profiles in a terminal and as a page
+    train/          `Module`, `Trainer` and callbacks
+    cli/            the command line
+    errors.py       the exceptions
+    config.py       the environment variables
+    torch_private/  every use of private parts of torch
+"""
 
 from stepgraph import errors, profiling, report
 from stepgraph.compiler import CompiledStep, Explanation, Microbatches, compile, extensions

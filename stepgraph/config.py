@@ -1,4 +1,4 @@
-"""What a user can set from outside: the `STEPGRAPH_*` environment variables, read nowhere else."""
+"""The `STEPGRAPH_*` environment variables; no other file reads them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Config:
     """The settings of a process.
 
     Attributes:
-        disable: Run every step eagerly, as if it were not compiled.
+        disable: Run every step eagerly.
         cuda_graphs: Record the program of a compiled step as a CUDA graph where that is legal. Off
-            until that has run on a GPU: unlike regions and updates, a replay has no trial.
-        max_variants: Variants that one compiled step may hold; further calls that match none of
-            them run eagerly.
-        max_capture_failures: Failed captures after which a compiled step stops trying.
+            by default: unlike regions and updates, a CUDA graph is not compared with eager first.
+        max_variants: Number of variants of one compiled step. Beyond it, calls that match no
+            variant run eagerly.
+        max_capture_failures: Number of failed captures after which a compiled step runs eagerly
+            without another attempt.
 
     Raises:
         ConfigurationError: A limit is below one.
@@ -45,12 +46,12 @@ class Config:
 
 
 def current() -> Config:
-    """Return the settings as the environment states them now.
+    """Return the settings of the current environment.
 
-    Read afresh each time, so that a change takes effect; keep it out of the path of a replay.
+    Every call reads the environment again, so do not call it during a replay.
 
     Raises:
-        ConfigurationError: A variable is set to something it cannot mean.
+        ConfigurationError: A variable has an invalid value.
 
     Example:
         >>> current().max_variants
@@ -74,7 +75,7 @@ def _flag(name: str, default: bool) -> bool:
             f"{name} is neither on nor off",
             at=f"the environment variable {name}",
             found=repr(text),
-            why="guessing could compile a step that was meant to run eagerly, or the reverse",
+            why="a guess could compile a step that should run eagerly, or the reverse",
             hint=f"{name}=1 or {name}=0",
         )
     return value
@@ -89,7 +90,7 @@ def _count(name: str, default: int) -> int:
             f"{name} is not a whole number of at least 1",
             at=f"the environment variable {name}",
             found=repr(text),
-            why="it is a limit that is counted up to",
+            why="it is a limit, counted from 1",
             hint=f"{name}={default}, the default",
         )
     return int(text)
@@ -101,6 +102,6 @@ def _at_least_one(name: str, value: int) -> None:
             f"Config.{name} is below 1",
             at=f"the argument `{name}`",
             found=repr(value),
-            why="it is a limit that is counted up to",
+            why="it is a limit, counted from 1",
             hint="STEPGRAPH_DISABLE=1 runs every step eagerly",
         )

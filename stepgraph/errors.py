@@ -1,7 +1,6 @@
-"""Every exception stepgraph raises on purpose, one class per kind of mistake.
+"""The exceptions of stepgraph, one class per kind of error.
 
-A message answers five questions in a fixed order - what, at, found, why, try - so that it reads
-the same wherever it is raised.
+Every message has the same five parts in the same order: what, at, found, why, try.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ __all__ = [
 
 
 class StepgraphError(Exception):
-    """Base class: `except StepgraphError` catches whatever this library raises on purpose.
+    """Base class of all exceptions that stepgraph raises itself.
 
     Args:
-        what: What went wrong, one line.
-        at: Where: the argument, the tensor, or the user's file and line.
-        found: What was there instead.
-        why: Why that matters.
-        hint: What to try; printed after `try`.
+        what: The error, in one line.
+        at: The argument, the tensor, or the user's file and line.
+        found: The value that caused the error.
+        why: The reason why this value is an error.
+        hint: A change that avoids the error; printed after `try`.
     """
 
     def __init__(
@@ -44,11 +43,11 @@ class StepgraphError(Exception):
 
 
 class CaptureError(StepgraphError):
-    """A step cannot be captured, and `on_fallback="error"` forbids to run it eagerly."""
+    """A step cannot be captured, and `on_fallback="error"` does not allow an eager call."""
 
 
 class GuardError(StepgraphError):
-    """A call matches no variant, and no further variant may be captured."""
+    """A call matches no variant, and the limit of variants is reached."""
 
 
 class VerificationError(StepgraphError):
@@ -56,12 +55,12 @@ class VerificationError(StepgraphError):
 
 
 class VerifyError(StepgraphError):
-    """A step graph is malformed; raised after a pass, it is a bug in that pass."""
+    """A step graph is malformed. After a pass, this is a bug in that pass."""
 
 
 class ConfigurationError(StepgraphError, ValueError):
-    """An argument or a combination of arguments that has no meaning."""
+    """An argument is invalid, or arguments contradict each other."""
 
 
 class CheckpointError(StepgraphError):
-    """A checkpoint is incomplete, damaged, or belongs to something else."""
+    """A checkpoint is incomplete, damaged, or does not fit the objects it is loaded into."""

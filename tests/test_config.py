@@ -61,7 +61,7 @@ def test_disable_that_is_neither_is_refused_and_says_what_to_do(monkeypatch):
         "STEPGRAPH_DISABLE is neither on nor off",
         "  at     the environment variable STEPGRAPH_DISABLE",
         "  found  'maybe'",
-        "  why    guessing could compile a step that was meant to run eagerly, or the reverse",
+        "  why    a guess could compile a step that should run eagerly, or the reverse",
         "  try    STEPGRAPH_DISABLE=1 or STEPGRAPH_DISABLE=0",
     ]
 

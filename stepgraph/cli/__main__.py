@@ -1,4 +1,4 @@
-"""`python -m stepgraph.cli`."""
+"""Entry point of `python -m stepgraph.cli`."""
 
 import sys
 

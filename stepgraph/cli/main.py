@@ -1,4 +1,4 @@
-"""Parse the command line, run one subcommand, turn mistakes into messages and exit codes."""
+"""Parse the command line, run one subcommand, print its error, return its exit code."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from stepgraph import __version__
-from stepgraph.cli import bench, demo, diff, doctor, explain, profile
 from stepgraph.cli.arguments import split_at_dashes
+from stepgraph.cli.commands import bench, demo, diff, doctor, explain, profile
 from stepgraph.errors import StepgraphError
 
 _EXIT_CODES = """\
 exit codes:
   0  done
-  1  it ran, and what it checks did not hold
-  2  it could not run: wrong arguments, or something is missing
+  1  a check of the command failed; the output names it
+  2  the command could not run: wrong arguments, or something is missing
 """
 
 
@@ -31,22 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; see `stepgraph --help`.
 
     Raises:
-        SystemExit: After `--help` and `--version`, and with code 2 for arguments that do not parse.
+        SystemExit: After `--help` and `--version`, and with code 2 for wrong arguments.
     """
     own, of_script = split_at_dashes(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     arguments, unknown = parser.parse_known_args(own)
     if unknown:
-        hint = "; those of the script come behind --" if arguments.takes_arguments else ""
+        hint = "; arguments of the script follow after --" if arguments.takes_arguments else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if of_script and not arguments.takes_arguments:
-        parser.error(f"{arguments.command} runs no script that could take {' '.join(of_script)}")
+        parser.error(
+            f"{arguments.command} runs no script, so it takes no {' '.join(of_script)} after --"
+        )
     arguments.script_arguments = of_script
     try:
         return int(arguments.run(arguments))
     except StepgraphError as error:
-        complain = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-        complain.print(f"stepgraph {arguments.command}: {error}")
+        stderr = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        stderr.print(f"stepgraph {arguments.command}: {error}")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,4 +1,4 @@
-"""How many operators are called: what a host has to launch."""
+"""Counts of operator calls: the launches of a call, of a section, of an eager step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class OperatorCalls(TorchDispatchMode):
-    """Counts the calls of operators that compute something, those inside of optimizers too.
+    """Dispatch mode that counts the calls of operators that compute something.
 
-    Views do not count, nor the spans that optimizers open for a profiler, nor code that a compiler
-    has made, but for the operators it calls.
+    Operators inside of an optimizer's step count too. Views, the profiler spans that optimizers
+    open, and generated code do not; the operators that generated code calls do.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class OperatorCalls(TorchDispatchMode):
 
 
 class CallsBetweenMarks:
-    """Counts operator calls between the marks of a program; its `mark` is for `with_marks`.
+    """Counts operator calls between the marks of a program; pass its `mark` to `with_marks`.
 
-    The mode that counts is entered at the first mark and left at the last one, because a call of a
-    compiled step is none under a mode.
+    The counting mode is entered at the first mark and left at the last one: a compiled step called
+    under a dispatch mode runs eagerly.
 
     Args:
-        sections: How many sections the program has.
+        sections: Number of sections of the program.
     """
 
     def __init__(self, sections: int) -> None:
@@ -42,7 +42,7 @@ class CallsBetweenMarks:
         self._mode: OperatorCalls | None = None
 
     def mark(self, index: int) -> None:
-        """Note how many calls there were until now."""
+        """Record the number of calls so far."""
         if self._mode is None:
             self._mode = OperatorCalls()
             self._mode.__enter__()  # type: ignore[no-untyped-call]
@@ -51,13 +51,13 @@ class CallsBetweenMarks:
             self.close()
 
     def close(self) -> None:
-        """Leave the mode, also when the call did not come to its end."""
+        """Leave the mode if it is entered; needed after a call that raised."""
         if self._mode is not None:
             mode, self._mode = self._mode, None
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def count(self, call: Callable[[], None]) -> list[int]:
-        """Make a call with these marks and return how many operators each section has called."""
+        """Run `call`, which reports these marks; return the operator calls of each section."""
         try:
             call()
         finally:
@@ -66,12 +66,12 @@ class CallsBetweenMarks:
 
 
 def operator_calls(call: Callable[[], Any]) -> int | None:
-    """Return how many operators a call calls; None if it cannot be called under a mode."""
+    """Return the number of operators that `call` runs; None if it fails under a dispatch mode."""
     mode = OperatorCalls()
     try:
         with mode:
             call()
-    except Exception:  # whatever it is: a number for a report is not worth an error
+    except Exception:  # of any type: the number is optional in a report
         return None
     return mode.count
 

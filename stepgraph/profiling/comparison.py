@@ -1,10 +1,10 @@
-"""One step in several ways, side by side: eagerly, and compiled by each backend."""
+"""Compare the speed of a step in eager mode and compiled by each backend."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,20 @@ import torch
 from stepgraph.compiler import CompiledStep
 from stepgraph.compiler.probe import Probe, with_backend
 from stepgraph.errors import ConfigurationError
-from stepgraph.profiling.measure import device_of, waiting_for, without_collections
-from stepgraph.profiling.result import Timing, plain
-from stepgraph.profiling.text import columns
+from stepgraph.profiling.clock import device_of, timed, without_garbage_collection
+from stepgraph.profiling.measurements import Timing, plain
+from stepgraph.profiling.text import columns, device_text
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run a step.
+    """One way to run a step: eagerly, or compiled by one backend.
 
     Attributes:
-        name: `eager` for the user's Python, else for example `compiled, inductor`.
-        time: How long a call takes; None if the step cannot be run in this way.
-        ready_ms: Time until it was captured and compiled; None for the user's Python.
-        why: Why there is no time, or empty.
+        name: `eager`, or for example `compiled, inductor`.
+        time: Duration of a call; None if the step cannot run in this way.
+        ready_ms: Time until the step was captured and compiled; None for `eager`.
+        why: Reason for the missing time, or empty.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Way:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the ways to run a step take; prints itself.
+    """Durations of one step in several ways; prints itself as a table.
 
     Attributes:
         name: The step's name.
-        device: Where it ran.
-        threads: Threads of torch on the CPU.
-        ways: The user's Python first.
+        device: Type of device it ran on.
+        threads: Number of torch's CPU threads.
+        ways: The ways, `eager` first.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def complete(self) -> bool:
-        """Whether the step runs in all ways."""
+        """Whether every way has a time."""
         return all(way.time is not None for way in self.ways)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,8 +61,7 @@ class Comparison:
         return dict(plain(dataclasses.asdict(self)))
 
     def __str__(self) -> str:
-        plural = "" if self.threads == 1 else "s"
-        where = f"cpu, {self.threads} thread{plural}" if self.device == "cpu" else self.device
+        where = device_text(self.device, self.threads)
         calls = max((way.time.calls for way in self.ways if way.time), default=0)
         head = f"{self.name}: medians of {calls} calls each, in turns; {where}"
         rows = [("", "ms", "spread", "of eager", "ready after"), *self._rows()]
@@ -93,47 +92,49 @@ def compare(
 ) -> Comparison:
     """Measure calls of a step eagerly and compiled by each backend, in turns.
 
-    What a call writes is put back after it. Capturing takes calls that train.
+    State that a measured call writes is restored after it. Capturing needs calls that train.
 
     Args:
-        step: The step; its options are kept, but for the backend.
-        args: Arguments of the calls.
-        kwargs: More arguments.
+        step: The step. Its options other than the backend apply to every compiled way.
+        args: Positional arguments of the calls.
+        kwargs: Keyword arguments of the calls.
         backends: Backends to compile with.
-        steps: Measured calls of each kind.
+        steps: Number of measured calls of each way.
 
     Raises:
         ConfigurationError: No backend captures the step.
     """
-    rivals = [_Rival(step, backend, tuple(args), kwargs) for backend in backends]
-    probes = [rival.probe for rival in rivals if rival.probe is not None]
+    candidates = [_Candidate(step, backend, tuple(args), kwargs) for backend in backends]
+    probes = [one.probe for one in candidates if one.probe is not None]
     if not probes:
         raise ConfigurationError(
-            f"{rivals[0].name} has nothing to compare",
-            found=rivals[0].why,
-            why="eager calls are measured beside compiled ones",
-            hint="explain says what to change",
+            f"{candidates[0].name} is not captured by any backend",
+            found=candidates[0].why,
+            why="eager calls are measured beside compiled calls",
+            hint="explain() names the reason and a change that removes it",
         )
-    times: dict[str, list[int]] = {"eager": [], **{rival.title: [] for rival in rivals}}
+    times: dict[str, list[int]] = {"eager": [], **{one.title: [] for one in candidates}}
     turns = [("eager", probes[0], probes[0].eager)]
-    turns += [(r.title, r.probe, r.probe.replay) for r in rivals if r.probe is not None]
+    turns += [(one.title, one.probe, one.probe.replay) for one in candidates if one.probe]
     device = device_of(probes[0].inputs)
-    with without_collections():
+    with without_garbage_collection():
         for _ in range(steps + 1):
             for name, probe, call in turns:
-                times[name].append(_measured(probe, call, waiting_for(device)))
+                with probe.unchanged():
+                    start, end = timed(call, device)
+                times[name].append(end - start)
             turns.append(turns.pop(0))
     eager = Way("eager", Timing.of(times["eager"][1:]))
     return Comparison(
         name=probes[0].name,
         device=device,
         threads=torch.get_num_threads(),
-        ways=(eager, *(rival.way(times[rival.title][1:]) for rival in rivals)),
+        ways=(eager, *(one.way(times[one.title][1:]) for one in candidates)),
     )
 
 
-class _Rival:
-    """The step, compiled by one backend; or why it is not."""
+class _Candidate:
+    """The step compiled by one backend, or the reason why it cannot be."""
 
     def __init__(
         self, step: CompiledStep, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -146,23 +147,13 @@ class _Rival:
         try:
             self.probe = Probe(own, args, kwargs)
             with self.probe.unchanged():
-                self.probe.replay()  # regions are tried beside eager in their first call
+                self.probe.replay()  # the first call compares regions with eager
         except ConfigurationError as error:
             self.why = error.found or error.what
         self.ready_ms = (time.perf_counter() - start) * 1e3
 
     def way(self, times: list[int]) -> Way:
-        """Return what was measured of it."""
+        """Return this way with its measured times, in nanoseconds."""
         if self.probe is None:
             return Way(self.title, None, None, self.why)
         return Way(self.title, Timing.of(times), self.ready_ms)
-
-
-def _measured(probe: Probe, call: Callable[[], Any], wait: Callable[[], Any]) -> int:
-    """Return the nanoseconds that a call takes; what it writes is put back."""
-    with probe.unchanged():
-        wait()
-        start = time.perf_counter_ns()
-        call()
-        wait()
-        return time.perf_counter_ns() - start

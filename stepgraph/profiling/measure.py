@@ -1,17 +1,13 @@
-"""Measure a step: eagerly, compiled, compiled node by node and operator by operator, in turns."""
+"""Measure a step: eagerly, compiled, with a clock between nodes, and between operators."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from stepgraph.analysis import flops_of, peak
@@ -21,8 +17,16 @@ from stepgraph.ir.memory_access import is_glue
 from stepgraph.lowering import Region, Section, operator_sections, sections
 from stepgraph.profiling.bandwidth import copy_gbps
 from stepgraph.profiling.calls import CallsBetweenMarks, operator_calls
-from stepgraph.profiling.clock import CudaClock, HostClock, clock_for
-from stepgraph.profiling.result import NodeProfile, OperatorProfile, Profile, Timing
+from stepgraph.profiling.clock import (
+    CudaClock,
+    HostClock,
+    clock_for,
+    device_of,
+    timed,
+    without_garbage_collection,
+)
+from stepgraph.profiling.measurements import NodeProfile, OperatorProfile, Timing
+from stepgraph.profiling.result import Profile
 from stepgraph.profiling.trace import ROWS, Span
 from stepgraph.profiling.traffic import bytes_moved
 
@@ -32,12 +36,12 @@ _EAGER, _COMPILED, _BY_NODE, _BY_OPERATOR = ROWS
 def profile(probe: Probe, steps: int) -> Profile:
     """Measure a call of a step `steps` times in each way; see `CompiledStep.profile`.
 
-    The ways take turns, so that a machine that is busy for a while slows all of them. Every call
-    starts from the same state, and one round ahead of the measured ones warms caches up. No
-    garbage is collected in between.
+    The ways take turns, so that a temporary load on the machine slows all of them alike. Every
+    call starts from the same state. One unmeasured round warms caches up. The garbage collector
+    is off.
 
     Raises:
-        ConfigurationError: `steps` is no number of calls, or a call did not replay.
+        ConfigurationError: `steps` is not a whole number of at least 1, or a call did not replay.
     """
     if type(steps) is not int or steps < 1:
         raise ConfigurationError(
@@ -46,7 +50,7 @@ def profile(probe: Probe, steps: int) -> Profile:
             hint="a whole number of at least 1",
         )
     runs = _Runs(probe)
-    with without_collections():
+    with without_garbage_collection():
         for _ in range(steps + 1):
             runs.round()
         runs.drop_first_round()
@@ -55,7 +59,7 @@ def profile(probe: Probe, steps: int) -> Profile:
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to make the call, and the clock for what is inside of it, if something is."""
+    """A way to run the call, with the clock of its marks if it has marks."""
 
     row: str
     call: Callable[[], Any]
@@ -63,7 +67,7 @@ class _Way:
 
 
 class _Runs:
-    """Measured calls: start and end of each, and the marks inside of those with marks."""
+    """Start and end of every measured call, and the times of the marks inside of it."""
 
     def __init__(self, probe: Probe) -> None:
         self.device = device_of(probe.inputs)
@@ -71,7 +75,6 @@ class _Runs:
         self.times: dict[str, list[tuple[int, int]]] = {row: [] for row in ROWS}
         self.marks: dict[str, list[list[int]]] = {_BY_NODE: [], _BY_OPERATOR: []}
         self._probe = probe
-        self._wait = waiting_for(self.device)
         self._ways = [
             _Way(_EAGER, probe.eager),
             _Way(_COMPILED, probe.replay),
@@ -80,7 +83,7 @@ class _Runs:
         ]
 
     def round(self) -> None:
-        """Make one call of each kind, and begin with another one the next time."""
+        """Run one call in each way; the next round starts with the next way."""
         for way in self._ways:
             self._measure(way)
             if way.clock is not None:
@@ -88,7 +91,7 @@ class _Runs:
         self._ways.append(self._ways.pop(0))
 
     def drop_first_round(self) -> None:
-        """Forget the round that warmed up."""
+        """Forget the warm-up round."""
         for times in self.times.values():
             del times[0]
         for marks in self.marks.values():
@@ -100,11 +103,7 @@ class _Runs:
 
     def _measure(self, way: _Way) -> None:
         with self._probe.unchanged():
-            self._wait()
-            start = time.perf_counter_ns()
-            way.call()
-            self._wait()
-            self.times[way.row].append((start, time.perf_counter_ns()))
+            self.times[way.row].append(timed(way.call, self.device))
 
 
 def _summary(probe: Probe, runs: _Runs) -> Profile:
@@ -156,7 +155,7 @@ def _nodes(probe: Probe, runs: _Runs, moved: Mapping[Node, int | None]) -> tuple
 
 
 def _operators(runs: _Runs, moved: Mapping[Node, int | None]) -> tuple[OperatorProfile, ...]:
-    """Return what all calls of each operator take together, the longest first."""
+    """Return the measurements of all operators, longest first."""
     known: dict[str, list[int]] = {}
     for i, section in enumerate(runs.by_operator):
         known.setdefault(section.title, []).append(i)
@@ -179,7 +178,7 @@ def _operators(runs: _Runs, moved: Mapping[Node, int | None]) -> tuple[OperatorP
 
 
 def _launches(probe: Probe, cut: Sequence[Section]) -> list[int]:
-    """Return how many operators each section calls; a region that was compiled is one more."""
+    """Return the launches of each section; a compiled region counts as one."""
     counter = CallsBetweenMarks(len(cut))
     with probe.unchanged():
         counts = counter.count(probe.marked(counter.mark, cut))
@@ -193,7 +192,7 @@ def _eager_launches(probe: Probe) -> int | None:
 
 
 def _allocated(probe: Probe) -> tuple[int, int]:
-    """Return the most bytes allocated on the device in an eager call, and in a replay."""
+    """Return the peak of allocated bytes on the device in an eager call, and in a replay."""
     found = []
     for call in (probe.eager, probe.replay):
         with probe.unchanged():
@@ -228,13 +227,13 @@ def _node_name(node: Node) -> str:
 
 
 def _covered(section: Section) -> tuple[str, ...]:
-    """Return the names of the typed nodes of a section; views in it may belong to others."""
+    """Return the names of the typed nodes of a section; views may belong to other nodes."""
     own = (node for node in _inside(section) if not is_glue(node))
     return tuple(dict.fromkeys(map(_node_name, own)))
 
 
 def _inside(section: Section) -> list[Node]:
-    """Return the nodes of a section, those inside of a compiled region in its place."""
+    """Return the calls of a section; a compiled region is replaced by the nodes inside of it."""
     found: list[Node] = []
     for node in section.nodes:
         target = node.target
@@ -253,31 +252,3 @@ def _sum(values: Iterator[int | None]) -> int | None:
 
 def _timing(calls: Sequence[tuple[int, int]]) -> Timing:
     return Timing.of([end - start for start, end in calls])
-
-
-def device_of(inputs: Sequence[Any]) -> str:
-    """Return the type of the device of the inputs that is not the CPU, if there is one."""
-    types = [value.device.type for value in inputs if isinstance(value, Tensor)]
-    return next((kind for kind in types if kind != "cpu"), "cpu")
-
-
-def waiting_for(device: str) -> Callable[[], None]:
-    """Return what waits until a type of device has done all that it was sent."""
-    return torch.cuda.synchronize if device == "cuda" else _nothing
-
-
-def _nothing() -> None:
-    """Wait for nothing: a CPU is done when a call returns."""
-
-
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """Scope in which no garbage is collected."""
-    gc.collect()
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

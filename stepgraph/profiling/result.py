@@ -1,14 +1,25 @@
-"""`Profile`: what `CompiledStep.profile` returns."""
+"""`Profile`: the result of `CompiledStep.profile`, with its text, JSON and trace."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepgraph.compiler import extensions
-from stepgraph.profiling.text import describe
+from stepgraph.ir import readable
+from stepgraph.profiling.measurements import NodeProfile, OperatorProfile, Timing, plain
+from stepgraph.profiling.text import (
+    MOST_OPERATORS,
+    NODE_HEAD,
+    OPERATOR_HEAD,
+    columns,
+    device_text,
+    node_row,
+    operator_row,
+)
 from stepgraph.profiling.trace import Span, write_chrome_trace
 
 if TYPE_CHECKING:
@@ -16,131 +27,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Times of several calls, in milliseconds.
-
-    Attributes:
-        median_ms: The middle one.
-        low_ms: A fifth of the calls took less.
-        high_ms: A fifth of the calls took more.
-        calls: How many there were.
-    """
-
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    calls: int
-
-    @classmethod
-    def of(cls, times_ns: list[int]) -> Timing:
-        """Return the timing of calls that took so many nanoseconds; at least one."""
-        ordered = sorted(times_ns)
-        last = len(ordered) - 1
-        low, middle, high = (ordered[round(last * part)] for part in (0.2, 0.5, 0.8))
-        return cls(middle / 1e6, low / 1e6, high / 1e6, len(ordered))
-
-    def __str__(self) -> str:
-        return f"{self.median_ms:.3f} ms ({self.low_ms:.3f} to {self.high_ms:.3f})"
-
-
-@dataclass(frozen=True)
-class NodeProfile:
-    """A typed node of a step, or a run of small ones.
-
-    Attributes:
-        name: Its name in the step graph; of a run, that of the first.
-        kind: What it is for: `forward`, `backward`, `step` and so on; `compiled` for code that
-            was compiled across typed nodes.
-        label: The object it acts on, or how many nodes the run has.
-        at: The user's file and line, or None.
-        time: How long it took.
-        operators: ATen operators and effects in it.
-        flops: Floating-point operations of its products.
-        bytes_moved: Bytes that its operators read and write, one by one; of a compiled node what
-            goes in and comes out. None if not known.
-        launches: Calls of operators that compute something, those inside of an optimizer's own step
-            too: what a host has to launch. Code that was compiled counts for itself, once.
-        covers: The names of the typed nodes that it runs.
-    """
-
-    name: str
-    kind: str
-    label: str
-    at: str | None
-    time: Timing
-    operators: int
-    flops: int
-    bytes_moved: int | None
-    launches: int = 0
-    covers: tuple[str, ...] = ()
-
-    @property
-    def gflops_per_s(self) -> float:
-        """Billions of floating-point operations in a second."""
-        return self.flops / max(self.time.median_ms, 1e-9) / 1e6
-
-    @property
-    def gbps(self) -> float | None:
-        """Billions of bytes moved in a second, or None if not known."""
-        return _gbps(self.bytes_moved, self.time)
-
-
-@dataclass(frozen=True)
-class OperatorProfile:
-    """All calls of one operator, or of one effect, in a call of the step.
-
-    Attributes:
-        name: The operator, for example `aten.addmm`; of an effect what it is and what it acts on.
-        launches: How often the step calls it.
-        time: How long all its calls in a step took, the reading of a clock at each included.
-        flops: Floating-point operations of all calls.
-        bytes_moved: Bytes that all calls read and write. None if not known.
-        nodes: The typed nodes that call it.
-    """
-
-    name: str
-    launches: int
-    time: Timing
-    flops: int
-    bytes_moved: int | None
-    nodes: tuple[str, ...]
-
-    @property
-    def gbps(self) -> float | None:
-        """Billions of bytes moved in a second, or None if not known."""
-        return _gbps(self.bytes_moved, self.time)
-
-
-def _gbps(bytes_moved: int | None, time: Timing) -> float | None:
-    return None if bytes_moved is None else bytes_moved / max(time.median_ms, 1e-9) / 1e6
-
-
-@dataclass(frozen=True)
 class Profile:
-    """What a compiled step costs, next to its eager self.
+    """Measurements of a compiled step beside the same step in eager mode; prints itself.
 
     Attributes:
         name: The step's name.
-        device: Where it ran.
-        threads: Threads of torch on the CPU.
+        device: Type of device it ran on.
+        threads: Number of torch's CPU threads.
         eager: Calls of the user's Python.
-        compiled: Replays, measured from outside, nothing added.
-        host: What a replay takes besides its nodes: guards, inputs, results.
-        nodes: The typed nodes, in program order. Their times come from replays of their own, in
-            which a clock is read between nodes.
-        flops: Floating-point operations of all products.
-        peak_bytes: Most bytes alive at once of what the step allocates, operators run one by one.
-        peak_at: The node of the step graph in which that is.
-        place: Which call of a window was measured; None where every call is alike.
-        warm_up_calls: Calls, which trained, until the step was captured.
-        spans: Start and end of every measured call and node, for a trace.
-        operators: Every operator, those that take longest first. Their times come from replays of
-            their own, in which a clock is read between operators.
-        copy_gbps: Billions of bytes in a second that a large copy reads and writes here.
-        eager_launches: Operators that an eager call calls; None if they could not be counted.
+        compiled: Replays, timed from outside, without a clock between nodes.
+        host: Part of a replay outside of its nodes: guards, inputs, results.
+        nodes: The typed nodes, in program order. Their times come from separate replays in which
+            a clock is read between nodes.
+        flops: Floating-point operations of all matrix products, convolutions and attention.
+        peak_bytes: Largest number of bytes alive at once among the tensors that the step
+            allocates, if its operators run one by one.
+        peak_at: Node of the step graph in which `peak_bytes` is reached.
+        place: Which call of a window was measured; None if there is no window.
+        warm_up_calls: Calls before the step was captured. They train.
+        spans: Start and end of every measured call, node and operator, for a trace.
+        operators: All operators, longest first. Their times come from separate replays in which
+            a clock is read between operators.
+        copy_gbps: Bandwidth of a large copy on this machine: billions of bytes read and written
+            per second.
+        eager_launches: Number of operator calls in an eager call; None if they were not counted.
         captured_peak_bytes: `peak_bytes` of the step before the passes.
-        variant: Which of the step's variants was measured.
-        allocated_bytes: On a GPU: most bytes that were allocated in an eager call and in a replay.
+        variant: Index of the step's variant that was measured.
+        allocated_bytes: On a GPU: largest number of bytes allocated during an eager call, and
+            during a replay.
     """
 
     name: str
@@ -165,16 +79,54 @@ class Profile:
 
     @property
     def launches(self) -> int:
-        """Operators that a replay calls: what a host has to launch."""
+        """Number of operator calls in a replay that compute something."""
         return sum(node.launches for node in self.nodes)
 
     @property
     def speedup(self) -> float:
-        """How many times as fast as eagerly a replay is, by the medians."""
+        """Median duration of an eager call divided by that of a replay."""
         return self.eager.median_ms / self.compiled.median_ms
 
+    @property
+    def total_ms(self) -> float:
+        """Sum of the median times of the nodes and of the host, the base of each node's share."""
+        return sum(node.time.median_ms for node in self.nodes) + self.host.median_ms
+
+    @property
+    def operators_ms(self) -> float:
+        """Sum of the median times of the operators, the base of each operator's share."""
+        return sum(one.time.median_ms for one in self.operators)
+
+    @property
+    def headline(self) -> str:
+        """The speed of the step relative to eager, and how it was measured, in one sentence."""
+        calls = f"medians of {self.compiled.calls} calls each, in turns"
+        return (
+            f"{self.name}: compiled runs at {self.speedup:.2f} times the speed of eager "
+            f"({calls}; {device_text(self.device, self.threads)})"
+        )
+
+    def summary(self) -> Iterator[tuple[str, str]]:
+        """Yield the measurements of a whole call, as pairs of a name and a text."""
+        yield "eager", str(self.eager)
+        yield "compiled", str(self.compiled)
+        yield "host", f"{self.host}: part of compiled: guards, inputs, results"
+        eager = "" if self.eager_launches is None else f", eagerly {self.eager_launches}"
+        yield "launches", f"{self.launches}{eager}: calls of operators that compute something"
+        yield "products", f"{self.flops:,} floating-point operations"
+        if self.copy_gbps is not None:
+            yield "copy", f"{self.copy_gbps:.1f} GB/s, measured: the reference for a node's GB/s"
+        yield "memory", self._memory()
+        if self.allocated_bytes is not None:
+            eagerly, compiled = map(readable, self.allocated_bytes)
+            yield "allocated", f"{compiled} at most on the device, eagerly {eagerly}"
+        if self.place:
+            yield "window", f"call {self.place}"
+        if self.warm_up_calls:
+            yield "warm-up", f"{self.warm_up_calls} calls, which trained"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the profile, but for its spans, as plain dicts, lists, strings and numbers."""
+        """Return the profile without its spans as plain dicts, lists, strings and numbers."""
         found: dict[str, Any] = plain(dataclasses.asdict(dataclasses.replace(self, spans=())))
         del found["spans"]
         return found | {"launches": self.launches}
@@ -182,8 +134,8 @@ class Profile:
     def to_chrome_trace(self, path: str | Path) -> None:
         """Write every measured call as a trace for chrome://tracing or Perfetto.
 
-        Four rows: eager calls, replays, and replays with a clock between nodes and between
-        operators, whose spans carry the names of those.
+        The trace has four rows: eager calls, replays, replays with a clock between nodes, and
+        replays with a clock between operators. Spans carry the names of nodes and operators.
 
         Raises:
             OSError: The file cannot be written.
@@ -191,17 +143,25 @@ class Profile:
         write_chrome_trace(Path(path), self.name, self.spans)
 
     def __str__(self) -> str:
-        return describe(self)
+        facts = [f"  {name:<12} {text}" for name, text in self.summary()]
+        total, copy = self.total_ms, self.copy_gbps
+        rows = [node_row(node, total_ms=total, copy_gbps=copy) for node in self.nodes]
+        lines = [self.headline, *facts, *columns([NODE_HEAD, *rows], left=(0, 1, 9))]
+        if self.operators:
+            total, shown = self.operators_ms, self.operators[:MOST_OPERATORS]
+            rows = [operator_row(one, total_ms=total, copy_gbps=copy) for one in shown]
+            lines += columns([OPERATOR_HEAD, *rows], left=(0,))
+            more = len(self.operators) - len(shown)
+            lines += [f"  and {more} more"] if more > 0 else []
+        return "\n".join(lines)
 
     def __rich__(self) -> RenderableType:
         shown: RenderableType = extensions.to_rich(self)
         return shown
 
-
-def plain(value: Any) -> Any:
-    """Return `value` with lists in the place of tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+    def _memory(self) -> str:
+        text = f"{readable(self.peak_bytes)} at most, in {self.peak_at}"
+        before = self.captured_peak_bytes
+        if before is not None and before != self.peak_bytes:
+            text += f"; before the passes {readable(before)}"
+        return text

@@ -1,4 +1,4 @@
-"""Measured spans of time, and the file format that trace viewers read."""
+"""Measured spans, and the Trace Event Format that Perfetto and chrome://tracing read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 ROWS = ("eager", "compiled", "compiled, node by node", "compiled, operator by operator")
-"""What a trace has a row for."""
+"""The rows of a trace, one for each kind of measured call."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Something that was measured.
+    """Start and end of a call, of a node or of an operator.
 
     Attributes:
         row: One of `ROWS`.
-        name: The step's name, or that of a node.
+        name: Name of the step, the node or the operator.
         kind: `call`, or the kind of the node.
-        start_ns: When it began, by the clock of the process.
-        end_ns: When it ended.
+        start_ns: Start, by the clock of the process.
+        end_ns: End, by the same clock.
         at: The user's file and line, or None.
     """
 

@@ -1,4 +1,4 @@
-"""How many bytes the nodes of a flat graph read and write, with what only higher floors know."""
+"""Bytes read and written by each node of a flat graph, optimizer state and regions included."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from stepgraph.lowering import Region
 def bytes_moved(graph: Graph, subjects: Mapping[int, TrackedObject]) -> dict[Node, int | None]:
     """Return the bytes that each node reads and writes; see `analysis.bytes_of`.
 
-    Of a compiled region counts what goes in and comes out.
+    A compiled region counts with the bytes of its inputs and outputs.
 
     Args:
         graph: A flat graph whose nodes carry fake tensors in `meta["val"]`.
-        subjects: The objects behind its markers, by number; an update moves the parameters and
-            the state of its optimizer.
+        subjects: The objects behind its markers, by number; an update also reads and writes the
+            state of its optimizer.
 
     Returns:
-        Bytes by node; None where they are not known.
+        Bytes by node; None if not known.
     """
     storages = all_storages(graph)
     stolen = stealable(list(graph.nodes), storages)
@@ -33,7 +33,7 @@ def bytes_moved(graph: Graph, subjects: Mapping[int, TrackedObject]) -> dict[Nod
         if node.op != "call_function":
             continue
         if node in stolen:
-            found[node] = 0  # the value itself becomes the gradient
+            found[node] = 0  # the value becomes the gradient without a copy
         elif isinstance(node.target, Region):
             found[node] = sizes_of(node.all_input_nodes) + size_of(node.meta.get("val"))
         else:

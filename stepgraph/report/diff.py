@@ -1,4 +1,4 @@
-"""What differs between two explanations, or two profiles, that were written as JSON."""
+"""Differences between two explanations, profiles or benches that were written as JSON."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from stepgraph.errors import ConfigurationError
 
 _NAMES = ("name", "label", "reason")
-"""What items of a list are known by; those that have none of these are known by their place."""
+"""Keys that identify an item of a list; an item without any of them is identified by its index."""
 
 _COUNTS = ("calls", "replays", "count", "warm_up_calls", "threads", "copy_gbps")
-"""Numbers that say how long something ran, and where, not what it is."""
+"""Counts of calls and properties of the machine; they are not compared."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs.
+    """The differences between two files; prints itself.
 
     Attributes:
-        facts: What is there in one only, or is something else in the other: `(path, before,
-            after)`; None for what is not there.
-        times: Every time that both have, in milliseconds: `(path, before, after, certainty)`.
-            The certainty is `clear` where the spreads do not overlap, `within the spread` where
-            they do, `single times` where there is no spread.
+        facts: Values other than times that differ: `(path, before, after)`; None for a value that
+            is missing.
+        times: Every time that both files have, in milliseconds: `(path, before, after,
+            certainty)`. The certainty is `clear` if the spreads do not overlap, `within the
+            spread` if they do, `single times` if there is no spread.
     """
 
     facts: tuple[tuple[str, Any, Any], ...]
@@ -44,10 +44,10 @@ class Difference:
 
 
 def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Difference:
-    """Compare what two `to_dict()` have returned.
+    """Compare two results of `to_dict()`.
 
     Raises:
-        ConfigurationError: They are not of one kind.
+        ConfigurationError: The two are not of the same kind.
     """
     kinds = _kind_of(before), _kind_of(after)
     if None in kinds or kinds[0] != kinds[1]:
@@ -82,7 +82,7 @@ def _kind_of(found: Mapping[str, Any]) -> str | None:
 
 
 def _facts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield everything that is neither a time nor a count of calls, by path."""
+    """Yield every value that is neither a time nor a count of calls, with its path."""
     if _is_timing(value):
         return
     if isinstance(value, Mapping):
@@ -97,7 +97,7 @@ def _facts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _times(value: Any, path: str = "") -> Iterator[tuple[str, tuple[float, ...]]]:
-    """Yield every time: the middle one, and the spread where there is one."""
+    """Yield every time with its path: the median, and the spread if there is one."""
     if _is_timing(value):
         yield path, (value["median_ms"], value["low_ms"], value["high_ms"])
     elif isinstance(value, Mapping):
@@ -122,7 +122,7 @@ def _certainty(one: tuple[float, ...], other: tuple[float, ...]) -> str:
 
 
 def _named(items: list[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the items of a list with names, no two the same."""
+    """Yield the items of a list with unique names."""
     seen: dict[str, int] = {}
     for place, item in enumerate(items):
         keys = (key for key in _NAMES if isinstance(item, Mapping) and item.get(key))

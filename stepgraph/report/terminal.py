@@ -1,4 +1,4 @@
-"""What a terminal shows of an explanation, a profile, a step graph: colours, tables, bars."""
+"""Explanations, profiles and step graphs in a terminal: colours, tables, bars."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ from stepgraph.ir import StepGraph, lines
 from stepgraph.passes import PassRecord
 from stepgraph.profiling import NodeProfile, Profile
 from stepgraph.profiling.text import (
+    MOST_OPERATORS,
     NODE_HEAD,
     OPERATOR_HEAD,
-    headline,
     node_row,
     operator_row,
-    summary,
 )
 from stepgraph.report.palette import colour_of
+from stepgraph.report.status import status_of
 
 _MARKS = {"good": ("✔", "bold green"), "bad": ("✘", "bold red"), "open": ("○", "bold yellow")}
 _BAR = 8
-_MOST_OPERATORS = 12
 
 
 def to_rich(thing: Any) -> RenderableType:
-    """Return what a terminal shows of an `Explanation`, a `Profile` or a `StepGraph`."""
+    """Return an `Explanation`, a `Profile` or a `StepGraph` as a renderable of `rich`."""
     if isinstance(thing, Explanation):
         return Group(*_explanation(thing))
     if isinstance(thing, Profile):
@@ -48,15 +47,8 @@ def to_rich(thing: Any) -> RenderableType:
     return _step(thing)
 
 
-def mood(explanation: Explanation) -> str:
-    """Return `good` if a step is captured, `bad` if it runs eagerly, `open` if it is not known."""
-    if explanation.captured:
-        return "good"
-    return "bad" if explanation.fallback_reason else "open"
-
-
 def _explanation(found: Explanation) -> Iterator[RenderableType]:
-    mark, style = _MARKS[mood(found)]
+    mark, style = _MARKS[status_of(found)]
     yield Text.assemble((f"{mark} {found.name}", style), "  ", (found.verdict, "bold"))
     options = ", ".join(f"{name}={value!r}" for name, value in found.options.items())
     calls = f"{count_of(found.calls, 'call')}, {found.replays} replayed"
@@ -124,7 +116,7 @@ def _advice(found: Sequence[Advice]) -> Table:
 
 
 def _step(step: StepGraph) -> Table:
-    """Return a row for each typed node, or run of small ones, in program order."""
+    """Return a table with a row for each typed node, or run of small nodes, in program order."""
     table = _table("", "kind", "does", "at")
     typed = [node for node in step.nodes if step.kind(node) is not None]
     for line in lines(step):
@@ -138,11 +130,11 @@ def _step(step: StepGraph) -> Table:
 
 
 def _profile(found: Profile) -> Iterator[RenderableType]:
-    yield Text(headline(found), "bold")
-    facts = Table.grid(padding=(0, 2))
-    for name, text in summary(found):
-        facts.add_row(Text(f"  {name}", "dim"), text)
-    yield facts
+    yield Text(found.headline, "bold")
+    whole = Table.grid(padding=(0, 2))
+    for name, text in found.summary():
+        whole.add_row(Text(f"  {name}", "dim"), text)
+    yield whole
     yield _nodes(found)
     if found.operators:
         yield _operators(found)
@@ -152,7 +144,8 @@ def _nodes(found: Profile) -> Table:
     table = _table("node", *NODE_HEAD[2:], "")
     longest = max((node.time.median_ms for node in found.nodes), default=0.0)
     for node in found.nodes:
-        name, label, *cells = node_row(found, node)
+        row = node_row(node, total_ms=found.total_ms, copy_gbps=found.copy_gbps)
+        name, label, *cells = row
         title = Text.assemble((name, f"bold {colour_of(node.kind)}"), (f" {label}", "dim"))
         table.add_row(title, *cells, _bar(node, longest))
     for column in table.columns[1:8]:
@@ -163,11 +156,12 @@ def _nodes(found: Profile) -> Table:
 
 def _operators(found: Profile) -> Table:
     table = _table(*OPERATOR_HEAD)
-    for one in found.operators[:_MOST_OPERATORS]:
-        table.add_row(*operator_row(found, one))
+    for one in found.operators[:MOST_OPERATORS]:
+        row = operator_row(one, total_ms=found.operators_ms, copy_gbps=found.copy_gbps)
+        table.add_row(*row)
     for column in table.columns[1:]:
         column.justify = "right"
-    more = len(found.operators) - _MOST_OPERATORS
+    more = len(found.operators) - MOST_OPERATORS
     table.caption = f"and {more} more" if more > 0 else None
     table.caption_justify = "left"
     return table

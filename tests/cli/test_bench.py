@@ -71,7 +71,7 @@ def test_a_step_that_nothing_captures_is_a_sentence(script, capsys):
 
     error = capsys.readouterr().err
     assert code == 2
-    assert error.startswith("stepgraph bench: step has nothing to compare\n")
+    assert error.startswith("stepgraph bench: step is not captured by any backend\n")
     assert "train.py:9" in error
     assert "Traceback" not in error
 

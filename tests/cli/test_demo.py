@@ -4,8 +4,9 @@ import matplotlib.image
 import pytest
 import torch
 
-from stepgraph.cli import demo, main
-from stepgraph.cli.picture import SIZE
+from stepgraph.cli import main
+from stepgraph.cli.commands import demo
+from stepgraph.cli.demo.picture import SIZE
 
 QUICK = ("demo", "--epochs", "1", "--limit", "256")  # four steps: eager, captured, two replays
 
@@ -89,7 +90,7 @@ def test_a_place_that_cannot_be_written_is_said_before_training(tmp_path, capsys
 
     printed = capsys.readouterr()
     assert code == 2
-    assert "the picture cannot be written" in printed.err
+    assert "the file cannot be written" in printed.err
     assert printed.out == ""
 
 

@@ -1,7 +1,8 @@
 import torch
 
 from stepgraph.capture.self_test import SelfTest
-from stepgraph.cli import doctor, main
+from stepgraph.cli import main
+from stepgraph.cli.commands import doctor
 
 
 def test_the_doctor_names_versions_and_tries_a_step(capsys):
@@ -10,7 +11,7 @@ def test_the_doctor_names_versions_and_tries_a_step(capsys):
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert torch.__version__ in printed
-    assert 'backend="auto" on cpu: a step is captured whole and trains as eagerly' in printed
+    assert 'backend="auto" on cpu: a step is captured whole and trains as in eager mode' in printed
     assert "AdamW(optimizer)" in printed
 
 

@@ -148,7 +148,7 @@ def test_a_script_that_fails_shows_its_own_traceback(script, capsys):
     assert code == 2
     assert f'File "{path}", line 6, in work' in error
     assert "observe.py" not in error
-    assert "failed before it had called step" in error
+    assert "failed before its first call of step" in error
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_target_that_is_not_there_is_a_sentence(script, tmp_path, capsys, targ
     [
         (["explain", "train.py"], "script.py:step"),
         (["explain", "train.py:step", "--calls", "0"], "whole number of at least 1"),
-        (["explain", "train.py:step", "--epochs", "3"], "come behind --"),
+        (["explain", "train.py:step", "--epochs", "3"], "follow after --"),
         (["demo", "--", "--epochs"], "runs no script"),
     ],
 )

@@ -1,7 +1,8 @@
 import pytest
 
 import stepgraph
-from stepgraph.cli import demo, main
+from stepgraph.cli import main
+from stepgraph.cli.commands import demo
 from stepgraph.errors import StepgraphError
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import stepgraph
 from stepgraph.ir import readable
 from stepgraph.report import page
-from stepgraph.report.boxes import boxes
+from stepgraph.report.html.boxes import boxes
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -80,8 +80,8 @@ def test_the_page_says_what_the_explanation_says_and_draws_every_box(explained):
     assert "SGD(first)" in written
     assert all(html.escape(one.hint) in written for one in explanation.advice)
     assert written.count('<g class="node ') == len(boxes(step.graphs[0])[0])
-    facts = embedded(written)["facts"]
-    (backward, _) = [f for f in facts.values() if f["kind"] == "backward"]
+    details = embedded(written)["details"]
+    (backward, _) = [f for f in details.values() if f["kind"] == "backward"]
     assert "param:one.weight" not in backward["reads"]  # no gradient of the input is computed
     assert "batch:x" in backward["reads"]
     assert any("mm" in operator for operator in backward["operators"])
@@ -111,18 +111,18 @@ def test_a_page_with_a_profile_has_times_at_its_boxes_a_timeline_and_tables(prof
 
     written = page(explanation, profile)
 
-    facts = embedded(written)["facts"]
-    boxes_of = {f["name"]: f for key, f in facts.items() if re.fullmatch(r"s0a-\d+", key)}
+    details = embedded(written)["details"]
+    boxes_of = {f["name"]: f for key, f in details.items() if re.fullmatch(r"s0a-\d+", key)}
     for node in profile.nodes:
         if node.kind != "accumulate":  # a run of them is called by its kind
             assert boxes_of[node.name]["time"].startswith(f"{node.time.median_ms:.3f} ms")
     assert len([f for f in boxes_of.values() if f["kind"] == "accumulate" and "time" in f]) == 2
-    operators = [f for key, f in facts.items() if key.startswith("s0o")]
+    operators = [f for key, f in details.items() if key.startswith("s0o")]
     assert [f["name"] for f in operators] == [one.name for one in profile.operators]
     assert written.count('class="span"') >= 4 + len(profile.nodes) + len(profile.operators)
     assert f"{profile.speedup:.2f} x" in written
-    keys = set(re.findall(r'data-facts="([^"]+)"', written))
-    assert keys <= facts.keys()
+    keys = set(re.findall(r'data-details="([^"]+)"', written))
+    assert keys <= details.keys()
 
 
 def test_the_memory_chart_marks_the_peak_that_the_profile_reports(profiled):
@@ -148,9 +148,9 @@ def test_a_profile_stands_at_the_variant_that_was_measured():
         compiled(torch.ones(2, 4))
     profile = compiled.profile(torch.ones(2, 4), steps=1)
 
-    facts = embedded(page(compiled.explain(), profile))["facts"]
+    details = embedded(page(compiled.explain(), profile))["details"]
 
-    timed = {key.partition("a-")[0] for key, f in facts.items() if "a-" in key and "time" in f}
+    timed = {key.partition("a-")[0] for key, f in details.items() if "a-" in key and "time" in f}
     assert timed == {f"s{profile.variant}"}
     place = compiled.explain().variants[profile.variant].place
     assert place == "the first call of a window of 2"
@@ -227,22 +227,22 @@ const seen = {errors: []};
 window.onerror = message => { seen.errors.push(message); };
 window.addEventListener("load", () => {
   const click = node => node.dispatchEvent(new MouseEvent("click", {bubbles: true}));
-  const facts = document.getElementById("facts");
+  const details = document.getElementById("details");
   const graph = document.querySelector("svg.graph");
-  seen.hidden = facts.hidden;
+  seen.hidden = details.hidden;
   click(document.querySelector(".node.is-backward"));
-  seen.facts = facts.innerText;
+  seen.details = details.innerText;
   seen.chosen = document.querySelectorAll(".node.chosen").length;
-  click(facts.querySelector(".close"));
-  seen.closed = facts.hidden;
+  click(details.querySelector(".close"));
+  seen.closed = details.hidden;
   const box = graph.getBoundingClientRect();
   seen.drawing = [box.width, box.height];
   const before = graph.viewBox.baseVal.width;
   click(document.querySelector("[data-zoom=in]"));
   seen.zoomed = graph.viewBox.baseVal.width / before;
-  click([...document.querySelectorAll(".span[data-facts]")].find(
+  click([...document.querySelectorAll(".span[data-details]")].find(
     span => span.textContent.startsWith("backward_0")));
-  seen.span = facts.innerText;
+  seen.span = details.innerText;
   const head = [...document.querySelectorAll("th[data-sort]")].filter(
     head => head.textContent === "launches")[1];
   click(head);
@@ -303,15 +303,15 @@ def test_the_page_opens_in_a_browser_without_errors(seen):
 
 def test_a_click_on_a_node_shows_its_facts_until_it_is_closed(seen):
     assert seen["hidden"]
-    assert seen["facts"].startswith("backward_0")
+    assert seen["details"].startswith("backward_0")
     for word in ("kind", "batch:x", "time", "GB/s", "test_page.py:", "mm"):
-        assert word in seen["facts"]
+        assert word in seen["details"]
     assert seen["chosen"] == 1
     assert seen["closed"]
 
 
 def test_a_span_of_the_timeline_shows_the_facts_of_its_node(seen):
-    assert seen["span"] == seen["facts"]
+    assert seen["span"] == seen["details"]
 
 
 def test_nothing_on_a_phone_has_to_be_scrolled_sideways_but_tables_and_charts(seen):
