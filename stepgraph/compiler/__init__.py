@@ -3,6 +3,6 @@
 from stepgraph.capture import Microbatches
 from stepgraph.compiler.compile import compile
 from stepgraph.compiler.compiled_step import CompiledStep
-from stepgraph.compiler.explain.explanation import Explanation
+from stepgraph.compiler.explain import Explanation
 
 __all__ = ["CompiledStep", "Explanation", "Microbatches", "compile"]

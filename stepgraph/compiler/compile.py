@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from types import FunctionType
@@ -134,3 +135,9 @@ def _not_a_step(step: Any) -> ConfigurationError:
         why="it captures the Python of a whole training step",
         hint="decorate the function that calls backward() and step()",
     )
+
+
+def with_backend(step: CompiledStep, backend: str) -> CompiledStep:
+    """Return the same step, compiled anew with another backend; its refusals are silent."""
+    options = dataclasses.replace(step._options, backend=backend, on_fallback="silent")
+    return CompiledStep(step._plain, options, step._owner)

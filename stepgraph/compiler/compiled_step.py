@@ -23,7 +23,7 @@ from stepgraph.capture import (
 )
 from stepgraph.compiler import extensions
 from stepgraph.compiler.closures import ClosureSteps
-from stepgraph.compiler.explain.explanation import Explanation, explain
+from stepgraph.compiler.explain import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks, no_meaning
 from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options

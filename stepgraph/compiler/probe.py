@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.fx import GraphModule
 
-from stepgraph.capture import TrackedList, TrackedObject
+from stepgraph.capture import CallOptions, TrackedList, TrackedObject
+from stepgraph.compiler.explain import Explanation
+from stepgraph.compiler.options import Options
 from stepgraph.compiler.variants.variant import TIMED, Variant
+from stepgraph.compiler.window import Window
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import flatten
 from stepgraph.lowering import Section
 from stepgraph.runtime import Snapshot, restored_rng
 
-if TYPE_CHECKING:
-    from stepgraph.compiler.compiled_step import CompiledStep
-
 _WARM_UP = 3
 """Calls, for every place in a window, after which a step that can be captured has replayed."""
+
+
+class ProbedStep(Protocol):
+    """The state of a `CompiledStep` that a probe reads, and puts back afterwards."""
+
+    _variants: list[Variant]
+    _window: Window
+    _options: Options
+    _plain: FunctionType
+    _function: FunctionType
+    _owner: Callable[[], Any] | None
+    _scope: Callable[..., dict[str, Any] | None]
+    _calls: int
+    _replays: int
+    _dropped: frozenset[str]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Make a call."""
+
+    def explain(self) -> Explanation:
+        """Describe the step."""
+
+    def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments, the owner of a method in front."""
+
+    def _eagerly(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
+    ) -> Any:
+        """Run the user's Python."""
 
 
 class Probe:
@@ -39,7 +68,7 @@ class Probe:
         ConfigurationError: The step runs eagerly for these arguments.
     """
 
-    def __init__(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, step: ProbedStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._step, self._args, self._kwargs = step, args, kwargs
         self.warm_up_calls = 0
         self._variant = self._warmed_up()
@@ -165,17 +194,11 @@ class Probe:
         )
 
 
-def with_backend(step: CompiledStep, backend: str) -> CompiledStep:
-    """Return the same step, compiled anew with another backend; its refusals are silent."""
-    options = dataclasses.replace(step._options, backend=backend, on_fallback="silent")
-    return type(step)(step._plain, options, step._owner)
-
-
 class _Before:
     """What a step may write, as it is now."""
 
     def __init__(
-        self, step: CompiledStep, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, step: ProbedStep, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.inputs = variant.inputs(step._function, args, kwargs)
         names = variant.rewritten.input_names

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from stepgraph.compiler import CompiledStep
-from stepgraph.compiler.probe import Probe, with_backend
+from stepgraph.compiler.compile import with_backend
+from stepgraph.compiler.probe import Probe
 from stepgraph.errors import ConfigurationError
 from stepgraph.profiling.clock import device_of, timed, without_garbage_collection
 from stepgraph.profiling.measurements import Timing, plain

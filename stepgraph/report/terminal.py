@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from stepgraph.compiler import Explanation
-from stepgraph.compiler.explain.advice import Advice
-from stepgraph.compiler.explain.explanation import FallbackReport, VariantReport
-from stepgraph.compiler.explain.text import (
+from stepgraph.compiler.explain import (
+    Advice,
+    FallbackReport,
+    VariantReport,
     count_of,
     optimizer_lines,
     pass_differences,

@@ -12,8 +12,7 @@ from torch.nn import functional
 
 import stepgraph
 from harness import mlp, regression, warnings_of
-from stepgraph.compiler.explain.explanation import OptimizerReport, RegionReport, VariantReport
-from stepgraph.compiler.explain.text import variant_lines
+from stepgraph.compiler.explain import OptimizerReport, RegionReport, VariantReport, variant_lines
 from stepgraph.errors import CaptureError, GuardError, StepgraphError
 from stepgraph.passes import PassRecord
 

@@ -16,7 +16,7 @@ from harness import Program, assert_captured, draw, regression, same_as_eager
 from split_by_hand import PAIRS, World, beside, parts_of, plain_with_closure, sized
 from stepgraph import Microbatches
 from stepgraph.analysis import peak
-from stepgraph.compiler.probe import with_backend
+from stepgraph.compiler.compile import with_backend
 from stepgraph.ir import Kind, flatten
 
 

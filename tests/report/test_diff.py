@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from stepgraph.compiler.explain.explanation import (
+from stepgraph.compiler.explain import (
     Explanation,
     FallbackReport,
     OptimizerReport,

@@ -1,1 +1,36 @@
-"""What `explain()` returns."""
+"""What `explain()` returns: a description of a compiled step, as data and as text.
+
+Files, in reading order:
+
+    reports.py      variants, optimizers, regions and fallbacks as data
+    advice.py       what a user could change to get more
+    text.py         an explanation as text
+    explanation.py  `Explanation`
+    build.py        makes one from the state of a compiled step
+"""
+
+from stepgraph.compiler.explain.advice import Advice
+from stepgraph.compiler.explain.build import explain
+from stepgraph.compiler.explain.explanation import Explanation
+from stepgraph.compiler.explain.reports import (
+    FallbackReport,
+    OptimizerReport,
+    RegionReport,
+    VariantReport,
+    count_of,
+)
+from stepgraph.compiler.explain.text import optimizer_lines, pass_differences, variant_lines
+
+__all__ = [
+    "Advice",
+    "Explanation",
+    "FallbackReport",
+    "OptimizerReport",
+    "RegionReport",
+    "VariantReport",
+    "count_of",
+    "explain",
+    "optimizer_lines",
+    "pass_differences",
+    "variant_lines",
+]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from stepgraph.analysis import work
+from stepgraph.compiler.explain.reports import ExplanationData, OptimizerReport, VariantReport
 from stepgraph.ir import Role, StepGraph, flatten, partition, readable
 from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, dropped_gradients
-
-if TYPE_CHECKING:
-    from stepgraph.compiler.explain.explanation import Explanation, OptimizerReport, VariantReport
 
 _WORTH = 2**20
 """Bytes at the peak that are worth advice."""
@@ -30,7 +27,7 @@ class Advice:
     hint: str
 
 
-def advice(explanation: Explanation) -> tuple[Advice, ...]:
+def advice(explanation: ExplanationData) -> tuple[Advice, ...]:
     """Return what would make a captured step cheaper, the most general first.
 
     Reasons to run eagerly are not repeated: they carry hints of their own.
@@ -128,7 +125,7 @@ def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
     yield Advice(what, f"keep_grads=False: {hint}")
 
 
-def _of_variants(explanation: Explanation) -> Iterator[Advice]:
+def _of_variants(explanation: ExplanationData) -> Iterator[Advice]:
     if any(one.reason.startswith("no variant for these inputs") for one in explanation.fallbacks):
         yield Advice(
             f"{explanation.captures} variants are the limit, and this step has more",

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from stepgraph.compiler.explain.advice import Advice
+from stepgraph.compiler.explain.reports import (
+    ExplanationData,
+    FallbackReport,
+    OptimizerReport,
+    VariantReport,
+    count_of,
+)
 from stepgraph.ir import readable
-
-if TYPE_CHECKING:
-    from stepgraph.compiler.explain.explanation import (
-        Explanation,
-        FallbackReport,
-        OptimizerReport,
-        VariantReport,
-    )
-    from stepgraph.passes import PassRecord
+from stepgraph.passes import PassRecord
 
 _WIDTH, _INDENT = 100, 15
 
 
-def verdict(explanation: Explanation) -> str:
+def verdict(explanation: ExplanationData) -> str:
     """Return what was captured, in a few words."""
     if explanation.closures:
         return "an optimizer keeps its own loop; its closure is captured"
@@ -33,31 +32,16 @@ def verdict(explanation: Explanation) -> str:
     return "not captured yet: the first call is eager, the second is captured"
 
 
-def sentence(variant: VariantReport) -> str:
-    """Return what was captured, in the words of training.
-
-    For example "captured whole: 2 forward, 2 backward, Adam(d_opt, 6 tensors) fused; removed 9
-    operators; early update 121 of 148 (27 wait for: gradient norm)".
-    """
-    counted = [f"{variant.nodes[k]} {k}" for k in ("forward", "backward") if k in variant.nodes]
-    parts = [", ".join([*counted, *_updates(variant.optimizers)])]
-    parts += [f"the batch split into {variant.parts} parts"] if variant.parts > 1 else []
-    removed = sum(r.operators_before - r.operators_after for r in variant.passes)
-    parts += [f"removed {count_of(removed, 'operator')}"] if removed > 0 else []
-    parts += [said for record in variant.passes for said in record.did]
-    return "captured whole: " + "; ".join(parts)
-
-
-def describe(explanation: Explanation) -> str:
-    """Return an explanation as plain text."""
-    lines = [f"{explanation.name}: {explanation.verdict}", *_calls(explanation)]
+def describe(explanation: ExplanationData, advice: Sequence[Advice]) -> str:
+    """Return an explanation as plain text, with what could be changed to get more."""
+    lines = [f"{explanation.name}: {verdict(explanation)}", *_calls(explanation)]
     for number, variant in enumerate(explanation.variants):
         lines += _titled(f"variant {number}", variant_lines(variant))
     for closure in explanation.closures:
         lines += [f"  {line}" for line in str(closure).splitlines()]
     for fallback in explanation.fallbacks:
         lines += _fallback(fallback)
-    for one in explanation.advice:
+    for one in advice:
         lines += _titled("to get more", [one.what, f"  try {one.hint}"])
     if explanation.first_call_ms is not None:
         ms = explanation.first_call_ms
@@ -120,27 +104,11 @@ def pass_differences(record: PassRecord) -> Iterator[str]:
         yield f"not computed: gradients of {', '.join(names[:2])}{more}"
 
 
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _updates(optimizers: Sequence[OptimizerReport]) -> Iterator[str]:
-    """Yield how the optimizers are run; those with one reason not to be fused together."""
-    reasons: dict[str, list[str]] = {}
-    for one in optimizers:
-        kind, _, name = one.label.partition("(")
-        inside = ", ".join(filter(None, [name.rstrip(")"), count_of(one.tensors, "tensor")]))
-        how = "fused" if one.fused else f"not fused: {one.why}"
-        reasons.setdefault(how, []).append(f"{kind}({inside})")
-    yield from (f"{' and '.join(names)} {how}" for how, names in reasons.items())
-
-
 def _saved(number: int) -> str:
     return f"{-number:+,}"
 
 
-def _calls(explanation: Explanation) -> list[str]:
+def _calls(explanation: ExplanationData) -> list[str]:
     text = f"{explanation.calls}, of which replayed {explanation.replays}"
     options = ", ".join(f"{name}={value!r}" for name, value in explanation.options.items())
     return [*_titled("calls", [text]), *(_titled("options", [options]) if options else [])]

@@ -2,6 +2,7 @@
 
 Files, in reading order:
 
+    protocol.py      what the views read of a step graph
     dependencies.py  the orderings that a schedule must keep
     verify.py        whether a graph is well formed and means what another one means
     text.py          a graph in words

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import networkx as nx
 from torch.fx import Graph, Node
 
 from stepgraph.ir.memory_access import is_glue
 from stepgraph.ir.resources import OPAQUE, Access
-
-if TYPE_CHECKING:
-    from stepgraph.ir.step_graph import StepGraph
+from stepgraph.ir.views.protocol import ReadableStep
 
 _STRENGTH = {"data": 2, "output": 1, "anti": 0}
 
 
-def dependency_graph(step: StepGraph) -> nx.DiGraph[Node]:
+def dependency_graph(step: ReadableStep) -> nx.DiGraph[Node]:
     """Build the dependency graph of `step` in its present order.
 
     Nodes are the top-level FX nodes. An edge `u -> v` means that u must stay before v. Its `kind`

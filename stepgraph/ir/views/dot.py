@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch.fx import Node
 
 from stepgraph.effects import Kind
-
-if TYPE_CHECKING:
-    from stepgraph.ir.step_graph import StepGraph
+from stepgraph.ir.views.protocol import ReadableStep
 
 _EDGES = {
     "data": 'color="#333333"',
@@ -18,7 +14,7 @@ _EDGES = {
 }
 
 
-def to_dot(step: StepGraph) -> str:
+def to_dot(step: ReadableStep) -> str:
     """Return the typed nodes of `step` and their dependencies as Graphviz text.
 
     Nodes are coloured by kind. Data edges are solid, anti edges red and dashed, output edges blue
@@ -38,7 +34,7 @@ def to_dot(step: StepGraph) -> str:
     return "\n".join([*lines, *_edges(step), "}"])
 
 
-def _edges(step: StepGraph) -> list[str]:
+def _edges(step: ReadableStep) -> list[str]:
     origins = _origins(step)
     lines: dict[str, None] = {}
     for source, target, edge in step.dependencies().edges(data=True):
@@ -51,7 +47,7 @@ def _edges(step: StepGraph) -> list[str]:
     return list(lines)
 
 
-def _origins(step: StepGraph) -> dict[Node, tuple[Node, ...]]:
+def _origins(step: ReadableStep) -> dict[Node, tuple[Node, ...]]:
     """Return the typed nodes that the value of each node comes from, through glue."""
     found: dict[Node, tuple[Node, ...]] = {}
     for node in step.nodes:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from stepgraph.effects import Effect, Kind, Phrase
 from stepgraph.ir.effect_nodes import node_effect
 from stepgraph.ir.resources import OPAQUE, slot_name
 from stepgraph.ir.signature import Role
-
-if TYPE_CHECKING:
-    from stepgraph.ir.step_graph import StepGraph
+from stepgraph.ir.views.protocol import ReadableStep
 
 
-def describe(step: StepGraph) -> str:
+def describe(step: ReadableStep) -> str:
     """Return a header and one line for each typed node, for a person who knows PyTorch.
 
     Example::
@@ -59,7 +57,7 @@ class Line:
     text: str
 
 
-def lines(step: StepGraph) -> list[Line]:
+def lines(step: ReadableStep) -> list[Line]:
     """Return what `describe` has a line for, in program order."""
     typed = [node for node in step.nodes if step.kind(node) is not None]
     return [
@@ -67,7 +65,7 @@ def lines(step: StepGraph) -> list[Line]:
     ]
 
 
-def _folded(step: StepGraph, typed: list[Node]) -> Iterator[tuple[Kind, list[Node]]]:
+def _folded(step: ReadableStep, typed: list[Node]) -> Iterator[tuple[Kind, list[Node]]]:
     for (kind, folds), run in groupby(typed, lambda node: (step.kind(node), _folds(node))):
         assert kind is not None
         if folds:
@@ -84,7 +82,7 @@ def _folds(node: Node) -> bool:
     return not isinstance(effect.says(_Words(node, effect)), str)
 
 
-def _inputs(step: StepGraph) -> Iterator[str]:
+def _inputs(step: ReadableStep) -> Iterator[str]:
     parts = []
     inputs = [node for node in step.nodes if node.op == "placeholder"]
     for role in Role:
@@ -97,7 +95,7 @@ def _inputs(step: StepGraph) -> Iterator[str]:
         yield "  inputs: " + ", ".join(parts)
 
 
-def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
+def _sentence(step: ReadableStep, kind: Kind, run: list[Node]) -> str:
     """Return what the nodes of one line do."""
     node = run[0]
     if step.region(node) is not None:
@@ -105,7 +103,7 @@ def _sentence(step: StepGraph, kind: Kind, run: list[Node]) -> str:
     return _of_effects(step, run)
 
 
-def _of_effects(step: StepGraph, run: list[Node]) -> str:
+def _of_effects(step: ReadableStep, run: list[Node]) -> str:
     """Return what effects that share a line do."""
     phrases: list[Phrase] = []
     for node in run:
@@ -122,7 +120,7 @@ def _of_effects(step: StepGraph, run: list[Node]) -> str:
     return f"{phrases[0].before}{texts}{phrases[0].after}"
 
 
-def _accesses(step: StepGraph, node: Node) -> str:
+def _accesses(step: ReadableStep, node: Node) -> str:
     reads, writes = _resources(step.reads(node)), _resources(step.writes(node))
     return f"{node.name}: {reads or 'nothing'} -> {writes or 'nothing'}"
 
@@ -153,7 +151,7 @@ class _Words:
         return (found or [self._node.name])[0].removeprefix(f"{name}:")
 
 
-def _region(step: StepGraph, kind: Kind, node: Node) -> str:
+def _region(step: ReadableStep, kind: Kind, node: Node) -> str:
     ops, result = f"[{_count_of(_ops(step, node), 'op')}]", _result(step, node)
     reads, writes = _resources(step.reads(node)), _resources(step.writes(node))
     parts = [f"-> {result}", ops] if kind in (Kind.FORWARD, Kind.GRAD_NORM) else [ops]
@@ -168,7 +166,7 @@ def _written(node: Node) -> tuple[str, ...]:
     return tuple(node.meta.get("stepgraph.writes", ()))
 
 
-def _targets(step: StepGraph, backward: Node) -> list[str]:
+def _targets(step: ReadableStep, backward: Node) -> list[str]:
     """Return the parameters whose gradients `backward` computes."""
     found: dict[str, None] = {}
     todo, seen = list(reversed(backward.users)), {backward}
@@ -188,7 +186,7 @@ def _targets(step: StepGraph, backward: Node) -> list[str]:
     return list(found) or ["?"]
 
 
-def _loss(step: StepGraph, backward: Node) -> str:
+def _loss(step: ReadableStep, backward: Node) -> str:
     """Return what `backward` differentiates: by its name, or by the forward that it belongs to."""
     known = backward.meta.get("stepgraph.loss")
     if known is not None:
@@ -200,7 +198,7 @@ def _loss(step: StepGraph, backward: Node) -> str:
     return _result(step, own[-1]) if own else "loss"
 
 
-def _result(step: StepGraph, node: Node) -> str:
+def _result(step: ReadableStep, node: Node) -> str:
     """Return the name of a scalar that a region computes, or how many values it hands on.
 
     One that a backward differentiates comes before one that the user only has a name for, and
@@ -268,7 +266,7 @@ def _name(value: object) -> str:
     return value_name(value) if isinstance(value, Node) else repr(value)
 
 
-def _ops(step: StepGraph, node: Node) -> int:
+def _ops(step: ReadableStep, node: Node) -> int:
     region = step.region(node)
     return 0 if region is None else sum(n.op == "call_function" for n in region.graph.nodes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import networkx as nx
 import torch
@@ -16,10 +16,7 @@ from stepgraph.errors import VerifyError
 from stepgraph.ir.effect_nodes import is_update, marker_kind, marker_name
 from stepgraph.ir.memory_access import draws_random, is_glue, storages_of, written_arguments
 from stepgraph.ir.resources import MADE_IN_STEP, OPAQUE, Access, updates
-
-if TYPE_CHECKING:
-    from stepgraph.ir.step_graph import StepGraph
-
+from stepgraph.ir.views.protocol import ReadableStep
 
 _FOREACH_MUL = torch.ops.aten._foreach_mul_.Tensor
 
@@ -37,13 +34,13 @@ class Meaning:
     read_from: dict[tuple[str, str], str]
 
 
-def meaning(step: StepGraph) -> Meaning:
+def meaning(step: ReadableStep) -> Meaning:
     """Return what `step` does."""
     deeds = list(_deeds(step.accesses()))
     return Meaning(Counter(_effects(deeds)), _read_from(deeds))
 
 
-def verify(step: StepGraph, *, against: StepGraph | Meaning | None = None) -> None:
+def verify(step: ReadableStep, *, against: ReadableStep | Meaning | None = None) -> None:
     """Check that `step` is well formed and, given `against`, that it means the same.
 
     Without a reference: the FX graphs are sound; every computing node has a kind and says what it
@@ -83,7 +80,7 @@ def compare(found: Meaning, expected: Meaning) -> None:
     _check_order(found, expected)
 
 
-def _check_form(step: StepGraph) -> None:
+def _check_form(step: ReadableStep) -> None:
     for module in step.graphs():
         try:
             module.graph.lint()
@@ -92,7 +89,7 @@ def _check_form(step: StepGraph) -> None:
             raise VerifyError("a step graph is malformed", at=name, found=str(error)) from error
 
 
-def _check_declared(step: StepGraph, node: Node) -> None:
+def _check_declared(step: ReadableStep, node: Node) -> None:
     """Check that `node` says what it is and hides no write."""
     if step.kind(node) is None:
         if node.op not in ("placeholder", "output") and not is_glue(node):
@@ -118,7 +115,7 @@ def _written_inputs(node: Node) -> Iterator[Node]:
         yield from (root for root in storages_of(argument) if root.op == "placeholder")
 
 
-def _check_reads(step: StepGraph) -> None:
+def _check_reads(step: ReadableStep) -> None:
     """Check that whatever is read exists by then."""
     known: set[str] = set()
     for node in step.nodes:

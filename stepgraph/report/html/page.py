@@ -9,9 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from stepgraph.compiler import Explanation
-from stepgraph.compiler.explain.advice import Advice
-from stepgraph.compiler.explain.explanation import FallbackReport
-from stepgraph.compiler.explain.text import count_of
+from stepgraph.compiler.explain import Advice, FallbackReport, count_of
 from stepgraph.ir import readable
 from stepgraph.profiling import Profile
 from stepgraph.report.html.details import Embedded

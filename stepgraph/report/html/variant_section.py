@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from stepgraph.analysis import live_bytes
-from stepgraph.compiler.explain.explanation import RegionReport, VariantReport
-from stepgraph.compiler.explain.text import count_of, pass_differences
+from stepgraph.compiler.explain import RegionReport, VariantReport, count_of, pass_differences
 from stepgraph.ir import StepGraph, readable
 from stepgraph.passes import PassRecord
 from stepgraph.profiling import Profile

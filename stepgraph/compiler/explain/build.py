@@ -1,0 +1,139 @@
+"""Describes the state of a compiled step as an `Explanation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from stepgraph.capture import CallOptions, TrackedOptimizer
+from stepgraph.compiler.explain.explanation import Explanation
+from stepgraph.compiler.explain.reports import (
+    FallbackReport,
+    OptimizerReport,
+    RegionReport,
+    VariantReport,
+)
+from stepgraph.compiler.fallbacks import Fallbacks
+from stepgraph.compiler.variants.variant import Variant
+from stepgraph.ir import node_effect
+from stepgraph.lowering import FusedUpdate, launched, misfit
+
+
+def explain(
+    *,
+    name: str,
+    variants: Sequence[Variant],
+    captures: int,
+    replays: int,
+    calls: int,
+    fallbacks: Fallbacks,
+    first_call_ms: float | None,
+    closures: Sequence[Explanation] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Explanation:
+    """Describe the state of a compiled step."""
+    return Explanation(
+        name=name,
+        captured=replays > 0 or any(closure.captured for closure in closures),
+        captures=captures + sum(closure.captures for closure in closures),
+        calls=calls,
+        replays=replays,
+        fallback_reason=str(fallbacks.latest) if fallbacks.latest else None,
+        fallbacks=tuple(
+            FallbackReport(refusal.reason, refusal.at, count, refusal.hint)
+            for refusal, count in fallbacks.counts.items()
+        ),
+        variants=tuple(map(_report, variants)),
+        first_call_ms=first_call_ms,
+        closures=tuple(closures),
+        options=dict(options or {}),
+        graphs=tuple((variant.captured_graph, variant.graph) for variant in variants),
+    )
+
+
+def _report(variant: Variant) -> VariantReport:
+    graph = variant.rewritten.flat.graph
+    stepped = {
+        effect.argument(node, effect.optimizer_argument)
+        for node in graph.nodes
+        if (effect := node_effect(node)) is not None and effect.update is not None
+    }
+    return VariantReport(
+        nodes=variant.count(),
+        operators=sum(node.op == "call_function" for node in graph.nodes),
+        optimizers=tuple(
+            OptimizerReport(
+                label=subject.label,
+                tensors=len(subject.parameters),
+                elements=sum(p.numel() for p in subject.parameters),
+                fused=(why := _why_not_fused(variant, subject.number)) is None,
+                why=why or "",
+                misfit=misfit(subject.value) or "",
+                note=_note(variant, subject),
+            )
+            for subject in variant.captured.optimizers
+            if subject.number in stepped
+        ),
+        capture_ms=variant.capture_ms,
+        replay_ms=variant.replay_ms,
+        replays=variant.program.calls,
+        passes=variant.rewritten.records,
+        regions=_regions(variant),
+        backend=variant.rewritten.backend,
+        launches=launched(variant.rewritten.lowered.flat),
+        place=_place(variant.call_options),
+        cuda_graph="" if variant.recording is None else str(variant.recording),
+        parts=1 + max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0),
+    )
+
+
+def _place(call_options: CallOptions) -> str:
+    """Return which calls of a window have these call_options."""
+    if call_options.micro_batches == 1:
+        return ""
+    if call_options.clears:
+        return f"the first call of a window of {call_options.micro_batches}"
+    if call_options.updates:
+        return f"the last call of a window of {call_options.micro_batches}"
+    return f"the calls in the middle of a window of {call_options.micro_batches}"
+
+
+def _note(variant: Variant, subject: TrackedOptimizer) -> str:
+    """Return what there is to say about an optimizer's update: whose kernel, which masters."""
+    update = _update(variant, subject.number)
+    if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
+        if isinstance(update, FusedUpdate) and update.why_not() is None:
+            return _whose(update.kinds)
+        return ""
+    if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
+        return "float32 master weights and state"
+    return "no float32 master weights: updates round to the type of the parameters"
+
+
+def _whose(kinds: Sequence[str]) -> str:
+    """Return whose kernels run an update, in words; empty before its trial."""
+    names = {"compiled": "stepgraph's own", "torch": "torch's", "triton": "Triton"}
+    return f"in {' and '.join(names[kind] for kind in kinds)} kernels" if kinds else ""
+
+
+def _why_not_fused(variant: Variant, number: int) -> str | None:
+    update = _update(variant, number)
+    return update if isinstance(update, str) else update.why_not()
+
+
+def _update(variant: Variant, number: int) -> FusedUpdate | str:
+    """Return what updates in the place of an optimizer's own `step()`, or why nothing does."""
+    updates = variant.rewritten.lowered.updates
+    return updates.get(number, "the eager backend runs the optimizer's own step()")
+
+
+def _regions(variant: Variant) -> tuple[RegionReport, ...]:
+    lowered = variant.rewritten.lowered
+    made = (
+        RegionReport(r.operators, r.refusal is None, r.refusal or "", r.undriven or "")
+        for r in lowered.regions
+    )
+    refused = (RegionReport(operators, False, why) for operators, why in lowered.refused)
+    return (*made, *refused)

@@ -1,0 +1,157 @@
+"""What an explanation says of variants, optimizers, regions and fallbacks, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepgraph.ir import StepGraph
+from stepgraph.passes import PassRecord
+
+
+@dataclass(frozen=True)
+class OptimizerReport:
+    """An optimizer of a variant: how many tensors and elements, and how it is run.
+
+    Attributes:
+        label: Its class and what the user calls it.
+        tensors: Parameters that it updates.
+        elements: Elements of those.
+        fused: Whether its update runs in a fused kernel.
+        why: Why it does not, or empty.
+        misfit: What stands against a fused kernel whatever the backend, or empty.
+        note: What else there is to say about it, or empty.
+    """
+
+    label: str
+    tensors: int
+    elements: int
+    fused: bool
+    why: str
+    misfit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """A run of operators that was given to a compiler.
+
+    Attributes:
+        operators: How many.
+        compiled: Whether it is compiled.
+        why: Why it is not, or empty.
+        undriven: Why its kernels are called from Python one by one, or empty.
+    """
+
+    operators: int
+    compiled: bool
+    why: str
+    undriven: str = ""
+
+    @property
+    def how(self) -> str:
+        """How it is run, in words."""
+        if not self.compiled:
+            return f"eager: {self.why}"
+        return f"compiled, kernel by kernel: {self.undriven}" if self.undriven else "compiled"
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """A variant: nodes by kind, passes, optimizers, compiled regions, times in milliseconds.
+
+    Attributes:
+        nodes: How many nodes there are of each kind.
+        operators: ATen operators and effects.
+        optimizers: What updates in it.
+        capture_ms: Time it took to trace, rewrite and lower.
+        replay_ms: The shortest of the first replays, or None.
+        replays: How often it was replayed.
+        passes: What each pass did.
+        regions: What was given to a compiler.
+        backend: What runs it: `eager` or `inductor`.
+        launches: Operators and updates that compute something, after lowering: a compiled region
+            and an optimizer are one each.
+        place: Which calls of a window it is for; empty where every call is alike.
+        parts: Into how many parts it splits the batch of a call.
+        cuda_graph: What became of its CUDA graph; empty where there is no GPU.
+    """
+
+    nodes: dict[str, int]
+    operators: int
+    optimizers: tuple[OptimizerReport, ...]
+    capture_ms: float
+    replay_ms: float | None
+    replays: int
+    passes: tuple[PassRecord, ...] = ()
+    regions: tuple[RegionReport, ...] = ()
+    backend: str = "eager"
+    launches: int = 0
+    place: str = ""
+    parts: int = 1
+    cuda_graph: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """What was captured, in the words of training."""
+        return sentence(self)
+
+
+@dataclass(frozen=True)
+class FallbackReport:
+    """A reason to run eagerly, where, how often, and what to try."""
+
+    reason: str
+    at: str | None
+    count: int
+    hint: str | None
+
+
+@dataclass(frozen=True)
+class ExplanationData:
+    """The fields of an `Explanation`."""
+
+    name: str
+    captured: bool
+    captures: int
+    calls: int
+    replays: int
+    fallback_reason: str | None
+    fallbacks: tuple[FallbackReport, ...]
+    variants: tuple[VariantReport, ...]
+    first_call_ms: float | None
+    closures: tuple[ExplanationData, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    graphs: tuple[tuple[StepGraph, StepGraph], ...] = field(default=(), repr=False, compare=False)
+
+
+def sentence(variant: VariantReport) -> str:
+    """Return what was captured, in the words of training.
+
+    For example "captured whole: 2 forward, 2 backward, Adam(d_opt, 6 tensors) fused; removed 9
+    operators; early update 121 of 148 (27 wait for: gradient norm)".
+    """
+    counted = [f"{variant.nodes[k]} {k}" for k in ("forward", "backward") if k in variant.nodes]
+    parts = [", ".join([*counted, *_updates(variant.optimizers)])]
+    parts += [f"the batch split into {variant.parts} parts"] if variant.parts > 1 else []
+    removed = sum(r.operators_before - r.operators_after for r in variant.passes)
+    parts += [f"removed {count_of(removed, 'operator')}"] if removed > 0 else []
+    parts += [said for record in variant.passes for said in record.did]
+    return "captured whole: " + "; ".join(parts)
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _updates(optimizers: Sequence[OptimizerReport]) -> Iterator[str]:
+    """Yield how the optimizers are run; those with one reason not to be fused together."""
+    reasons: dict[str, list[str]] = {}
+    for one in optimizers:
+        kind, _, name = one.label.partition("(")
+        inside = ", ".join(filter(None, [name.rstrip(")"), count_of(one.tensors, "tensor")]))
+        how = "fused" if one.fused else f"not fused: {one.why}"
+        reasons.setdefault(how, []).append(f"{kind}({inside})")
+    yield from (f"{' and '.join(names)} {how}" for how, names in reasons.items())
