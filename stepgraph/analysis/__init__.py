@@ -1,4 +1,15 @@
-"""Analyses: they read a step graph and never write it."""
+"""Analyses of a step graph: they read it and never write.
+
+Files, in reading order:
+
+    sizes.py      sizes of fake tensors as numbers
+    traffic.py    bytes that nodes read and write
+    flops.py      floating-point operations of nodes
+    raising.py    which nodes may raise an exception that depends on values
+    ownership.py  which values may become a gradient without a copy
+    memory.py     bytes that are alive while each node runs
+    work.py       these numbers for a whole step
+"""
 
 from stepgraph.analysis.flops import flops, flops_of
 from stepgraph.analysis.memory import Memory, Peak, live_bytes, memory_of, peak

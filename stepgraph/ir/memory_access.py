@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 
 from stepgraph.ir.effect_nodes import argument
 from stepgraph.ir.schema import Argument, Schema, schema_of
+from stepgraph.torch_private import storage_id
 
 _ARITHMETIC_MODULES = ("_operator", "builtins", "math")
 
@@ -190,5 +191,5 @@ def _is_arithmetic(node: Node) -> bool:
 def _memory(placeholder: Node) -> int:
     value = placeholder.meta.get("val")
     if isinstance(value, Tensor) and value.layout is torch.strided:
-        return int(value.untyped_storage()._cdata)
+        return storage_id(value)
     return -id(placeholder)

@@ -1,4 +1,16 @@
-"""Lowering: from a step graph to a program."""
+"""Lowering: from a step graph to a program.
+
+Files, in reading order:
+
+    lower.py        replaces runs of operators by compiled regions
+    regions/        which operators a compiler gets, and what becomes of them
+    updates/        `optimizer.step()` in fused kernels
+    emit.py         the Python of a program
+    cuda/           a program as a CUDA graph
+    sections.py     where one typed node of a program ends and the next begins
+    closeness.py    when compiled results are close enough to eager ones
+    cpp_library.py  C++ of this package, compiled once
+"""
 
 from stepgraph.lowering.cuda.legality import why_not_capturable
 from stepgraph.lowering.cuda.record import graphed

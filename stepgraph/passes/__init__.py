@@ -1,4 +1,17 @@
-"""The passes, one file each, and the pipeline that runs them."""
+"""Passes: rewritings of a step graph, one file each.
+
+Files, in reading order:
+
+    base.py            `Pass`
+    pipeline.py        runs passes, verifies and records each; the default ones
+    dead_code.py       drops norms that nobody uses
+    dead_gradients.py  drops gradients that nobody reads
+    read_gradients.py  ends gradients at their last reader
+    early_update.py    moves updates up to where their gradients are final
+    memory_order.py    orders nodes for a lower peak of memory
+    fuse_tail.py       clips inside the update
+    short_window.py    the update of a window that ends early
+"""
 
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import DropUnusedNorm

@@ -1,4 +1,13 @@
-"""Runtime: programs and what stands between them and the user's objects."""
+"""Runtime: programs, and what verifies them beside the user's objects.
+
+Files, in reading order:
+
+    program.py     what a captured step becomes
+    spans.py       its nodes as spans of a profile
+    snapshot.py    copies of everything a step may write
+    rehearsal.py   runs a new program once and compares it with the eager call
+    cuda_graph.py  records and replays the work of a device
+"""
 
 from stepgraph.runtime.cuda_graph import Buffers, CudaDevice, GraphDevice, Graphed, Plan
 from stepgraph.runtime.program import NeedsEager, Program, autocast_devices

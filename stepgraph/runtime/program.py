@@ -11,7 +11,7 @@ from stepgraph import torch_private
 from stepgraph.runtime.spans import Spans
 
 _is_grad_enabled = torch.is_grad_enabled
-_set_grad_enabled = torch._C._set_grad_enabled
+_set_grad_enabled = torch_private.set_grad_enabled
 
 
 class NeedsEager(Exception):  # noqa: N818  (a signal, not an error)
@@ -50,7 +50,7 @@ class Program:
         """Perform the step and return its outputs."""
         for position in self.leaves:
             leaf = inputs[position]
-            if leaf._backward_hooks or leaf._post_accumulate_grad_hooks:
+            if torch_private.have_hooks((leaf,)):
                 raise NeedsEager("hooks on a tensor or parameter")
             if not leaf.is_leaf:
                 raise NeedsEager("an input with a graph of its own (grad_fn)")

@@ -4,9 +4,18 @@ TorchDynamo is used as a tracer: it turns the Python of a training step into one
 the facts it relied on as guards, and the Python writes of the step as bytecode. Its code cache is
 not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` finds out whether the
 torch at hand behaves as expected before anything is captured.
+
+Files, in reading order:
+
+    dynamo/          Dynamo as a tracer
+    inductor/        Inductor as a compiler
+    internals.py     small private functions of torch under plain names
+    clipping.py      torch's clipping functions
+    thread_patch.py  functions that one thread sees replaced
+    lazy_module.py   graph modules whose Python is written on demand
+    files.py         whose code a file is
 """
 
-from stepgraph.torch_private.autograd import below_autograd
 from stepgraph.torch_private.clipping import (
     CLIP_CODES,
     NORM_CODES,
@@ -19,7 +28,6 @@ from stepgraph.torch_private.clipping import (
     own_clip_value,
     scale_to_norm,
 )
-from stepgraph.torch_private.data_loader import has_live_workers, stop_workers
 from stepgraph.torch_private.dynamo.errors import is_unsupported, user_stack
 from stepgraph.torch_private.dynamo.guards import Guards
 from stepgraph.torch_private.dynamo.hooks import FRAMES, LIVE_GRAPH, Inlined, TraceHooks, TraceStop
@@ -33,7 +41,6 @@ from stepgraph.torch_private.dynamo.scope import (
 )
 from stepgraph.torch_private.dynamo.trace import FrameBytecode, Traced, trace
 from stepgraph.torch_private.files import is_internal
-from stepgraph.torch_private.grad_scaler import found_inf
 from stepgraph.torch_private.inductor.compile import (
     FakeInputs,
     compile_inference,
@@ -54,9 +61,25 @@ from stepgraph.torch_private.inductor.wrapper import (
     Wrapper,
     read_wrapper,
 )
+from stepgraph.torch_private.internals import (
+    all_modules_have_hooks,
+    below_autograd,
+    dispatch_modes,
+    found_inf,
+    function_modes,
+    has_live_workers,
+    has_saved_tensors_hooks,
+    have_hooks,
+    is_batched,
+    is_profiling,
+    is_wrapped_by_schedule,
+    only_device_modes,
+    optimizer_has_hooks,
+    set_grad_enabled,
+    stop_workers,
+    storage_id,
+)
 from stepgraph.torch_private.lazy_module import graph_module
-from stepgraph.torch_private.profiler import is_profiling
-from stepgraph.torch_private.vmap import is_batched
 
 __all__ = [
     "CLIP_CODES",
@@ -81,29 +104,39 @@ __all__ = [
     "Traced",
     "Unreadable",
     "Wrapper",
+    "all_modules_have_hooks",
     "assume_constant_result",
     "below_autograd",
     "clip_norm",
     "clip_value",
     "compile_inference",
     "current_trace",
+    "dispatch_modes",
     "empty_strided_cpu",
     "found_inf",
+    "function_modes",
     "graph_module",
     "has_live_workers",
+    "has_saved_tensors_hooks",
     "has_unbacked",
+    "have_hooks",
     "is_batched",
     "is_internal",
     "is_profiling",
     "is_tracing",
     "is_unsupported",
+    "is_wrapped_by_schedule",
     "load_cpp",
+    "only_device_modes",
+    "optimizer_has_hooks",
     "own_clip_norm",
     "own_clip_value",
     "read_wrapper",
     "scale_to_norm",
+    "set_grad_enabled",
     "shield_constants",
     "stop_workers",
+    "storage_id",
     "trace",
     "tracing",
     "user_stack",

@@ -3,7 +3,6 @@
 Files, in reading order:
 
     preconditions.py  process state and inputs that forbid a capture or a replay
-    hooks.py          hooks that a captured step would not call
     window.py         what `accumulate` and `microbatches` require of a step
     split.py          what a split batch requires of a step
     dtypes.py         the type of the parameters that a precision asks for

@@ -1,4 +1,7 @@
-"""Facts about the moment of a call that a captured step could not honour."""
+"""Process state and inputs that forbid a capture or a replay.
+
+Grad mode, dispatch modes, anomaly detection, hooks on saved tensors, hooks on tensors and modules.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 from torch.utils.hooks import RemovableHandle
 
-from stepgraph.capture.checks.hooks import all_modules_have_hooks, have_hooks
+from stepgraph.torch_private import (
+    all_modules_have_hooks,
+    dispatch_modes,
+    function_modes,
+    has_saved_tensors_hooks,
+    have_hooks,
+    only_device_modes,
+)
 
 _DATA_PARALLEL = {
     "DataParallel",
@@ -21,18 +29,16 @@ _DATA_PARALLEL = {
     "FSDPModule",
 }
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _is_anomaly_enabled = torch.is_anomaly_enabled
 
 
 class ReplayPreconditions:
-    """Tells whether a call may be replayed now, where the guards of its variant hold.
+    """The state of the process that a replay needs, where the guards of its variant hold.
 
-    Guards look at grad mode and function modes; this looks at the rest of `entry_reason`, and for
-    hooks on tensors. For hooks it looks only if one has been registered, on anything, since it
-    looked last: all of torch's ways to register one hand out a `RemovableHandle` with a number of
-    its own. Two attributes of each tensor would cost more than all other checks of a call.
+    Guards check grad mode and function modes; this checks the rest of `entry_reason`, and hooks
+    on tensors. It checks for hooks only if one has been registered, on anything, since the last
+    check: all of torch's ways to register one make a `RemovableHandle` with a number of its own.
+    Two attributes of each tensor would cost more than all other checks of a call.
 
     Args:
         tensors: Leaves into which the step accumulates gradients.
@@ -40,11 +46,11 @@ class ReplayPreconditions:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._tensors = tuple(tensors)
-        self._handles: int | None = None  # hooks registered in the process when it looked last
+        self._handles: int | None = None  # hooks registered in the process at the last check
 
     def may_replay(self) -> bool:
         """Return whether a replay would leave nothing out."""
-        if _dispatch_modes() or _is_anomaly_enabled() or _saved_tensors_hooks(False) is not None:
+        if dispatch_modes() or _is_anomaly_enabled() or has_saved_tensors_hooks():
             return False
         return self._handles == RemovableHandle.next_id or self._is_without_hooks()
 
@@ -59,23 +65,17 @@ def entry_reason() -> str | None:
     """Return why no step may be replayed or captured right now, or None."""
     if not torch.is_grad_enabled():
         return "called under no_grad or inference_mode"
-    if _dispatch_modes():
+    if dispatch_modes():
         return "called under a dispatch mode"
-    if torch._C._len_torch_function_stack() and not _only_devices():
+    if function_modes() and not only_device_modes():
         return "called under a function mode"
-    if _saved_tensors_hooks(False) is not None:
+    if has_saved_tensors_hooks():
         return "called under hooks on saved tensors"
     if _is_anomaly_enabled():
         return "called under detect_anomaly"
     if all_modules_have_hooks():
         return "global module hooks are registered"
     return None
-
-
-def _only_devices() -> bool:
-    """Return whether all function modes around the call set a default device."""
-    modes = _get_current_function_mode_stack()
-    return all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def tensor_reason(tensors: Iterable[Any]) -> str | None:

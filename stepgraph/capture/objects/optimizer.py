@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, optim
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import LBFGS, Optimizer
-from torch.optim import optimizer as optimizer_module
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
@@ -31,7 +30,12 @@ from stepgraph.capture.options.call_options import CallOptions, autocast_off
 from stepgraph.capture.options.current import updates
 from stepgraph.capture.options.forbidden import Forbidden
 from stepgraph.effects import OPS
-from stepgraph.torch_private import own_clip_norm, own_clip_value
+from stepgraph.torch_private import (
+    is_wrapped_by_schedule,
+    optimizer_has_hooks,
+    own_clip_norm,
+    own_clip_value,
+)
 
 _ELEMENT_WISE = {
     optim.ASGD,
@@ -140,11 +144,8 @@ class TrackedOptimizer(TrackedObject):
         own_step = vars(self.value).get("step")
         return (
             type(self.value).step.__module__.startswith("torch.optim.")
-            and (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
-            and not self.value._optimizer_step_pre_hooks
-            and not self.value._optimizer_step_post_hooks
-            and not optimizer_module._global_optimizer_pre_hooks
-            and not optimizer_module._global_optimizer_post_hooks
+            and (own_step is None or is_wrapped_by_schedule(own_step))
+            and not optimizer_has_hooks(self.value)
         )
 
     def is_transparent(self) -> bool:

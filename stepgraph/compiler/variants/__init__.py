@@ -1,1 +1,11 @@
-"""A variant of a step: captured, rewritten, rehearsed, built."""
+"""A variant of a step: one path through the user's Python.
+
+Files, in reading order:
+
+    capture_session.py  the captures of one compiled step, and their limits
+    rewrite.py          a captured step after the passes, lowered
+    rehearse.py         runs a new program beside the eager call and compares
+    variant.py          a program with its guards; builds one
+    verify.py           compares replays with eager calls again
+    cuda_recording.py   the CUDA graph of a variant, or why there is none
+"""

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import optimizer as optimizer_module
 
 from stepgraph.effects import PartOfStep, run_step, step_with_scaler
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.cpp import CompiledKernel, CompiledLaunch, compiled_kernels
 from stepgraph.lowering.updates.master_weights import Masters
 from stepgraph.lowering.updates.torch_fused import RULES, Group, Launch, State
+from stepgraph.torch_private import optimizer_has_hooks
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
@@ -275,10 +275,7 @@ def has_hooks(optimizer: Optimizer) -> bool:
     """Return whether code of the user's runs before or after `step()`."""
     own = vars(optimizer)
     return bool(
-        own["_optimizer_step_pre_hooks"]
-        or own["_optimizer_step_post_hooks"]
-        or optimizer_module._global_optimizer_pre_hooks
-        or optimizer_module._global_optimizer_post_hooks
+        optimizer_has_hooks(optimizer)
         or own.get("grad_scale") is not None
         or own.get("found_inf") is not None
     )

@@ -1,0 +1,111 @@
+"""Small private functions and attributes of torch, each under a plain name.
+
+What a replay calls is bound once, at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.nn.modules import module as nn_module
+from torch.optim import optimizer as optimizer_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+is_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+"""Return whether a profiler of torch's records this thread; takes 50 ns."""
+
+set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+"""Switch the grad mode of this thread, without the object that `torch.set_grad_enabled` makes."""
+
+dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""Return how many dispatch modes are active in this thread."""
+
+function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""Return how many function modes are active in this thread."""
+
+_GLOBAL_MODULE_HOOKS = tuple(
+    getattr(nn_module, name)
+    for name in (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+)
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def has_saved_tensors_hooks() -> bool:
+    """Return whether hooks on saved tensors are active in this thread."""
+    return _saved_tensors_hooks(False) is not None
+
+
+def only_device_modes() -> bool:
+    """Return whether all function modes of this thread set a default device."""
+    return all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+
+
+def have_hooks(tensors: Iterable[Tensor]) -> bool:
+    """Return whether autograd would call Python of the user's for one of `tensors`."""
+    return any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors)
+
+
+def all_modules_have_hooks() -> bool:
+    """Return whether hooks are registered for every module of the process."""
+    return any(_GLOBAL_MODULE_HOOKS)
+
+
+def optimizer_has_hooks(optimizer: Any) -> bool:
+    """Return whether `optimizer.step()` would call hooks: its own, or those for all optimizers."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or optimizer_module._global_optimizer_pre_hooks
+        or optimizer_module._global_optimizer_post_hooks
+    )
+
+
+def is_wrapped_by_schedule(step: Any) -> bool:
+    """Return whether a schedule has wrapped a `step` of an optimizer, to count its calls."""
+    return hasattr(step, "_wrapped_by_lr_sched")
+
+
+def found_inf(scaler: GradScaler, optimizer: Any) -> dict[Any, Tensor]:
+    """Return, by device, `[]` float32: above zero where a gradient was inf or nan."""
+    found: dict[Any, Tensor] = scaler._found_inf_per_device(optimizer)
+    return found
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Return a number that two tensors share exactly if they share memory; fake tensors, too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Return whether `tensor` is what `vmap` makes of a batch: one dimension is hidden."""
+    return bool(torch._C._functorch.is_batchedtensor(tensor))
+
+
+def below_autograd(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `operator` as autograd would run it: some kernels depend on the grad mode."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
+            return operator(*args, **kwargs)
+
+    return call
+
+
+def has_live_workers(loader: Any) -> bool:
+    """Return whether the next epoch of a `DataLoader` goes on with the workers of the last one."""
+    return getattr(loader, "_iterator", None) is not None
+
+
+def stop_workers(loader: Any) -> None:
+    """Let the next epoch of a `DataLoader` start new workers."""
+    loader._iterator = None
