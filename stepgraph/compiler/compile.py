@@ -30,8 +30,9 @@ def compile(
 ) -> Any:
     """Compile a training step: forward, backward, optimizers, schedulers, all of it.
 
-    The first call runs eagerly. The second is captured, rehearsed on copies and runs eagerly
-    too; later calls replay the captured graph. Every path through the step's Python is a variant
+    The first call runs eagerly. The second is captured and rehearsed: its program runs once, what
+    it wrote is put back, the call runs eagerly, and both are compared. Later calls replay the
+    captured graph. Every path through the step's Python is a variant
     of its own. A step that cannot be captured whole runs eagerly whole, with a reason in
     `explain()`.
 

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
 
 from stepgraph.train.signatures import overridden
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim import Optimizer
-
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
 
 NAMES = (
     "setup",
@@ -142,87 +138,81 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
 
-    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Called first; `stage` is `"fit"` or `"validate"`."""
 
-    def teardown(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def teardown(self, trainer: Any, module: Any, stage: str) -> None:
         """Called last."""
 
-    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
         """Called when optimizers exist and a checkpoint, if any, is loaded."""
 
-    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+    def on_fit_end(self, trainer: Any, module: Any) -> None:
         """Called when training is over."""
 
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Any, module: Any) -> None:
         """Called before the first epoch."""
 
-    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_end(self, trainer: Any, module: Any) -> None:
         """Called after the last epoch."""
 
-    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         """Called before the first batch of an epoch."""
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Called after the last batch of an epoch and its validation."""
 
     def on_train_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int
     ) -> int | None:
         """Called before a batch. Returning -1 skips the rest of the epoch."""
 
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called after a batch, with the detached outputs of `training_step`."""
 
-    def on_before_zero_grad(self, trainer: Trainer, module: Module, optimizer: Optimizer) -> None:
+    def on_before_zero_grad(self, trainer: Any, module: Any, optimizer: Optimizer) -> None:
         """Called before gradients are cleared in automatic optimization."""
 
-    def on_before_backward(self, trainer: Trainer, module: Module, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Any, module: Any, loss: Tensor) -> None:
         """Called with the loss that is about to be differentiated."""
 
-    def on_after_backward(self, trainer: Trainer, module: Module) -> None:
+    def on_after_backward(self, trainer: Any, module: Any) -> None:
         """Called when gradients are there, still scaled under `"16-mixed"`."""
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, module: Module, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Optimizer) -> None:
         """Called before an update, with unscaled and unclipped gradients."""
 
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
         """Called before a validation."""
 
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
         """Called after a validation, with its metrics computed."""
 
-    def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         """Called before the first batch of a validation."""
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         """Called after the last batch of a validation; may log."""
 
     def on_validation_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+        self, trainer: Any, module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called before a batch of a validation."""
 
     def on_validation_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Called after a batch of a validation."""
 
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
         """Called when a training is interrupted by an exception."""
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Called with a complete checkpoint before it is written; may add to it."""
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Called with a checkpoint before anything is restored from it."""
 
 
@@ -234,7 +224,7 @@ class HookTable(dict[str, tuple[Callable[..., Any], ...]]):
     """
 
     def __init__(
-        self, trainer: Trainer, module: Module, callbacks: list[Callback], *, own: bool = True
+        self, trainer: Any, module: Any, callbacks: list[Callback], *, own: bool = True
     ) -> None:
         super().__init__()
         for name in NAMES:

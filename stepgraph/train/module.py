@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.clipping import checked_algorithm, checked_value
+from stepgraph.train.checkpoints.hyper_parameters import HyperParameters, chosen, init_arguments
 from stepgraph.train.hooks import ModuleHooks
-from stepgraph.train.hparams import HyperParameters, chosen, init_arguments
-from stepgraph.train.logs import Logs
-
-if TYPE_CHECKING:
-    from stepgraph.train.trainer import Trainer
-    from stepgraph.train.updates import Updates
+from stepgraph.train.logging.module_log import Logs
+from stepgraph.train.optimization.clipping import checked_algorithm, checked_value
+from stepgraph.train.optimization.updates import Updates
+from stepgraph.train.training import Training
 
 
 class Module(ModuleHooks, Logs, nn.Module):
@@ -49,7 +47,7 @@ class Module(ModuleHooks, Logs, nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = True
-        self._trainer: Trainer | None = None
+        self._trainer: Training | None = None
         self._updates: Updates | None = None
         self._log_entries: list[Any] = []
         self._log_refused: str | None = "no trainer"
@@ -95,7 +93,7 @@ class Module(ModuleHooks, Logs, nn.Module):
         return Module
 
     @property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> Training:
         """The trainer this module was last given to.
 
         Raises:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.batches import checked_limit
-from stepgraph.train.clipping import checked_algorithm, checked_value
-from stepgraph.train.precision import Precision
+from stepgraph.train.loop.batches import checked_limit
+from stepgraph.train.optimization.clipping import checked_algorithm, checked_value
+from stepgraph.train.optimization.precision import Precision
 
 _DEFAULT_EPOCHS = 1000
 

@@ -6,30 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stepgraph.compiler import CompiledStep
 from stepgraph.errors import ConfigurationError
-from stepgraph.train import checkpoint as files
-from stepgraph.train import state as whole_state
-from stepgraph.train.batches import Epoch
-from stepgraph.train.checks import check_fit
-from stepgraph.train.configuration import SchedulerConfig
-from stepgraph.train.fit import FitLoop
-from stepgraph.train.hooks import Callback, HookTable
-from stepgraph.train.loggers import loggers_of
-from stepgraph.train.metrics import Metrics, numbers
+from stepgraph.train.callbacks.standard import standard_callbacks
+from stepgraph.train.checkpoints import files, training_state
+from stepgraph.train.checkpoints.randomness import seed_everything
+from stepgraph.train.hooks import Callback
+from stepgraph.train.logging.loggers import loggers_of
+from stepgraph.train.logging.metrics import Metrics, numbers
+from stepgraph.train.loop.batches import Epoch
+from stepgraph.train.loop.checks import check_fit
+from stepgraph.train.loop.fit import FitLoop
+from stepgraph.train.loop.preparation import attach, prepare
+from stepgraph.train.loop.processes import Processes
+from stepgraph.train.loop.progress import Progress
+from stepgraph.train.loop.validation import loaders_of, validate
 from stepgraph.train.module import Module
-from stepgraph.train.optimizers import OptimizerWrapper
+from stepgraph.train.optimization.configuration import SchedulerConfig
+from stepgraph.train.optimization.updates import Updates
 from stepgraph.train.options import Options
-from stepgraph.train.precision import Precision
-from stepgraph.train.preparation import attach, prepare
-from stepgraph.train.processes import Processes
-from stepgraph.train.progress import Progress
-from stepgraph.train.randomness import seed_everything
-from stepgraph.train.standard_callbacks import standard_callbacks
-from stepgraph.train.updates import Updates
-from stepgraph.train.validation import loaders_of, validate
+from stepgraph.train.training import Training
 
 _MIDWAY = (
     "a checkpoint in the middle of a training step could not be resumed exactly: part of the "
@@ -37,7 +34,7 @@ _MIDWAY = (
 )
 
 
-class Trainer:
+class Trainer(Training):
     """Runs the loop around a module's training step.
 
     In automatic optimization the step that the module implies is composed and given to
@@ -96,9 +93,6 @@ class Trainer:
         6
     """
 
-    hooks: HookTable
-    saving_hooks: HookTable
-
     def __init__(
         self,
         *,
@@ -126,7 +120,7 @@ class Trainer:
         seed: int | None = None,
         compile: bool = True,
     ) -> None:
-        self.options = Options(
+        options = Options(
             max_epochs=max_epochs,
             min_epochs=min_epochs,
             max_steps=max_steps,
@@ -143,33 +137,22 @@ class Trainer:
             seed=seed,
             compile=compile,
         )
-        self.processes = Processes.from_environment(accelerator, devices, strategy)
-        self.device = self.processes.device
-        self.rank, self.world_size = self.processes.rank, self.processes.world_size
-        self.default_root_dir = Path(default_root_dir)
-        self.loggers = loggers_of(logger, self.default_root_dir) if self.rank == 0 else []
+        processes = Processes.from_environment(accelerator, devices, strategy)
+        is_first = processes.rank == 0
+        folder = Path(default_root_dir)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        self.callbacks = standard_callbacks(
-            given,
-            progress_bar=enable_progress_bar and self.rank == 0,
-            checkpointing=enable_checkpointing,
-            accumulation=self.options.accumulation,
+        super().__init__(
+            options,
+            processes,
+            default_root_dir=folder,
+            loggers=loggers_of(logger, folder) if is_first else [],
+            callbacks=standard_callbacks(
+                given,
+                progress_bar=enable_progress_bar and is_first,
+                checkpointing=enable_checkpointing,
+                accumulation=options.accumulation,
+            ),
         )
-        self._read_options()
-        self._forget()
-
-    def _read_options(self) -> None:
-        options = self.options
-        self.max_epochs, self.min_epochs = options.epochs, options.min_epochs
-        self.max_steps = options.max_steps
-        self.accumulate_grad_batches = options.accumulation.get(0, 1)
-        self.gradient_clip_val = options.clip_limit
-        self.gradient_clip_algorithm = options.clip_algorithm
-        self.limit_train_batches = options.limit_train_batches
-        self.limit_val_batches = options.limit_val_batches
-        self.check_val_every_n_epoch = options.check_val_every_n_epoch
-        self.log_every_n_steps = options.log_every_n_steps
-        self.precision = Precision(options.precision_name, self.device.type)
 
     def _forget(self) -> None:
         """Be as before the first fit."""
@@ -188,46 +171,6 @@ class Trainer:
         self.is_last_batch = self.should_stop = self.in_training_step = False
         self.global_step = 0
         self.stage: str | None = None
-
-    @property
-    def current_epoch(self) -> int:
-        """Number of the epoch, from 0."""
-        return self.progress.epoch
-
-    @property
-    def optimizers(self) -> list[OptimizerWrapper]:
-        """The optimizers, wrapped as `Module.optimizers` returns them."""
-        return self.updates.wrappers
-
-    @property
-    def optimizer_steps(self) -> list[int]:
-        """How often each optimizer has stepped."""
-        return self.progress.optimizer_steps
-
-    @property
-    def schedulers(self) -> list[Any]:
-        """The schedulers, as the user made them."""
-        return [config.scheduler for config in self.lr_scheduler_configs]
-
-    @property
-    def callback_metrics(self) -> dict[str, Tensor]:
-        """Every metric by name, the latest value, on its device."""
-        return self.metrics.callback
-
-    @property
-    def logged_metrics(self) -> dict[str, Tensor]:
-        """What loggers get."""
-        return self.metrics.logged
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """What the progress bar shows; reading it waits for the device."""
-        return numbers(self.metrics.progress_bar)
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """How many updates the training will make; infinite where nothing ends it."""
-        return self.options.updates_in(self.num_training_batches)
 
     def fit(
         self,
@@ -256,7 +199,7 @@ class Trainer:
         try:
             loop = prepare(self, module, train_dataloaders, loaders_of(val_dataloaders))
             if saved is not None:
-                loop.resumed = whole_state.restore(self, module, saved)
+                loop.resumed = training_state.restore(self, module, saved)
                 self.global_step = self.progress.global_step
             self.loop = loop
             self._run(module, loop)
@@ -324,34 +267,7 @@ class Trainer:
                 why=_MIDWAY if self.in_training_step else "there is nothing to save yet",
                 hint="call it in on_train_batch_end, or after fit",
             )
-        state = whole_state.collect(self, self.module)
+        state = training_state.collect(self, self.module)
         if self.rank == 0:
             files.write(state, filepath)
         self.processes.wait()
-
-    def write(self, values: dict[str, Tensor]) -> None:
-        """Give metrics to the loggers: one copy from the device."""
-        if not values or not self.loggers:
-            return
-        as_numbers = numbers(values)
-        for logger in self.loggers:
-            logger.log_metrics(as_numbers, self.global_step)
-            logger.save()
-
-    def reduce_metric(self, value: Tensor, operation: str) -> Tensor:
-        """Combine a metric between processes."""
-        return self.processes.reduce(value, operation)
-
-    def finished(self) -> bool:
-        """Return whether no further epoch is to begin."""
-        if 0 <= self.max_steps <= self.global_step:
-            return True
-        if 0 <= self.max_epochs <= self.progress.epoch:
-            return True
-        return self.should_stop and self.progress.epoch >= self.min_epochs
-
-    def stops_in_epoch(self) -> bool:
-        """Return whether the epoch at hand is to be left after this batch."""
-        if 0 <= self.max_steps <= self.global_step:
-            return True
-        return self.should_stop and self.progress.epoch >= self.min_epochs

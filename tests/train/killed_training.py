@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from harness import draw
 from stepgraph import Callback
-from stepgraph.train import checkpoint as files
+from stepgraph.train.checkpoints import files
 from train.worlds import Regression, made, quiet
 
 EPOCHS = 4

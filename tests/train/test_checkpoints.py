@@ -18,7 +18,7 @@ from harness import draw, get_randomness
 from stepgraph import EMA, Callback, EarlyStopping, ModelCheckpoint
 from stepgraph.errors import CheckpointError, ConfigurationError
 from stepgraph.torch_private import stop_workers
-from stepgraph.train import checkpoint as files
+from stepgraph.train.checkpoints import files
 from train import killed_training
 from train.killed_training import Noisy
 from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepgraph.train import checkpoint as files
+from stepgraph.train.checkpoints import files
 from train import distributed_gan
 from train.distributed_gan import EPOCHS
 

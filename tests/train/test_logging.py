@@ -20,7 +20,7 @@ from stepgraph import (
     TensorBoardLogger,
 )
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.loggers import Logger
+from stepgraph.train.logging.loggers import Logger
 from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated
 
 

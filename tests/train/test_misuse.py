@@ -14,7 +14,7 @@ from stepgraph import (
     Module,
 )
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.configuration import configuration
+from stepgraph.train.optimization.configuration import configuration
 from train.worlds import Manual, Regression, made, quiet, regression_batches
 
 

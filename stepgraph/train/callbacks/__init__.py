@@ -1,4 +1,15 @@
-"""Callbacks that come with the trainer."""
+"""Callbacks that come with the trainer.
+
+Files, in reading order:
+
+    standard.py          which ones a trainer has without being told
+    model_checkpoint.py  saves the best models and the latest
+    early_stopping.py    ends a training that no longer improves
+    ema.py               an exponential moving average of the weights
+    learning_rate.py     learning rates among the metrics
+    accumulation.py      accumulation that changes between epochs
+    progress_bar.py      a progress bar in a terminal
+"""
 
 from stepgraph.train.callbacks.accumulation import GradientAccumulationScheduler
 from stepgraph.train.callbacks.early_stopping import EarlyStopping

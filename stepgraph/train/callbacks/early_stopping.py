@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.hooks import Callback
-from stepgraph.train.schedules import missing_metric
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.module import Module
+from stepgraph.train.optimization.schedules import missing_metric
+from stepgraph.train.training import Training
 
 
 class EarlyStopping(Callback):
@@ -78,16 +76,16 @@ class EarlyStopping(Callback):
         self.stopped_epoch = state_dict["stopped_epoch"]
 
     @override
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Training, module: Module) -> None:
         if trainer.stage == "fit":
             self._check(trainer)
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_end(self, trainer: Training, module: Module) -> None:
         if not trainer.validates:
             self._check(trainer)
 
-    def _check(self, trainer: Trainer) -> None:
+    def _check(self, trainer: Training) -> None:
         metric = trainer.callback_metrics.get(self.monitor)
         if metric is None:
             if self.strict:
@@ -108,6 +106,6 @@ class EarlyStopping(Callback):
             return value < self.best_score - self.min_delta
         return value > self.best_score + self.min_delta
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self, trainer: Training) -> None:
         trainer.should_stop = True
         self.stopped_epoch = trainer.current_epoch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,8 @@ from typing_extensions import override
 
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.hooks import Callback
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.module import Module
+from stepgraph.train.training import Training
 
 
 class EMA(Callback):
@@ -79,17 +77,17 @@ class EMA(Callback):
         self._latest_step = state_dict["latest_step"]
 
     @override
-    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def setup(self, trainer: Training, module: Module, stage: str) -> None:
         if stage == "fit":
             self.averages, self.n_averaged, self._latest_step = {}, 0, 0
 
     @override
-    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+    def on_fit_start(self, trainer: Training, module: Module) -> None:
         self.averages = {n: value.to(trainer.device) for n, value in self.averages.items()}
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Training, module: Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if step == self._latest_step or step < max(self.start_step, 1):
@@ -113,21 +111,21 @@ class EMA(Callback):
         self.n_averaged += 1
 
     @override
-    def on_validation_start(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_start(self, trainer: Training, module: Module) -> None:
         if self.averages:
             self._own = {name: p.detach().clone() for name, p in module.named_parameters()}
             self._put(module, self.averages)
 
     @override
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Training, module: Module) -> None:
         self._give_back(module)
 
     @override
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(self, trainer: Training, module: Module, exception: BaseException) -> None:
         self._give_back(module)
 
     @override
-    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+    def on_fit_end(self, trainer: Training, module: Module) -> None:
         """Leave the module with the average, for whoever uses it next."""
         if self.averages:
             self._put(module, self.averages)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from typing_extensions import override
 
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.hooks import Callback
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.module import Module
+from stepgraph.train.training import Training
 
 
 class LearningRateMonitor(Callback):
@@ -39,7 +37,7 @@ class LearningRateMonitor(Callback):
         self.logging_interval = logging_interval
 
     @override
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Training, module: Module) -> None:
         if trainer.rank == 0 and not trainer.loggers:
             raise ConfigurationError(
                 "LearningRateMonitor has nowhere to write to",
@@ -49,18 +47,18 @@ class LearningRateMonitor(Callback):
 
     @override
     def on_train_batch_start(
-        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int
+        self, trainer: Training, module: Module, batch: Any, batch_idx: int
     ) -> None:
         due = trainer.progress.batches % trainer.log_every_n_steps == 0
         if self.logging_interval != "epoch" and due:
             self._write(trainer)
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_start(self, trainer: Training, module: Module) -> None:
         if self.logging_interval != "step":
             self._write(trainer)
 
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Training) -> None:
         values = {
             name: torch.tensor(float(rate), dtype=torch.float64)
             for name, rate in learning_rates(trainer).items()
@@ -69,7 +67,7 @@ class LearningRateMonitor(Callback):
         trainer.write(values)
 
 
-def learning_rates(trainer: Trainer) -> dict[str, Any]:
+def learning_rates(trainer: Training) -> dict[str, Any]:
     """Return the learning rate of every parameter group, by name."""
     found: dict[str, Any] = {}
     seen: dict[str, int] = {}

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train import checkpoint as files
+from stepgraph.train.checkpoints import files
 from stepgraph.train.hooks import Callback
-from stepgraph.train.schedules import missing_metric
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.module import Module
+from stepgraph.train.optimization.schedules import missing_metric
+from stepgraph.train.training import Training
 
 
 class ModelCheckpoint(Callback):
@@ -107,36 +105,36 @@ class ModelCheckpoint(Callback):
         self._saved_at = tuple(state_dict["saved_at"])
 
     @override
-    def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
+    def setup(self, trainer: Training, module: Module, stage: str) -> None:
         self._folder = self.dirpath or trainer.default_root_dir / "checkpoints"
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Training, module: Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         every = self.every_n_train_steps
         if every and trainer.progress.stepped and trainer.global_step % every == 0:
             self._save(trainer)
 
     @override
-    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+    def on_validation_end(self, trainer: Training, module: Module) -> None:
         every = self.every_n_epochs
         if every and (trainer.current_epoch + 1) % every == 0:
             self._save(trainer)
 
     @override
-    def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_end(self, trainer: Training, module: Module) -> None:
         every = self.every_n_epochs
         if every and (trainer.current_epoch + 1) % every == 0 and not trainer.validates:
             self._save(trainer)
 
     @override
-    def on_fit_end(self, trainer: Trainer, module: Module) -> None:
+    def on_fit_end(self, trainer: Training, module: Module) -> None:
         """Keep the end of a training that stopped within an epoch."""
         if self.save_last and self._saved_at != _place(trainer):
             self._save_last(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Training) -> None:
         score = self._score(trainer)
         self._saved_at = _place(trainer)
         path = str(self._folder / f"{self._name(trainer)}.ckpt")
@@ -151,12 +149,12 @@ class ModelCheckpoint(Callback):
             for old in replaced:
                 files.remove(old)
 
-    def _save_last(self, trainer: Trainer) -> None:
+    def _save_last(self, trainer: Training) -> None:
         self._saved_at = _place(trainer)
         self.last_model_path = str(self._folder / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path)
 
-    def _score(self, trainer: Trainer) -> float:
+    def _score(self, trainer: Training) -> float:
         """Return the metric, turned so that smaller is better."""
         if self.monitor is None:
             return -float(trainer.progress.batches)
@@ -182,7 +180,7 @@ class ModelCheckpoint(Callback):
             self.best_model_score = best if self.mode == "min" else -best
         return [p for p in ranked if p not in self.best_k_models and p != path]
 
-    def _name(self, trainer: Trainer) -> str:
+    def _name(self, trainer: Training) -> str:
         """Return the file's name with the numbers in it, as `epoch=3-step=120`."""
         values: dict[str, Any] = dict(trainer.callback_metrics)
         values.update(epoch=trainer.current_epoch, step=trainer.global_step)
@@ -197,6 +195,6 @@ class ModelCheckpoint(Callback):
         return re.sub(r"\{(?P<name>[^{}:]+)(:(?P<form>[^{}]*))?\}", labelled, self.filename)
 
 
-def _place(trainer: Trainer) -> tuple[int, ...]:
+def _place(trainer: Training) -> tuple[int, ...]:
     """Return how far the training is."""
     return trainer.progress.batches, trainer.progress.global_step

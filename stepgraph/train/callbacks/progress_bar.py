@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typing_extensions import override
 
 from stepgraph.train.hooks import Callback
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
-
+from stepgraph.train.module import Module
+from stepgraph.train.training import Training
 
 _REFRESH_S = 0.1
 
@@ -37,7 +34,7 @@ class ProgressBar(Callback):
         self._refreshed = 0.0
 
     @override
-    def on_train_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_start(self, trainer: Training, module: Module) -> None:
         if not self.console.is_terminal:
             return
         self._bar = Progress(
@@ -53,7 +50,7 @@ class ProgressBar(Callback):
         self._bar.start()
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, module: Module) -> None:
+    def on_train_epoch_start(self, trainer: Training, module: Module) -> None:
         if self._bar is not None:
             total = trainer.num_training_batches
             self._task = self._bar.add_task(
@@ -62,7 +59,7 @@ class ProgressBar(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Training, module: Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._bar is None:
             return
@@ -88,11 +85,11 @@ class ProgressBar(Callback):
         self._refreshed = time.monotonic()
 
     @override
-    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+    def on_train_end(self, trainer: Training, module: Module) -> None:
         self._stop()
 
     @override
-    def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
+    def on_exception(self, trainer: Training, module: Module, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

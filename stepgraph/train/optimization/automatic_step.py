@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.optimizers import OptimizerWrapper
-from stepgraph.train.precision import Precision
+from stepgraph.train.module import Module
+from stepgraph.train.optimization.configuration import SchedulerConfig
+from stepgraph.train.optimization.optimizers import OptimizerWrapper
+from stepgraph.train.optimization.precision import Precision
+from stepgraph.train.optimization.updates import SkippedUpdate, Updates, counted, plain_torch
 from stepgraph.train.signatures import accepted, overridden, step_arguments, takes
-from stepgraph.train.updates import SkippedUpdate, Updates, counted, plain_torch
-
-if TYPE_CHECKING:
-    from stepgraph.train.configuration import SchedulerConfig
-    from stepgraph.train.module import Module
 
 
 class Micro(NamedTuple):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.metrics import number_of
-
-if TYPE_CHECKING:
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.logging.metrics import number_of
+from stepgraph.train.training import Training
 
 
 class Logs:
@@ -22,7 +20,7 @@ class Logs:
     takes them when a batch is over.
     """
 
-    _trainer: Trainer | None
+    _trainer: Training | None
     _log_entries: list[Any]
     _log_refused: str | None
 

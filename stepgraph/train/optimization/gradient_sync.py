@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stepgraph.capture import Forbidden
-from stepgraph.train.optimizers import tracing
+from stepgraph.train.optimization.optimizers import tracing
 
 REASON = "all-reduces gradients between processes"
 

@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.randomness import random_state, set_random_state
+from stepgraph.train.checkpoints.randomness import random_state, set_random_state
 
 _END = object()
 _NEW_WORKERS = (

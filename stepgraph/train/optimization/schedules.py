@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.configuration import SchedulerConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.module import Module
+from stepgraph.train.optimization.configuration import SchedulerConfig
+from stepgraph.train.training import Training
 
 
 def by_steps(config: SchedulerConfig) -> bool:
@@ -40,7 +36,7 @@ class Schedules:
     """
 
     def __init__(
-        self, trainer: Trainer, module: Module, configs: Sequence[SchedulerConfig]
+        self, trainer: Training, module: Module, configs: Sequence[SchedulerConfig]
     ) -> None:
         self.trainer, self.module = trainer, module
         self.plain = [config for config in configs if not config.reduce_on_plateau]

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch.optim import Optimizer
 
 from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-    from stepgraph.train.updates import Updates
+from stepgraph.train.optimization.toggles import Toggles
 
 _OWN = ("optimizer", "_updates", "_index", "step", "zero_grad")
+
+
+class UpdatesProtocol(Protocol):
+    """The updates of a training, as a wrapper uses them; see `updates.Updates`."""
+
+    toggles: Toggles
+    synchronise: bool
+
+    def step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
+        """Update the parameters of one optimizer."""
 
 
 class OptimizerWrapper:
@@ -31,10 +38,10 @@ class OptimizerWrapper:
     """
 
     optimizer: Optimizer
-    _updates: Updates
+    _updates: UpdatesProtocol
     _index: int
 
-    def __init__(self, optimizer: Optimizer, updates: Updates, index: int) -> None:
+    def __init__(self, optimizer: Optimizer, updates: UpdatesProtocol, index: int) -> None:
         self.__dict__.update(optimizer=optimizer, _updates=updates, _index=index)
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:

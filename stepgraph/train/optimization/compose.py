@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepgraph.compiler.compile import compile
-from stepgraph.train.automatic import AutomaticStep, Clipping
-from stepgraph.train.schedules import by_steps
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.module import Module
+from stepgraph.train.optimization.automatic_step import AutomaticStep, Clipping
+from stepgraph.train.optimization.schedules import by_steps
+from stepgraph.train.training import Training
 
 
 def composed_steps(
-    trainer: Trainer, module: Module, training_step: Callable[..., Any]
+    trainer: Training, module: Module, training_step: Callable[..., Any]
 ) -> list[AutomaticStep]:
     """Return a step for each optimizer; one that only computes losses where there is none.
 
@@ -56,7 +54,7 @@ def _name(module: Module, index: int | None) -> str:
     return name if index is None else f"{name}, optimizer {index}"
 
 
-def _compiler(trainer: Trainer, name: str) -> Callable[[Any], Any]:
+def _compiler(trainer: Training, name: str) -> Callable[[Any], Any]:
     """Return what makes a compiled step of a method, or leaves it as it is."""
     if not trainer.options.compile:
         return lambda method: method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,16 +11,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from stepgraph.errors import CheckpointError, ConfigurationError
-from stepgraph.train import checkpoint as files
-from stepgraph.train.batches import loading_state
-from stepgraph.train.progress import EPOCH_START
-
-if TYPE_CHECKING:
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.checkpoints import files
+from stepgraph.train.loop.batches import loading_state
+from stepgraph.train.loop.progress import EPOCH_START
+from stepgraph.train.module import Module
+from stepgraph.train.training import Training
 
 
-def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
+def collect(trainer: Training, module: Module) -> dict[str, Any]:
     """Return the state of a training; tensors are the real ones, not copies."""
     updates, progress = trainer.updates, trainer.progress
     loader_state = trainer.epoch_batches.start if trainer.epoch_batches is not None else {}
@@ -52,7 +50,7 @@ def collect(trainer: Trainer, module: Module) -> dict[str, Any]:
     return state
 
 
-def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str, Any] | None:
+def restore(trainer: Training, module: Module, state: dict[str, Any]) -> dict[str, Any] | None:
     """Bring a training to the state in a checkpoint.
 
     Everything is compared first: where something does not fit, nothing has changed.
@@ -98,7 +96,7 @@ def restore(trainer: Trainer, module: Module, state: dict[str, Any]) -> dict[str
     return random
 
 
-def _check_not_over(trainer: Trainer, progress: dict[str, Any]) -> None:
+def _check_not_over(trainer: Training, progress: dict[str, Any]) -> None:
     """Refuse to resume a training that is longer already than this one is to be."""
     epochs = progress["epoch"] + (progress["phase"] != EPOCH_START)
     steps = progress["global_step"]
@@ -116,7 +114,7 @@ def _check_not_over(trainer: Trainer, progress: dict[str, Any]) -> None:
             )
 
 
-def _gradients(trainer: Trainer, module: Module) -> dict[str, Tensor]:
+def _gradients(trainer: Training, module: Module) -> dict[str, Tensor]:
     """Return the gradients that the next batches will add to."""
     open_window = trainer.progress.in_window > 0
     if module.automatic_optimization and not open_window:
@@ -144,7 +142,7 @@ def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mismatches(
-    trainer: Trainer, module: Module, state: dict[str, Any]
+    trainer: Training, module: Module, state: dict[str, Any]
 ) -> Sequence[tuple[str, str]]:
     """Return where the checkpoint and the training differ, and how."""
     found: list[tuple[str, str]] = []

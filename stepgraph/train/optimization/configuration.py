@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.optimizers import unwrapped
+from stepgraph.train.optimization.optimizers import unwrapped
 
 _SCHEDULER_KEYS = (
     "scheduler",

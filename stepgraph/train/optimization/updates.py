@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,11 @@ from torch.optim import Optimizer
 
 from stepgraph import torch_private
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.clipping import clip
-from stepgraph.train.optimizers import OptimizerWrapper, tracing, unwrapped
-from stepgraph.train.sync import GradientSync
-from stepgraph.train.toggles import Toggles
-
-if TYPE_CHECKING:
-    from stepgraph.train.hooks import HookTable
+from stepgraph.train.hooks import HookTable
+from stepgraph.train.optimization.clipping import clip
+from stepgraph.train.optimization.gradient_sync import GradientSync
+from stepgraph.train.optimization.optimizers import OptimizerWrapper, tracing, unwrapped
+from stepgraph.train.optimization.toggles import Toggles
 
 
 class SkippedUpdate(Exception):  # noqa: N818  (a signal, not an error)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from stepgraph.train.batches import Epoch, known_length, limited_length, moved
-from stepgraph.train.metrics import batch_size_of
+from stepgraph.train.logging.metrics import batch_size_of
+from stepgraph.train.loop.batches import Epoch, known_length, limited_length, moved
+from stepgraph.train.module import Module
 from stepgraph.train.signatures import step_arguments
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.training import Training
 
 
 def loaders_of(given: Any) -> list[Any]:
@@ -43,7 +39,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def validate(trainer: Trainer, module: Module, loaders: Sequence[Any]) -> dict[str, Tensor]:
+def validate(trainer: Training, module: Module, loaders: Sequence[Any]) -> dict[str, Tensor]:
     """Run a validation; return what was logged for loggers.
 
     Gradients that are being accumulated stay.
@@ -63,7 +59,7 @@ def validate(trainer: Trainer, module: Module, loaders: Sequence[Any]) -> dict[s
 
 
 def _validate_loader(
-    trainer: Trainer, module: Module, loader: Any, index: int, suffix: str
+    trainer: Training, module: Module, loader: Any, index: int, suffix: str
 ) -> None:
     length = limited_length(known_length(loader), trainer.limit_val_batches, "limit_val_batches")
     epoch = Epoch(loader, length)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train.sync import GradientSync, share
+from stepgraph.train.optimization.gradient_sync import GradientSync, share
 
 _OPERATIONS = {"sum": "SUM", "min": "MIN", "max": "MAX"}
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.optim import LBFGS
 
 from stepgraph.compiler import CompiledStep
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.module import Module
+from stepgraph.train.optimization.configuration import Configuration
 from stepgraph.train.signatures import takes
-
-if TYPE_CHECKING:
-    from stepgraph.train.configuration import Configuration
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.training import Training
 
 
 def undecorated(module: Module) -> Callable[..., Any]:
@@ -26,7 +24,7 @@ def undecorated(module: Module) -> Callable[..., Any]:
     return types.MethodType(vars(step)["__wrapped__"], module)
 
 
-def check_fit(trainer: Trainer, module: Any, loader: Any) -> None:
+def check_fit(trainer: Training, module: Any, loader: Any) -> None:
     """Refuse a fit that could not mean what it says.
 
     Raises:
@@ -51,7 +49,7 @@ def check_fit(trainer: Trainer, module: Any, loader: Any) -> None:
         _check_manual(trainer, module, indexed)
 
 
-def _check_manual(trainer: Trainer, module: Module, indexed: bool) -> None:
+def _check_manual(trainer: Training, module: Module, indexed: bool) -> None:
     if indexed:
         raise ConfigurationError(
             "training_step of manual optimization has no optimizer_idx",
@@ -78,7 +76,7 @@ def _check_manual(trainer: Trainer, module: Module, indexed: bool) -> None:
         )
 
 
-def check_optimizers(trainer: Trainer, module: Module, found: Configuration, scales: bool) -> None:
+def check_optimizers(trainer: Training, module: Module, found: Configuration, scales: bool) -> None:
     """Refuse optimizers that contradict the trainer's options or the training step.
 
     Raises:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stepgraph.compiler import CompiledStep
-from stepgraph.train.batches import known_length, limited_length, shared_out
-from stepgraph.train.checks import check_optimizers, undecorated
-from stepgraph.train.composition import composed_steps
-from stepgraph.train.configuration import Configuration, configuration
-from stepgraph.train.fit import FitLoop
 from stepgraph.train.hooks import HookTable
+from stepgraph.train.loop.batches import known_length, limited_length, shared_out
+from stepgraph.train.loop.checks import check_optimizers, undecorated
+from stepgraph.train.loop.fit import FitLoop
 from stepgraph.train.module import Module
+from stepgraph.train.optimization.compose import composed_steps
+from stepgraph.train.optimization.configuration import Configuration, configuration
+from stepgraph.train.optimization.updates import Updates
 from stepgraph.train.signatures import overridden
-from stepgraph.train.updates import Updates
-
-if TYPE_CHECKING:
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.training import Training
 
 
-def prepare(trainer: Trainer, module: Module, loader: Any, validation: list[Any]) -> FitLoop:
+def prepare(trainer: Training, module: Module, loader: Any, validation: list[Any]) -> FitLoop:
     """Attach a module, configure its optimizers, compose its steps.
 
     Args:
@@ -54,7 +52,7 @@ def prepare(trainer: Trainer, module: Module, loader: Any, validation: list[Any]
     return FitLoop(trainer, module, trainer.train_loader, validation, step=step, automatic=composed)
 
 
-def attach(trainer: Trainer, module: Module, stage: str) -> None:
+def attach(trainer: Training, module: Module, stage: str) -> None:
     """Let a module and the callbacks know their trainer.
 
     Args:
@@ -74,7 +72,7 @@ def attach(trainer: Trainer, module: Module, stage: str) -> None:
         hook(stage)
 
 
-def _measure_epoch(trainer: Trainer, loader: Any, validation: list[Any]) -> None:
+def _measure_epoch(trainer: Training, loader: Any, validation: list[Any]) -> None:
     """Find out how long an epoch is and when validations are due."""
     trainer.train_loader = shared_out(loader, trainer.rank, trainer.world_size)
     trainer.validates = bool(validation)
@@ -83,7 +81,7 @@ def _measure_epoch(trainer: Trainer, loader: Any, validation: list[Any]) -> None
     trainer.val_interval = trainer.options.val_interval(trainer.num_training_batches)
 
 
-def _adopt(trainer: Trainer, module: Module, found: Configuration) -> None:
+def _adopt(trainer: Training, module: Module, found: Configuration) -> None:
     """Take over what `configure_optimizers` returned."""
     scaler = trainer.precision.scaler()
     check_optimizers(trainer, module, found, scaler is not None)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from stepgraph.errors import ConfigurationError
-from stepgraph.train import progress as at
-from stepgraph.train.automatic import AutomaticStep, Micro, detached
-from stepgraph.train.batches import Epoch, moved, restore_loading, set_epoch
-from stepgraph.train.checks import undecorated
-from stepgraph.train.metrics import batch_size_of
-from stepgraph.train.schedules import Schedules, due_after_step
+from stepgraph.train.logging.metrics import batch_size_of
+from stepgraph.train.loop import progress as at
+from stepgraph.train.loop.batches import Epoch, moved, restore_loading, set_epoch
+from stepgraph.train.loop.checks import undecorated
+from stepgraph.train.loop.validation import validate
+from stepgraph.train.module import Module
+from stepgraph.train.optimization.automatic_step import AutomaticStep, Micro, detached
+from stepgraph.train.optimization.schedules import Schedules, due_after_step
 from stepgraph.train.signatures import step_arguments
-from stepgraph.train.validation import validate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from stepgraph.train.module import Module
-    from stepgraph.train.trainer import Trainer
+from stepgraph.train.training import Training
 
 
 class FitLoop:
@@ -40,7 +37,7 @@ class FitLoop:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Training,
         module: Module,
         loader: Any,
         validation: Sequence[Any],
