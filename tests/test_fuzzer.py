@@ -16,10 +16,18 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - as in the programs
 
 import stepgraph
-import strategies
-from harness import Program, assert_captured, draw, draw_labels, mlp, regression, same_as_eager
 from stepgraph.ir import StepGraph
 from stepgraph.passes import EarlyUpdate, OrderForMemory, Pass, Pipeline
+from support import strategies
+from support.harness import (
+    Program,
+    assert_captured,
+    draw,
+    draw_labels,
+    mlp,
+    regression,
+    same_as_eager,
+)
 
 CALLS = 6
 SEEDS = range(10)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from differences import DifferenceError, assert_same
-from harness import Program, draw, regression, same_as_eager
+from support.harness import Program, draw, regression, same_as_eager
+from support.state_walk import DifferenceError, assert_same
 
 DAMAGED_CALL = 3
 

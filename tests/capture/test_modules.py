@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness import (
+from support.harness import (
     Program,
     assert_captured,
     assert_captured_or_explained,

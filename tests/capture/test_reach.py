@@ -11,7 +11,7 @@ from torch import distributions as dist
 from torch.distributions import Categorical
 from torch.nn import functional
 
-from harness import (
+from support.harness import (
     Program,
     assert_captured,
     assert_captured_or_explained,

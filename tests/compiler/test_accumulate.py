@@ -9,8 +9,8 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 import stepgraph
-from harness import Program, assert_captured, mlp, regression, same_as_eager
 from stepgraph.errors import CheckpointError, ConfigurationError
+from support.harness import Program, assert_captured, mlp, regression, same_as_eager
 
 
 class World:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import (
+from support.harness import (
     Program,
     assert_captured,
     assert_captured_or_explained,
@@ -19,7 +19,7 @@ from harness import (
     regression,
     same_as_eager,
 )
-from recovery import BAD_CALLS, assert_recovers, failing
+from support.raising_programs import BAD_CALLS, assert_recovers, failing
 
 
 class Halves:

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import mlp, regression, warnings_of
 from stepgraph.compiler.explain import OptimizerReport, RegionReport, VariantReport, variant_lines
 from stepgraph.errors import CaptureError, GuardError, StepgraphError
 from stepgraph.passes import PassRecord
+from support.harness import mlp, regression, warnings_of
 
 
 class World:

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import draw, draw_labels
 from stepgraph.errors import ConfigurationError
+from support.harness import draw, draw_labels
 
 
 class World:

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - as in the drawn programs
 
 import stepgraph
-import strategies
-from harness import Program, assert_captured, draw, regression, same_as_eager
-from split_by_hand import PAIRS, World, beside, parts_of, plain_with_closure, sized
 from stepgraph import Microbatches
 from stepgraph.analysis import peak
 from stepgraph.compiler.compile import with_backend
 from stepgraph.ir import Kind, flatten
+from support import strategies
+from support.harness import Program, assert_captured, draw, regression, same_as_eager
+from support.split_by_hand import PAIRS, World, beside, parts_of, plain_with_closure, sized
 
 
 @pytest.mark.parametrize("name", ["clearing last", "with a closure"])

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import mlp, regression
+from support.harness import mlp, regression
 
 SHARED = [
     torch,

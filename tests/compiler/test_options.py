@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import Program, assert_captured, mlp, regression, same_as_eager
 from stepgraph.errors import ConfigurationError, VerificationError
 from stepgraph.ir import StepGraph, flatten, partition
 from stepgraph.passes import DEFAULT, Pass, Pipeline
+from support.harness import Program, assert_captured, mlp, regression, same_as_eager
 
 
 class World:

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import stepgraph
-from harness import assert_captured, mlp, regression
 from stepgraph import Microbatches
 from stepgraph.capture.call_scope import globals_in
 from stepgraph.capture.options.microbatches import check_batch
 from stepgraph.capture.options.split_loop import beginning, looped
 from stepgraph.errors import ConfigurationError
+from support.harness import assert_captured, mlp, regression
 
 
 @dataclasses.dataclass

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - as in the drawn programs
 
 import stepgraph
-from harness import assert_captured, regression, same_as_eager
-from split_by_hand import PAIRS, World, beside, plain_with_closure, sized
 from stepgraph import Microbatches
 from stepgraph.errors import CaptureError, ConfigurationError
+from support.harness import assert_captured, regression, same_as_eager
+from support.split_by_hand import PAIRS, World, beside, plain_with_closure, sized
 
 
 class Counting(nn.Module):

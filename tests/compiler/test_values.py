@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from harness import assert_captured, draw, draw_labels, mlp
-from recovery import assert_recovers, failing
+from support.harness import assert_captured, draw, draw_labels, mlp
+from support.raising_programs import assert_recovers, failing
 
 
 @dataclasses.dataclass

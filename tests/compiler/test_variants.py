@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import (
+from stepgraph.errors import ConfigurationError
+from support.harness import (
     Program,
     assert_captured,
     assert_captured_or_explained,
@@ -15,7 +16,6 @@ from harness import (
     regression,
     same_as_eager,
 )
-from stepgraph.errors import ConfigurationError
 
 
 class World:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training import Training
+from support.paired_training import Training
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

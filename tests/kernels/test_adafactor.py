@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel_operands import DEVICE
 from stepgraph_kernels import VARIANTS, fuse
 from stepgraph_kernels.adafactor import ADAFACTOR, AdafactorUpdate
 from stepgraph_kernels.adafactor.tiles import matrices_of, tile_of, tiling
@@ -17,6 +16,7 @@ from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS
 from stepgraph_kernels.spec import Tuning
 from stepgraph_kernels.table import Bucket
+from support.kernel_operands import DEVICE
 
 # the interpreter is NumPy, which warns about inf and nan
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")

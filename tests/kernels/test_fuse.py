@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from kernel_operands import DEVICE, INTERPRETER
 from stepgraph_kernels import FAMILIES, VARIANTS, fuse
+from support.kernel_operands import DEVICE, INTERPRETER
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 

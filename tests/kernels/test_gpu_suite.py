@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu import correctness
 from benchmarks.gpu.machine import result_path
 from benchmarks.gpu.tails import TAILS, Model, ours, theirs, torch_optimizer
-from kernel_operands import INTERPRETER
+from support.kernel_operands import INTERPRETER
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

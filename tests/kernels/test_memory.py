@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel_operands import DEVICE, INTERPRETER, targets_for
 from stepgraph_kernels.catalogue import VARIANTS, update_class
 from stepgraph_kernels.comparison import Settings, worst_difference
 from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS
 from stepgraph_kernels.spec import Tuning
+from support.kernel_operands import DEVICE, INTERPRETER, targets_for
 
 ADAMW = next(v for v in VARIANTS if v.name == "adamw")
 SETTINGS = Settings(max_norm=1.0, tuning=INTERPRETER)

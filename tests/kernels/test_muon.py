@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from kernel_operands import DEVICE, INTERPRETER
 from stepgraph_kernels import fuse
 from stepgraph_kernels.muon import MUON, MuonUpdate, newton_schulz
 from stepgraph_kernels.spec import Target
+from support.kernel_operands import DEVICE, INTERPRETER
 
 OPTIONS = {"lr": 0.05, "weight_decay": 0.1}
 SHAPES = [(12, 20), (20, 12), (12, 20), (16, 16)]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kernel_operands import DEVICE, INTERPRETER, targets_for
 from stepgraph_kernels.catalogue import VARIANTS
 from stepgraph_kernels.comparison import Settings, worst_difference
 from stepgraph_kernels.layouts import LAYOUTS
+from support.kernel_operands import DEVICE, INTERPRETER, targets_for
 
 # the interpreter is NumPy, which warns about inf and nan
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from kernel_operands import DEVICE, INTERPRETER, targets_for
 from stepgraph_kernels import launch as launch_module
 from stepgraph_kernels.adafactor import update as adafactor_module
 from stepgraph_kernels.catalogue import VARIANTS, update_class
@@ -13,6 +12,7 @@ from stepgraph_kernels.comparison import Settings
 from stepgraph_kernels.launch import MultiTensorUpdate
 from stepgraph_kernels.layouts import LAYOUTS, Layout
 from stepgraph_kernels.spec import Target
+from support.kernel_operands import DEVICE, INTERPRETER, targets_for
 
 # the interpreter is NumPy, which warns about inf and nan
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")

@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from harness import Program, assert_captured, draw, same_as_eager
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir import Kind, partition
 from stepgraph.ir.build import add, clear, flat_graph, part, step, store
 from stepgraph.passes import DropDeadGradients, Pipeline
+from support.harness import Program, assert_captured, draw, same_as_eager
 
 
 class Duel:

@@ -7,13 +7,13 @@ from torch import nn, optim
 from torch.nn import functional
 
 import stepgraph
-from harness import Program, assert_captured, draw, same_as_eager
 from ir.drawn import flat_graphs
 from ir.reference import run, same
 from stepgraph.analysis import peak
 from stepgraph.ir import Kind, flatten, marker_name, partition, slot_name
 from stepgraph.ir import build as b
 from stepgraph.passes import DropReadGradients, EarlyUpdate, Pipeline
+from support.harness import Program, assert_captured, draw, same_as_eager
 
 EVERY = Pipeline((EarlyUpdate(bucket_bytes=1),))
 

@@ -6,12 +6,12 @@ from torch import nn, optim
 from torch.nn import functional
 
 import stepgraph
-from harness import Program, assert_captured, draw, same_as_eager
 from stepgraph.ir import Kind, flatten, marker_name, partition
 from stepgraph.ir import build as b
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.passes import FuseTail, Pipeline
+from support.harness import Program, assert_captured, draw, same_as_eager
 
 ONLY = Pipeline((FuseTail(),))
 

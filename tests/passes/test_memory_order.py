@@ -5,7 +5,6 @@ from hypothesis import given
 from torch import nn
 from torch.nn import functional
 
-from harness import Program, assert_captured, draw, draw_labels, same_as_eager
 from ir.drawn import flat_graphs
 from ir.reference import run, same
 from stepgraph.analysis import live_bytes, memory_of, peak
@@ -13,6 +12,7 @@ from stepgraph.ir import Kind, flatten, marker_name, partition
 from stepgraph.ir import build as b
 from stepgraph.ir.build import flat_graph, part, step, store
 from stepgraph.passes import OrderForMemory, Pipeline, memory_order
+from support.harness import Program, assert_captured, draw, draw_labels, same_as_eager
 
 ATEN = torch.ops.aten
 ALWAYS = Pipeline((OrderForMemory(least_bytes=1, least_share=0.0),))

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
-from differences import Walk
-from harness import mlp, regression
 from stepgraph.errors import ConfigurationError
 from stepgraph.passes import DropReadGradients, EarlyUpdate, Pipeline
 from stepgraph.profiling.clock import clock_for
+from support.harness import mlp, regression
+from support.state_walk import Walk
 
 IN, HIDDEN, OUT, BATCH = 4, 5, 2, 6  # of mlp() and regression()
 

@@ -6,8 +6,8 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 import stepgraph
-from harness import mlp, regression
 from stepgraph.runtime import spans
+from support.harness import mlp, regression
 
 
 class World:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stepgraph.torch_private import KernelCall, MatrixProduct, Strided, Unreadable, read_wrapper
-from wrappers import written_by_hand
+from support.inductor_wrappers import written_by_hand
 
 INPUTS = [torch.ones(4, 4), torch.ones(4, 4).t()[:, 1:], torch.zeros(4, dtype=torch.int64)]
 

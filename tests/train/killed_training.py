@@ -17,9 +17,9 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from harness import draw
 from stepgraph import Callback
 from stepgraph.train.checkpoints import files
+from support.harness import draw
 from train.worlds import Regression, made, quiet
 
 EPOCHS = 4

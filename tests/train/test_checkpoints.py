@@ -13,12 +13,12 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
-from differences import Walk
-from harness import draw, get_randomness
 from stepgraph import EMA, Callback, EarlyStopping, ModelCheckpoint
 from stepgraph.errors import CheckpointError, ConfigurationError
 from stepgraph.torch_private import stop_workers
 from stepgraph.train.checkpoints import files
+from support.harness import draw, get_randomness
+from support.state_walk import Walk
 from train import killed_training
 from train.killed_training import Noisy
 from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated

@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 
 import stepgraph
-from harness import draw
 from stepgraph import (
     EMA,
     Callback,
@@ -21,6 +20,7 @@ from stepgraph import (
 )
 from stepgraph.errors import ConfigurationError
 from stepgraph.train.logging.loggers import Logger
+from support.harness import draw
 from train.worlds import GAN, Regression, made, quiet, regression_batches, tolerated
 
 

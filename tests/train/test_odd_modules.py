@@ -9,8 +9,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 import stepgraph
-from harness import draw
 from stepgraph import Module
+from support.harness import draw
 from train.worlds import assert_same_weights, looped, made, quiet, regression_batches
 
 N_CRITIC = 3

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from differences import Walk
-from harness import draw, mlp
 from stepgraph import Module, Trainer
+from support.harness import draw, mlp
+from support.state_walk import Walk
 
 BATCHES = 5
 EPOCHS = 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch._C._dynamo.guards import GuardManager
+from torch._dynamo import guards as dynamo_guards
 from torch._dynamo.guards import GuardBuilder
 from torch._dynamo.output_graph import (
     OutputGraph,
@@ -52,6 +53,10 @@ def replacements(hooks: TraceHooks) -> tuple[tuple[Any, str, Any], ...]:
         (OutputGraph, "_validate_outputs_safe_for_autograd_nodes", _check_outputs(hooks)),
         *hooks.functions,
     )
+    if hasattr(dynamo_guards, "profile_guard_manager"):
+        # measures the guards for a log of Dynamo's, and empties the caches of the processor first:
+        # a fifth of the time of a capture
+        found += ((dynamo_guards, "profile_guard_manager", lambda *_: 0.0),)
     if hasattr(GuardManager, "add_dimension_marking_guard"):
         # five attributes of every tensor, for who marks a dimension after the capture: a variant
         # for fixed sizes is as right for marked tensors of these sizes
