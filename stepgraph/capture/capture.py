@@ -95,19 +95,33 @@ def capture(
     """
     objects.refresh()
     hooks = HooksOfTrace(objects, function, options)
-    with _LOCK, _nothing_changes(function):
-        for _ in range(_MAX_RESTARTS):
-            try:
-                return _Capture(function, args, kwargs, hooks, dynamic).run()
-            except NewObject:
-                continue
-            except (Refusal, ConfigurationError):
-                raise
-            except Exception as error:  # the capture boundary: any failure means eager
-                symbolic = hooks.symbolic or "SymInt" in str(error)
-                if not symbolic or hooks.static_sizes:
-                    raise refusal_of(error) from error
-                hooks.static_sizes = True  # an operator that cannot take symbolic sizes
+    try:
+        with _LOCK, _nothing_changes(function):
+            return _captured(function, args, kwargs, hooks, dynamic)
+    finally:
+        hooks.stopped = None  # it holds the frames of a trace, which hold these hooks
+
+
+def _captured(
+    function: FunctionType,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    hooks: HooksOfTrace,
+    dynamic: Sequence[str],
+) -> Captured:
+    """Trace until no new object is found, and with constant sizes where others fail."""
+    for _ in range(_MAX_RESTARTS):
+        try:
+            return _Capture(function, args, kwargs, hooks, dynamic).run()
+        except NewObject:
+            continue
+        except (Refusal, ConfigurationError):
+            raise
+        except Exception as error:  # the capture boundary: any failure means eager
+            symbolic = hooks.symbolic or "SymInt" in str(error)
+            if not symbolic or hooks.static_sizes:
+                raise refusal_of(error) from error
+            hooks.static_sizes = True  # an operator that cannot take symbolic sizes
     raise Refusal("met new optimizers or lists in every trace")
 
 

@@ -32,6 +32,14 @@ class Refusal(TraceStop):
         self.reason, self.at, self.hint = reason, at, hint
         self.has_own_loop = has_own_loop
 
+    def without_frames(self) -> Refusal:
+        """Return an equal refusal that may be stored: no traceback, and no exception behind it.
+
+        A traceback holds the frames of the call it came from, and so the call's batch; it grows
+        whenever the exception is raised again.
+        """
+        return Refusal(self.reason, self.at, self.hint, has_own_loop=self.has_own_loop)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Refusal) and self.args == other.args
 

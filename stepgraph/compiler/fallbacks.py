@@ -46,9 +46,10 @@ class Fallbacks:
         self.note(Refusal(f"differs from eager at {where}"))
 
     def count(self, refusal: Refusal) -> None:
-        """Record a refusal that the user has asked for."""
-        self.counts[refusal] += 1
-        self.latest = refusal
+        """Record a refusal that the user has asked for; what is kept of it holds no frames."""
+        kept = refusal.without_frames()
+        self.counts[kept] += 1
+        self.latest = kept
 
     def note(self, refusal: Refusal) -> None:
         """Record a refusal; warn once per reason, or raise, as `on_fallback` says.

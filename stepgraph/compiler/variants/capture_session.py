@@ -63,7 +63,7 @@ class Capturing:
             raise Refusal(f"this torch is not supported: {self_test().reason}")
         limits = config.current()
         if latest is not None and self.failures >= limits.max_capture_failures:
-            raise latest
+            raise latest.without_frames()
         if variants < limits.max_variants:
             return
         if self._options.on_fallback == "error":
