@@ -29,7 +29,7 @@ import stepgraph
 from benchmarks.harness import header, line
 from stepgraph.compiler.variants.variant import Variant
 from stepgraph.runtime import Program
-from stepgraph.torch_private import guards
+from stepgraph.torch_private.dynamo import guards
 
 WARM_UP = 5
 """Calls of a step before it is timed: the first, the capture, replays."""
