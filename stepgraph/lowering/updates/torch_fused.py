@@ -81,7 +81,7 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Rule:
+class FusedCpuRule:
     """What an optimizer gives to a fused kernel.
 
     Attributes:
@@ -171,12 +171,12 @@ def _adagrad(group: Group) -> dict[str, Any]:
     }
 
 
-_ADAM = Rule(_adam_kernel, 3, _adam_names, _adam)
+_ADAM = FusedCpuRule(_adam_kernel, 3, _adam_names, _adam)
 
-RULES: Mapping[type, Rule] = {
+RULES: Mapping[type, FusedCpuRule] = {
     Adam: _ADAM,
     AdamW: _ADAM,
-    SGD: Rule(lambda _: torch._fused_sgd_, 1, _sgd_names, _sgd, counts=False),
-    Adagrad: Rule(lambda _: torch._fused_adagrad_, 1, lambda _: ("sum",), _adagrad),
+    SGD: FusedCpuRule(lambda _: torch._fused_sgd_, 1, _sgd_names, _sgd, counts=False),
+    Adagrad: FusedCpuRule(lambda _: torch._fused_adagrad_, 1, lambda _: ("sum",), _adagrad),
 }
 """By an optimizer's class."""

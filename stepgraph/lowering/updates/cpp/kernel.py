@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stepgraph import torch_private
 from stepgraph.lowering.cpp_library import library
-from stepgraph.lowering.updates.torch_fused import Group, Launch, Rule, State
+from stepgraph.lowering.updates.torch_fused import FusedCpuRule, Group, Launch, State
 
 _NAMES: dict[Callable[..., Any], str] = {
     torch._fused_adam_: "adam",
@@ -76,7 +76,7 @@ class CompiledKernel:
         rule: What the optimizer gives to its kernel.
     """
 
-    def __init__(self, kernels: ModuleType, rule: Rule) -> None:
+    def __init__(self, kernels: ModuleType, rule: FusedCpuRule) -> None:
         self._functions = {kernel: getattr(kernels, name) for kernel, name in _NAMES.items()}
         self._gather, self._rule = kernels.gather, rule
         self._layout: torch_private.Layout | None = None
