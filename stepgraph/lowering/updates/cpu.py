@@ -24,7 +24,8 @@ from stepgraph.effects import PartOfStep, run_step, step_with_scaler
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.cpp import CompiledKernel, CompiledLaunch, compiled_kernels
 from stepgraph.lowering.updates.master_weights import Masters
-from stepgraph.lowering.updates.torch_fused import RULES, Group, Launch, State
+from stepgraph.lowering.updates.torch_fused import Launch, State, launch_of
+from stepgraph.optimizer_facts import Group, facts_of
 from stepgraph.torch_private import optimizer_has_hooks
 
 
@@ -215,9 +216,10 @@ class FusedUpdate:
         grads: list[Tensor],
         states: list[State],
     ) -> Launch | CompiledLaunch:
-        rule = RULES[type(self._optimizer)]
+        rule = facts_of(self._optimizer).fused_cpu
+        assert rule is not None
         try:
-            launch = rule.launch(group, params, grads, states)
+            launch = launch_of(rule, group, params, grads, states)
         except KeyError:
             raise DoesNotFit("it has not stepped every parameter yet") from None
         if not all(isinstance(t, Tensor) for t in launch.written()):
@@ -246,7 +248,7 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
 
 def misfit(optimizer: Optimizer) -> str | None:
     """Return why no fused kernel does what `optimizer.step()` does, or None."""
-    if type(optimizer) not in RULES:
+    if facts_of(optimizer).fused_cpu is None:
         return f"no fused CPU kernel for {type(optimizer).__name__}"
     own_step = vars(optimizer).get("step")
     if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):

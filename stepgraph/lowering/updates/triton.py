@@ -30,7 +30,8 @@ from stepgraph.lowering.updates.cpu import (
     scaling_in_step,
 )
 from stepgraph.lowering.updates.master_weights import Masters
-from stepgraph.lowering.updates.torch_fused import Group, State
+from stepgraph.lowering.updates.torch_fused import State
+from stepgraph.optimizer_facts import Group
 
 
 class KernelLaunch:
