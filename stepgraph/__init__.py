@@ -2,21 +2,22 @@
 
 Packages, in the order of a step's way, then those around it:
 
-    compiler/       `compile()` and `CompiledStep`: replay, capture or run eagerly
-    capture/        from a call of the user's step to one flat graph with guards
-    effects/        the effects of a step, one value each, and their registry
-    ir/             the step graph: regions, resources, dependencies, verification
-    passes/         rewritings of a step graph, one file each, and their pipeline
-    lowering/       from a step graph to a program: regions, updates, CUDA graphs
-    runtime/        programs: rehearsal and replay
-    analysis/       operations, bytes and live memory of a graph
-    profiling/      measurements of a compiled step
-    report/         explanations and profiles in a terminal and as a page
-    train/          `Module`, `Trainer` and callbacks
-    cli/            the command line
-    errors.py       the exceptions
-    config.py       the environment variables
-    torch_private/  every use of private parts of torch
+    compiler/           `compile()` and `CompiledStep`: replay, capture or run eagerly
+    capture/            from a call of the user's step to one flat graph with guards
+    effects/            the effects of a step, one value each, and their registry
+    ir/                 the step graph: regions, resources, dependencies, verification
+    passes/             rewritings of a step graph, one file each, and their pipeline
+    lowering/           from a step graph to a program: regions, updates, CUDA graphs
+    runtime/            programs: rehearsal and replay
+    analysis/           operations, bytes and live memory of a graph
+    profiling/          measurements of a compiled step
+    report/             explanations and profiles in a terminal and as a page
+    train/              `Module`, `Trainer` and callbacks
+    cli/                the command line
+    errors.py           the exceptions
+    config.py           the environment variables
+    optimizer_facts.py  what is known of each optimizer of torch
+    torch_private/      every use of private parts of torch
 """
 
 from stepgraph import errors, profiling, report

@@ -29,7 +29,7 @@ from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.variants.capture_session import Capturing
-from stepgraph.compiler.variants.cuda_recording import Recorder
+from stepgraph.compiler.variants.cuda_recording import CudaGraphRecorder
 from stepgraph.compiler.variants.rewrite import Rewritten
 from stepgraph.compiler.variants.variant import TIMED, Variant, build, release
 from stepgraph.compiler.variants.verify import check_same, rehearsal_of
@@ -75,7 +75,7 @@ class CompiledStep:
     def _start_over(self) -> None:
         self._variants: list[Variant] = []
         self._capturing = Capturing(self._options)
-        self._recorder = Recorder()
+        self._recorder = CudaGraphRecorder()
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []

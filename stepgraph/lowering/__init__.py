@@ -16,7 +16,7 @@ from stepgraph.lowering.cuda.legality import why_not_capturable
 from stepgraph.lowering.cuda.record import graphed
 from stepgraph.lowering.emit import Emitted, emit, first_update
 from stepgraph.lowering.lower import Lowered, lower
-from stepgraph.lowering.regions.compiled_run import Region, Unsupported
+from stepgraph.lowering.regions.compiled_run import CompiledRun, Unsupported
 from stepgraph.lowering.regions.inductor import compile_region
 from stepgraph.lowering.sections import Section, launched, operator_sections, sections, with_marks
 from stepgraph.lowering.updates.choose import misfit
@@ -24,11 +24,11 @@ from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.master_weights import Masters
 
 __all__ = [
+    "CompiledRun",
     "Emitted",
     "FusedUpdate",
     "Lowered",
     "Masters",
-    "Region",
     "Section",
     "Unsupported",
     "compile_region",

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from stepgraph.analysis import stealable
 from stepgraph.effects import Effect, RestoreObject, Update
 from stepgraph.ir import all_storages, marker_argument, node_effect
-from stepgraph.lowering.regions.compiled_run import Region
+from stepgraph.lowering.regions.compiled_run import CompiledRun
 from stepgraph.passes import EARLY
 from stepgraph.torch_private import below_autograd
 
@@ -138,9 +138,9 @@ class _Emitter:
         elif effect is not None:
             if not (self.withhold and effect.rehearsal == "withhold"):
                 self.effect(node, effect)
-        elif isinstance(node.target, Region):
+        elif isinstance(node.target, CompiledRun):
             self.region(node)
-        elif isinstance(getattr(node.args[0] if node.args else None, "target", None), Region):
+        elif isinstance(getattr(node.args[0] if node.args else None, "target", None), CompiledRun):
             return  # unpacked where the region is called
         else:
             function = self.function(node)

@@ -11,14 +11,14 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from stepgraph.ir.memory_access import all_storages, draws_random, is_glue, written_arguments
-from stepgraph.lowering.regions.compiled_run import Region, Unsupported
+from stepgraph.lowering.regions.compiled_run import CompiledRun, Unsupported
 from stepgraph.lowering.regions.select import Run, select
 from stepgraph.lowering.updates.choose import fused_update
 from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.master_weights import Masters
 from stepgraph.torch_private import graph_module
 
-Compile = Callable[[GraphModule, str], Region]
+Compile = Callable[[GraphModule, str], CompiledRun]
 """Makes a region from its graph and its name, or raises `Unsupported`."""
 
 
@@ -27,14 +27,14 @@ class Lowered:
     """A flat graph to emit, and what became of its runs.
 
     Attributes:
-        flat: The graph. Its regions are `call_function` nodes whose target is a `Region`.
+        flat: The graph. Its regions are `call_function` nodes whose target is a `CompiledRun`.
         regions: The regions it calls.
         refused: For every run that stays eager: number of operators, and the reason.
         updates: For optimizers, by number: a fused update, or why there is none.
     """
 
     flat: GraphModule
-    regions: tuple[Region, ...] = ()
+    regions: tuple[CompiledRun, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
     updates: Mapping[int, FusedUpdate | str] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Lowered:
         """The fused updates, by number."""
         return {n: u for n, u in self.updates.items() if isinstance(u, FusedUpdate)}
 
-    def try_again(self) -> tuple[Region, ...]:
+    def try_again(self) -> tuple[CompiledRun, ...]:
         """Let the next call of every compiled region be a trial again; return them."""
         compiled = tuple(r for r in self.regions if r.tried and r.refusal is None)
         for region in compiled:
@@ -81,7 +81,7 @@ class _Lowerer:
         self.storages = all_storages(flat.graph)
         self.graph = Graph()
         self.values: dict[Node, Node] = {}
-        self.regions: list[Region] = []
+        self.regions: list[CompiledRun] = []
         self.refused: list[tuple[int, str]] = []
 
     def add(self, item: Node | Run) -> None:
@@ -106,7 +106,7 @@ class _Lowerer:
         for node in item.after:
             self.copy(node)
 
-    def region(self, run: Run, inputs: list[Node], outputs: list[Node]) -> Region:
+    def region(self, run: Run, inputs: list[Node], outputs: list[Node]) -> CompiledRun:
         self.check_memory(run, inputs)
         graph = Graph()
         values: dict[Node, Node] = {}
@@ -125,7 +125,7 @@ class _Lowerer:
         """Return whether the layout of an input is sure: the step's own, made to order, a view."""
         made = node in self.values and self.values[node].target is operator.getitem
         source = self.values[node].args[0] if made else None
-        of_region = isinstance(source, Node) and isinstance(source.target, Region)
+        of_region = isinstance(source, Node) and isinstance(source.target, CompiledRun)
         drawn = node in run.before and draws_random(node)  # into memory made to order
         if of_region or drawn or node.op in ("placeholder", "get_attr"):
             return True
@@ -205,7 +205,7 @@ class _Lowerer:
         if shared & written:
             raise Unsupported("writes memory that two of its inputs share")
 
-    def call(self, region: Region, inputs: list[Node], outputs: list[Node]) -> None:
+    def call(self, region: CompiledRun, inputs: list[Node], outputs: list[Node]) -> None:
         call = self.graph.call_function(region, tuple(self.values[node] for node in inputs))
         call.meta["val"] = tuple(node.meta.get("val") for node in outputs)
         for i, node in enumerate(outputs):

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from stepgraph.analysis import launches
 from stepgraph.ir import Kind, marker_kind, marker_name, node_effect
 from stepgraph.ir.memory_access import is_glue
-from stepgraph.lowering.regions.compiled_run import Region
+from stepgraph.lowering.regions.compiled_run import CompiledRun
 from stepgraph.torch_private import graph_module
 
 _FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
@@ -80,7 +80,7 @@ def operator_sections(flat: GraphModule) -> list[Section]:
 
 def launched(flat: GraphModule) -> int:
     """Return how many calls of a flat graph compute something; a compiled region is one."""
-    return sum(isinstance(node.target, Region) or launches(node) for node in flat.graph.nodes)
+    return sum(isinstance(node.target, CompiledRun) or launches(node) for node in flat.graph.nodes)
 
 
 def with_marks(
@@ -111,7 +111,7 @@ def _kind(node: Node) -> Kind | None:
 
 
 def _operator_name(node: Node) -> str:
-    if isinstance(node.target, Region):
+    if isinstance(node.target, CompiledRun):
         return node.target.name
     name = marker_name(node)
     if name is not None:
@@ -137,7 +137,7 @@ def _key(node: Node) -> object:
     kind = marker_kind(node)
     if kind in _FOLDED or _sets_one_gradient(node):
         return kind  # it acts on a single slot
-    return node.target if isinstance(node.target, Region) else node.meta.get("stepgraph.node")
+    return node.target if isinstance(node.target, CompiledRun) else node.meta.get("stepgraph.node")
 
 
 def _sets_one_gradient(node: Node) -> bool:
@@ -146,7 +146,7 @@ def _sets_one_gradient(node: Node) -> bool:
 
 
 def _begun_by(node: Node) -> Section:
-    if isinstance(node.target, Region):
+    if isinstance(node.target, CompiledRun):
         inner = (n.meta.get("stepgraph.at") for n in node.target.graph_module.graph.nodes)
         return Section(node.target.name, None, next(filter(None, inner), None))
     return Section(

@@ -14,7 +14,7 @@ from stepgraph.analysis import flops_of, peak
 from stepgraph.compiler.probe import Probe
 from stepgraph.errors import ConfigurationError
 from stepgraph.ir.memory_access import is_glue
-from stepgraph.lowering import Region, Section, operator_sections, sections
+from stepgraph.lowering import CompiledRun, Section, operator_sections, sections
 from stepgraph.profiling.bandwidth import copy_gbps
 from stepgraph.profiling.calls import CallsBetweenMarks, operator_calls
 from stepgraph.profiling.clock import (
@@ -182,7 +182,7 @@ def _launches(probe: Probe, cut: Sequence[Section]) -> list[int]:
     counter = CallsBetweenMarks(len(cut))
     with probe.unchanged():
         counts = counter.count(probe.marked(counter.mark, cut))
-    compiled = (sum(isinstance(node.target, Region) for node in own.nodes) for own in cut)
+    compiled = (sum(isinstance(node.target, CompiledRun) for node in own.nodes) for own in cut)
     return [count + regions for count, regions in zip(counts, compiled, strict=True)]
 
 
@@ -237,7 +237,7 @@ def _inside(section: Section) -> list[Node]:
     found: list[Node] = []
     for node in section.nodes:
         target = node.target
-        found += target.graph_module.graph.nodes if isinstance(target, Region) else [node]
+        found += target.graph_module.graph.nodes if isinstance(target, CompiledRun) else [node]
     return [node for node in found if node.op == "call_function"]
 
 

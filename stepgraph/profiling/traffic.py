@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 from stepgraph.analysis import bytes_of, size_of, sizes_of, stealable
 from stepgraph.capture import TrackedObject
 from stepgraph.ir import all_storages, is_update, marker_argument
-from stepgraph.lowering import Region
+from stepgraph.lowering import CompiledRun
 
 
 def bytes_moved(graph: Graph, subjects: Mapping[int, TrackedObject]) -> dict[Node, int | None]:
@@ -34,7 +34,7 @@ def bytes_moved(graph: Graph, subjects: Mapping[int, TrackedObject]) -> dict[Nod
             continue
         if node in stolen:
             found[node] = 0  # the value becomes the gradient without a copy
-        elif isinstance(node.target, Region):
+        elif isinstance(node.target, CompiledRun):
             found[node] = sizes_of(node.all_input_nodes) + size_of(node.meta.get("val"))
         else:
             found[node] = bytes_of(node, storages)

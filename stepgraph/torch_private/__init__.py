@@ -73,11 +73,14 @@ from stepgraph.torch_private.internals import (
     is_batched,
     is_profiling,
     is_wrapped_by_schedule,
+    mark_stepped,
     only_device_modes,
     optimizer_has_hooks,
+    scaling_in_step,
     set_grad_enabled,
     stop_workers,
     storage_id,
+    version_of,
 )
 from stepgraph.torch_private.lazy_module import graph_module
 
@@ -127,12 +130,14 @@ __all__ = [
     "is_unsupported",
     "is_wrapped_by_schedule",
     "load_cpp",
+    "mark_stepped",
     "only_device_modes",
     "optimizer_has_hooks",
     "own_clip_norm",
     "own_clip_value",
     "read_wrapper",
     "scale_to_norm",
+    "scaling_in_step",
     "set_grad_enabled",
     "shield_constants",
     "stop_workers",
@@ -140,5 +145,6 @@ __all__ = [
     "trace",
     "tracing",
     "user_stack",
+    "version_of",
     "written",
 ]

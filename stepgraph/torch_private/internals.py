@@ -5,7 +5,9 @@ What a replay calls is bound once, at import.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -75,10 +77,35 @@ def is_wrapped_by_schedule(step: Any) -> bool:
     return hasattr(step, "_wrapped_by_lr_sched")
 
 
+def mark_stepped(optimizer: Any) -> None:
+    """Set the flag by which a schedule checks that its optimizer has stepped before it."""
+    optimizer._opt_called = True
+
+
+@contextlib.contextmanager
+def scaling_in_step(optimizer: Any, *, supported: bool) -> Iterator[None]:
+    """Scope in which a `GradScaler` leaves unscaling and skipping to `optimizer.step()`, or not."""
+    attributes: dict[str, Any] = vars(optimizer)
+    name, missing = "_step_supports_amp_scaling", object()
+    before = attributes.get(name, missing)
+    attributes[name] = supported
+    try:
+        yield
+    finally:
+        if before is missing:
+            del attributes[name]
+        else:
+            attributes[name] = before
+
+
 def found_inf(scaler: GradScaler, optimizer: Any) -> dict[Any, Tensor]:
     """Return, by device, `[]` float32: above zero where a gradient was inf or nan."""
     found: dict[Any, Tensor] = scaler._found_inf_per_device(optimizer)
     return found
+
+
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+"""Return how often a tensor has been written in place, as autograd counts."""
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ from operator import is_
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -30,28 +30,13 @@ from stepgraph.capture.options.call_options import CallOptions, autocast_off
 from stepgraph.capture.options.current import updates
 from stepgraph.capture.options.forbidden import Forbidden
 from stepgraph.effects import OPS
+from stepgraph.optimizer_facts import facts_of
 from stepgraph.torch_private import (
     is_wrapped_by_schedule,
     optimizer_has_hooks,
     own_clip_norm,
     own_clip_value,
 )
-
-_ELEMENT_WISE = {
-    optim.ASGD,
-    optim.Adadelta,
-    optim.Adafactor,
-    optim.Adagrad,
-    optim.Adam,
-    optim.AdamW,
-    optim.Adamax,
-    optim.NAdam,
-    optim.RAdam,
-    optim.RMSprop,
-    optim.Rprop,
-    optim.SGD,
-}
-"""Optimizers in which no parameter's update looks at another parameter."""
 
 FORBIDDEN_LOOP = Forbidden("an optimizer that keeps its own loop around a closure")
 _FORBIDDEN_CLOSURE = Forbidden("passes a closure to an optimizer that is not torch's own")
@@ -156,7 +141,7 @@ class TrackedOptimizer(TrackedObject):
         """
         return (
             self.steps_as_torch()
-            and type(self.value) in _ELEMENT_WISE
+            and facts_of(self.value).separable
             and not any(
                 isinstance(value, Tensor) or (key == "differentiable" and value)
                 for group in self.value.param_groups

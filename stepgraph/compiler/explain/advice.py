@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from stepgraph.analysis import work
 from stepgraph.compiler.explain.reports import ExplanationData, OptimizerReport, VariantReport
 from stepgraph.ir import Role, StepGraph, flatten, partition, readable
+from stepgraph.optimizer_facts import with_fused_cpu_kernel
 from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, dropped_gradients
 
 _WORTH = 2**20
@@ -77,7 +78,8 @@ def _of_optimizers(variant: VariantReport) -> Iterator[Advice]:
             continue
         hint = _FITS.get(why)
         if why.startswith("no fused CPU kernel"):
-            hint = "Adam, AdamW, SGD and Adagrad have one"
+            *names, last = with_fused_cpu_kernel()
+            hint = f"{', '.join(names)} and {last} have one"
         if hint is not None:
             yield Advice(f"{_named(optimizer)} cannot be fused: {why}", hint)
 

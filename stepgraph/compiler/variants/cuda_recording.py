@@ -35,7 +35,7 @@ class Recording:
         return f"none: {'; '.join(reasons)}"
 
 
-class Recorder:
+class CudaGraphRecorder:
     """Makes recordings of the variants of one compiled step; they share memory."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from stepgraph.capture import (
     TrackedObject,
     TrackedObjects,
 )
-from stepgraph.compiler.variants.cuda_recording import Recorder, Recording
+from stepgraph.compiler.variants.cuda_recording import CudaGraphRecorder, Recording
 from stepgraph.compiler.variants.rewrite import Rewritten
 from stepgraph.ir import Kind, Role, StepGraph
 from stepgraph.lowering import Section, emit, sections, with_marks
@@ -153,7 +153,7 @@ def build(
     function: FunctionType,
     call_options: CallOptions,
     started: float,
-    recorder: Recorder,
+    recorder: CudaGraphRecorder,
 ) -> Variant:
     """Lower a captured step.
 

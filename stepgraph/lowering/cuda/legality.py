@@ -16,7 +16,7 @@ from stepgraph.ir import all_storages, is_update, marker_argument, node_effect, 
 from stepgraph.ir.memory_access import written_arguments
 from stepgraph.ir.signature import Role
 from stepgraph.lowering.emit import plain_numbers
-from stepgraph.lowering.regions.compiled_run import Region
+from stepgraph.lowering.regions.compiled_run import CompiledRun
 from stepgraph.lowering.updates.triton import KernelUpdate
 
 FIXED = (Role.PARAM, Role.BUFFER)
@@ -224,7 +224,7 @@ def written_inputs(graph: Graph) -> set[Node]:
     written = set[Node]()
     for node in graph.nodes:
         target = node.target
-        region = target.written if isinstance(target, Region) else None
+        region = target.written if isinstance(target, CompiledRun) else None
         arguments = written_arguments(node) if region is None else [node.args[i] for i in region]
         written |= {root for argument in arguments for root in storages[argument]}
     return {node for node in graph.find_nodes(op="placeholder") if storages[node] & written}

@@ -20,7 +20,7 @@ from stepgraph.lowering.cuda.legality import (
     written_inputs,
 )
 from stepgraph.lowering.emit import emit
-from stepgraph.lowering.regions.compiled_run import Region
+from stepgraph.lowering.regions.compiled_run import CompiledRun
 from stepgraph.lowering.updates.triton import KernelLaunch, KernelUpdate
 from stepgraph.runtime import Buffers, Graphed, Plan
 from stepgraph.torch_private import graph_module
@@ -213,7 +213,7 @@ class _Splitter:
 
     def _prepare(self) -> Callable[[Sequence[Any]], object]:
         nodes = self.flat.graph.nodes
-        regions = [node.target for node in nodes if isinstance(node.target, Region)]
+        regions = [node.target for node in nodes if isinstance(node.target, CompiledRun)]
         recorded = list(self.recorded)
 
         def prepare(inputs: Sequence[Any]) -> object:

@@ -1,4 +1,4 @@
-"""A region: a run of computation as one call, tried against its eager self before it is used."""
+"""A run of operators as one call: its compiled form is used once it has equalled its eager form."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Function = Callable[[list[Any]], Sequence[Any]]
 
 
 class Unsupported(Exception):  # noqa: N818  (a decision, not an error)
-    """A run stays eager; says why."""
+    """A run of operators stays eager, for the reason in the message."""
 
 
-class Region:
+class CompiledRun:
     """A run of ATen operators with an eager and a compiled form.
 
     The first call is the trial: the compiled form runs on copies, the eager form on the inputs,
-    and the caller gets the eager results. Only when both agree (see `closeness`) are later calls
-    compiled; else they stay eager and `refusal` says why.
+    and the call returns the eager results. Later calls run the compiled form if both were close
+    (see `closeness`), else the eager form; `refusal` then holds the reason.
 
     Args:
-        name: What it is called in programs and reports.
-        graph_module: The operators; for the exact results when the two forms disagree.
+        name: Its name in programs and reports.
+        graph_module: The operators. The exact results are computed from them if the forms differ.
         eager: The eager form: takes the inputs as a list.
         compiled: The compiled form.
-        written: Positions of the inputs that it writes; an attribute, too.
-        undriven: Why the kernels of the compiled form are called from Python, or None if they are
-            not; an attribute, too.
+        written: Positions of the inputs that it writes; also an attribute.
+        undriven: Why the kernels of the compiled form are called from Python instead of C++, or
+            None if C++ calls them; also an attribute.
 
     Attributes:
-        run: What a program calls: takes the inputs as a list, returns the outputs.
-        refusal: Why it runs eagerly, or None.
-        tried: Whether the trial is over.
+        run: The function that a program calls: takes the inputs as a list, returns the outputs.
+        refusal: Why the eager form runs, or None.
+        tried: Whether the trial has run.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Region:
         self.undriven = undriven
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        """Run it; programs call `run`."""
+        """Run it, as `run` does for a list of inputs."""
         return self.run(list(inputs))
 
     def try_again(self) -> None:
@@ -74,11 +74,11 @@ class Region:
         try:
             compiled = list(self._compiled(list(compiled_inputs)))
             self.refusal = self._shared(compiled, compiled_inputs)
-        except Exception as error:  # the eager form shows what the user's error is
+        except Exception as error:  # if the error is the user's, the eager form raises it
             compiled, self.refusal = [], f"fails: {type(error).__name__}: {error}"
         results = self._eager(list(inputs))
         if self.refusal is None:
-            self.refusal = _laid_out_otherwise(compiled, results)
+            self.refusal = _strides_differ(compiled, results)
         if self.refusal is None:
             mine = [*compiled, *(compiled_inputs[i] for i in self.written)]
             theirs = [*results, *(inputs[i] for i in self.written)]
@@ -92,19 +92,23 @@ class Region:
         if self.refusal is not None:
             self.run = self._eager
         else:
-            self.run = self._and_tell if self.written else self._compiled
+            self.run = self._run_and_bump_versions if self.written else self._compiled
         self.tried = True
         return results
 
-    def _and_tell(self, inputs: list[Any]) -> Sequence[Any]:
-        """Run the compiled form, which writes behind autograd's back, and tell autograd."""
+    def _run_and_bump_versions(self, inputs: list[Any]) -> Sequence[Any]:
+        """Run the compiled form, then bump the versions of the tensors that it has written.
+
+        Compiled kernels write memory without the version counters by which autograd notices that
+        a saved tensor has changed.
+        """
         written = [inputs[i] for i in self.written]
         results = self._compiled(inputs)
         torch_private.written(written)
         return results
 
     def _copied(self, inputs: list[Any]) -> list[Any]:
-        """Return the inputs, those that are written as copies of the same layout."""
+        """Return the inputs; the written ones are copies with the same strides."""
         copies = list(inputs)
         for i in self.written:
             value = inputs[i]
@@ -114,7 +118,7 @@ class Region:
         return copies
 
     def _shared(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> str | None:
-        """Return a complaint if an output shares memory with another or with an input."""
+        """Return a reason to refuse if an output shares memory with another or with an input."""
         tensors = [t for t in outputs if isinstance(t, Tensor) and t.numel()]
         storages = [t.untyped_storage().data_ptr() for t in tensors]
         own = {t.untyped_storage().data_ptr() for t in inputs if isinstance(t, Tensor)}
@@ -123,12 +127,15 @@ class Region:
         return None
 
 
-def _laid_out_otherwise(compiled: Sequence[Any], eager: Sequence[Any]) -> str | None:
-    """Return a complaint if a result has other strides; those of size 1 do not count."""
+def _strides_differ(compiled: Sequence[Any], eager: Sequence[Any]) -> str | None:
+    """Return a reason to refuse if strides of a result differ from eager.
+
+    Strides of dimensions of size 1 are ignored.
+    """
     for i, (mine, theirs) in enumerate(zip(compiled, eager, strict=True)):
         if not isinstance(theirs, Tensor) or not theirs.numel() or mine.shape != theirs.shape:
-            continue  # the values will show
+            continue  # comparing the values finds that
         strides = zip(theirs.shape, mine.stride(), theirs.stride(), strict=True)
         if any(a != b for n, a, b in strides if n > 1):
-            return f"result {i} of {len(eager)} is laid out otherwise than in eager"
+            return f"result {i} of {len(eager)} has other strides than in eager"
     return None

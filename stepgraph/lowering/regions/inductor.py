@@ -16,7 +16,7 @@ from stepgraph.ir import node_effect
 from stepgraph.ir.memory_access import storages_of, written_arguments
 from stepgraph.lowering.cpp_library import first_line
 from stepgraph.lowering.emit import emit
-from stepgraph.lowering.regions.compiled_run import Function, Region, Unsupported
+from stepgraph.lowering.regions.compiled_run import CompiledRun, Function, Unsupported
 from stepgraph.lowering.regions.driver import drive
 from stepgraph.lowering.regions.indices import Bound, bounds
 from stepgraph.torch_private import FakeInputs, Unreadable
@@ -38,7 +38,7 @@ _SHARED = 1 << 15
 """Elements of a loop that threads share: for fewer, waiting for each other costs more."""
 
 
-def compile_region(graph_module: GraphModule, name: str) -> Region:
+def compile_region(graph_module: GraphModule, name: str) -> CompiledRun:
     """Compile a run of operators.
 
     Args:
@@ -73,7 +73,7 @@ def compile_region(graph_module: GraphModule, name: str) -> Region:
         return results
 
     function, undriven = _driven(compiled, eager, inputs, checked, fixed=fixed)
-    return Region(
+    return CompiledRun(
         name,
         graph_module,
         eager=eager,

@@ -24,8 +24,14 @@ from stepgraph.effects import PartOfStep, run_step, step_with_scaler
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.cpp import CompiledKernel, CompiledLaunch, compiled_kernels
 from stepgraph.lowering.updates.master_weights import Masters
-from stepgraph.lowering.updates.torch_fused import RULES, Group, Launch, State
-from stepgraph.torch_private import optimizer_has_hooks
+from stepgraph.lowering.updates.torch_fused import Launch, State, launch_of
+from stepgraph.optimizer_facts import Group, facts_of
+from stepgraph.torch_private import (
+    is_wrapped_by_schedule,
+    mark_stepped,
+    optimizer_has_hooks,
+    scaling_in_step,
+)
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
@@ -111,7 +117,7 @@ class FusedUpdate:
     def note_step(self) -> None:
         """Show a schedule that the optimizer stepped."""
         if self._own_step is not None and self._counts:
-            self._optimizer._opt_called = True  # type: ignore[attr-defined]
+            mark_stepped(self._optimizer)
 
     def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
         """Return a fused update of the parameters at `places`; see the marker `step_part`."""
@@ -215,9 +221,10 @@ class FusedUpdate:
         grads: list[Tensor],
         states: list[State],
     ) -> Launch | CompiledLaunch:
-        rule = RULES[type(self._optimizer)]
+        rule = facts_of(self._optimizer).fused_cpu
+        assert rule is not None
         try:
-            launch = rule.launch(group, params, grads, states)
+            launch = launch_of(rule, group, params, grads, states)
         except KeyError:
             raise DoesNotFit("it has not stepped every parameter yet") from None
         if not all(isinstance(t, Tensor) for t in launch.written()):
@@ -246,10 +253,10 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
 
 def misfit(optimizer: Optimizer) -> str | None:
     """Return why no fused kernel does what `optimizer.step()` does, or None."""
-    if type(optimizer) not in RULES:
+    if facts_of(optimizer).fused_cpu is None:
         return f"no fused CPU kernel for {type(optimizer).__name__}"
     own_step = vars(optimizer).get("step")
-    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+    if own_step is not None and not is_wrapped_by_schedule(own_step):
         return "its step() was replaced"
     for group in optimizer.param_groups:
         if reason := misfit_of_group(group):
@@ -301,22 +308,6 @@ def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         restore()
-
-
-@contextlib.contextmanager
-def scaling_in_step(optimizer: Any, *, supported: bool) -> Iterator[None]:
-    """Scope in which a `GradScaler` does, or does not, leave scale and skipping to `step()`."""
-    attributes: dict[str, Any] = vars(optimizer)
-    missing = object()
-    before = attributes.get("_step_supports_amp_scaling", missing)
-    optimizer._step_supports_amp_scaling = supported
-    try:
-        yield
-    finally:
-        if before is missing:
-            del optimizer._step_supports_amp_scaling
-        else:
-            optimizer._step_supports_amp_scaling = before
 
 
 def _belong_together(tensors: Sequence[list[Tensor]]) -> bool:

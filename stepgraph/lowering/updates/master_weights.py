@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from stepgraph.torch_private import version_of
+
 
 class Masters:
     """The float32 copies behind the parameters and the state of optimizers, by tensor.
@@ -46,13 +48,13 @@ class Masters:
             return
         torch._foreach_copy_([t for t, _ in low], [m for _, m in low])
         for tensor, master in low:
-            self._kept[tensor] = master, tensor._version
+            self._kept[tensor] = master, version_of(tensor)
 
     def _of(self, tensor: Tensor) -> Tensor:
         kept: tuple[Tensor, int] | None = self._kept.get(tensor)
         if kept is not None:
             master, version = kept
             # a write through `.data` has no version: it shows in the values
-            if version == tensor._version and torch.equal(master.to(tensor.dtype), tensor):
+            if version == version_of(tensor) and torch.equal(master.to(tensor.dtype), tensor):
                 return master
         return tensor.detach().float()

@@ -1,21 +1,23 @@
-"""One call of torch's fused CPU kernels, and what each optimizer gives to such a kernel."""
+"""One call of torch's fused CPU kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW
 
 from stepgraph import torch_private
 from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.optimizer_facts import FUSED_CPU_KERNELS, FusedCpuRule, Group
 
-Group = dict[str, Any]
 State = dict[str, Any]
+
+_KERNELS = {name: getattr(torch, f"_fused_{name}_") for name in FUSED_CPU_KERNELS}
+"""Torch's kernels by name."""
 
 
 @dataclass
@@ -80,40 +82,33 @@ class Launch:
         return chain(*self.tensors, self.steps)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What an optimizer gives to a fused kernel.
+def launch_of(
+    rule: FusedCpuRule,
+    group: Group,
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[State],
+) -> Launch:
+    """Return the call for tensors of a param group.
 
-    Attributes:
-        kernel: From a param group to the kernel, a function of torch's.
-        lists: How many lists of state the kernel takes; those that are not used are empty.
-        names: From a param group to the names of those that are used, in the kernel's order.
-        options: From a param group to the kernel's options, in the order of its signature.
-        counts: Whether state has a step counter, the kernel's last list.
+    Args:
+        rule: How the kernel is called.
+        group: The param group.
+        params: Parameters. Written when the call runs.
+        grads: Their gradients.
+        states: Their states. Written when the call runs.
+
+    Raises:
+        KeyError: A state tensor is missing.
     """
-
-    kernel: Callable[[Group], Callable[..., Any]]
-    lists: int
-    names: Callable[[Group], tuple[str, ...]]
-    options: Callable[[Group], dict[str, Any]]
-    counts: bool = True
-
-    def launch(
-        self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]
-    ) -> Launch:
-        """Return the call for tensors of a param group.
-
-        Raises:
-            KeyError: State is missing.
-        """
-        used = [[_held(state, name) for state in states] for name in self.names(group)]
-        unused: list[list[Tensor]] = [[] for _ in range(self.lists - len(used))]
-        return Launch(
-            self.kernel(group),
-            (params, grads, *used, *unused),
-            [_held(state, "step") for state in states] if self.counts else [],
-            self.options(group),
-        )
+    used = [[_held(state, name) for state in states] for name in rule.names(group)]
+    unused: list[list[Tensor]] = [[] for _ in range(rule.lists - len(used))]
+    return Launch(
+        _KERNELS[rule.kernel(group)],
+        (params, grads, *used, *unused),
+        [_held(state, "step") for state in states] if rule.counts else [],
+        rule.options(group),
+    )
 
 
 def _held(state: State, name: str) -> Any:
@@ -121,62 +116,3 @@ def _held(state: State, name: str) -> Any:
     if value is None:
         raise KeyError(name)
     return value
-
-
-def _adam_kernel(group: Group) -> Callable[..., Any]:
-    return torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-
-
-def _adam_names(group: Group) -> tuple[str, ...]:
-    averages = "exp_avg", "exp_avg_sq"
-    return (*averages, "max_exp_avg_sq") if group["amsgrad"] else averages
-
-
-def _adam(group: Group) -> dict[str, Any]:
-    beta1, beta2 = group["betas"]
-    return {
-        "lr": group["lr"],
-        "beta1": beta1,
-        "beta2": beta2,
-        "weight_decay": group["weight_decay"],
-        "eps": group["eps"],
-        "amsgrad": group["amsgrad"],
-        "maximize": group["maximize"],
-    }
-
-
-def _sgd_names(group: Group) -> tuple[str, ...]:
-    return ("momentum_buffer",) if group["momentum"] else ()
-
-
-def _sgd(group: Group) -> dict[str, Any]:
-    return {
-        "weight_decay": group["weight_decay"],
-        "momentum": group["momentum"],
-        "lr": group["lr"],
-        "dampening": group["dampening"],
-        "nesterov": group["nesterov"],
-        "maximize": group["maximize"],
-        "is_first_step": False,
-    }
-
-
-def _adagrad(group: Group) -> dict[str, Any]:
-    return {
-        "lr": group["lr"],
-        "lr_decay": group["lr_decay"],
-        "weight_decay": group["weight_decay"],
-        "eps": group["eps"],
-        "maximize": group["maximize"],
-    }
-
-
-_ADAM = Rule(_adam_kernel, 3, _adam_names, _adam)
-
-RULES: Mapping[type, Rule] = {
-    Adam: _ADAM,
-    AdamW: _ADAM,
-    SGD: Rule(lambda _: torch._fused_sgd_, 1, _sgd_names, _sgd, counts=False),
-    Adagrad: Rule(lambda _: torch._fused_adagrad_, 1, lambda _: ("sum",), _adagrad),
-}
-"""By an optimizer's class."""

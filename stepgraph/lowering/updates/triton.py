@@ -27,10 +27,11 @@ from stepgraph.lowering.updates.cpu import (
     FusedUpdate,
     has_hooks,
     replaced_step,
-    scaling_in_step,
 )
 from stepgraph.lowering.updates.master_weights import Masters
-from stepgraph.lowering.updates.torch_fused import Group, State
+from stepgraph.lowering.updates.torch_fused import State
+from stepgraph.optimizer_facts import Group
+from stepgraph.torch_private import is_wrapped_by_schedule, scaling_in_step
 
 
 class KernelLaunch:
@@ -325,7 +326,7 @@ def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> str | N
     if type(optimizer) not in families:
         return f"no Triton kernel for {type(optimizer).__name__}"
     own_step = vars(optimizer).get("step")
-    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
+    if own_step is not None and not is_wrapped_by_schedule(own_step):
         return "its step() was replaced"
     params = [p for group in optimizer.param_groups for p in group["params"]]
     devices = {p.device for p in params}

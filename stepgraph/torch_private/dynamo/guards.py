@@ -1,4 +1,4 @@
-"""Dynamo's guards, without those that never hold, and with known tensors checked together."""
+"""The guards of a trace: Dynamo's own, with those on known tensors grouped."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _TABLE = re.compile(r"[^()]+\._parameters")
 _BY_PLACE = re.compile(r"dict\.keys\([^()]+\._parameters\)")
 _HELD = re.compile(rf"(?P<table>{_TABLE.pattern})\['(?P<key>[^'\\]+)'\]")
 _NOTHING = object()
-_END = object()  # a table with fewer or more values than it had shifts it
+_END = object()  # compared last, so that a table with fewer or more entries fails
 
 Keep = Callable[[Sequence[tuple[str, str, Any]]], Sequence[bool]]
 
 
 @dataclass
-class Together:
-    """Tensors that are compared in one call with what a trace saw, instead of by a guard each.
+class GroupedTensorGuards:
+    """Tensors that one call compares with the trace, instead of one guard for each tensor.
 
     Attributes:
-        tensors: Must have the layout, dtype, device and flags they have now.
-        tables: Parameters of modules by name: must hold, in the same order, what they hold now.
+        tensors: Checked for the sizes, strides, dtype, device and `requires_grad` of the trace.
+        tables: `_parameters` of modules, checked for the same keys and objects in the same order.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -50,32 +50,32 @@ class Together:
 
 
 class Guards:
-    """What must hold of a call for a traced program to be right for it.
+    """The guards of a traced program.
 
     Args:
         found: Dynamo's guards.
-        together: Tensors that they leave out.
+        grouped: The guards on tensors that Dynamo's leave out.
 
     Attributes:
         found: Dynamo's guards.
-        check: Returns whether all of it holds for a call with these local names.
+        check: Takes the local names of a call; returns whether all guards hold.
     """
 
-    def __init__(self, found: Any, together: Together) -> None:
+    def __init__(self, found: Any, grouped: GroupedTensorGuards) -> None:
         self.found = found
-        self.check = _check(found.check, together)
+        self.check = _check(found.check, grouped)
 
     def failing(self, scope: Mapping[str, Any]) -> str:
-        """Return the first of Dynamo's guards that does not hold; empty if they all do."""
+        """Return the first of Dynamo's guards that fails; empty if none does."""
         parts = getattr(self.found.check_verbose(scope), "verbose_code_parts", None)
         return str(parts[0]) if parts else ""
 
 
-def _check(found: Callable[[Any], bool], together: Together) -> Callable[[Any], bool]:
-    """Return a function that asks Dynamo's guards, then compares the tensors."""
-    tensors = tuple(together.tensors)
+def _check(found: Callable[[Any], bool], grouped: GroupedTensorGuards) -> Callable[[Any], bool]:
+    """Return a function that checks Dynamo's guards, then the grouped ones."""
+    tensors = tuple(grouped.tensors)
     layouts = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    tables = {id(table): table for table in together.tables}.values()
+    tables = {id(table): table for table in grouped.tables}.values()
     views: list[Iterable[Any]] = []
     for table in tables:
         views += [table.keys(), table.values()]
@@ -96,11 +96,11 @@ def build_guards(
     """Return the guards of a trace.
 
     Args:
-        captured: What Dynamo has captured.
+        captured: The result of Dynamo's `fullgraph_capture`.
         code: The code that was traced.
         names: Its globals as `"G"`, the local names of the traced call as `"L"`.
-        keep: A filter: decides about `(name, guard type, value)` of each guard.
-        fixed: Dynamo's names of what is the same object in every call.
+        keep: Takes `(name, guard type, value)` of each guard; returns whether to keep each.
+        fixed: Matches Dynamo's names of objects that are the same in every call.
     """
 
     def filter_guards(entries: Sequence[Any]) -> Sequence[bool]:
@@ -108,24 +108,27 @@ def build_guards(
 
     hooks = Hooks(guard_filter_fn=filter_guards)
     output = captured.graph_capture_output
-    _drop_lost(output.output_graph.guards.inner, names)
-    together = _take_together(output.output_graph, names, fixed)
+    _drop_unstable(output.output_graph.guards.inner, names)
+    grouped = _group_tensors(output.output_graph, names, fixed)
     with get_metrics_context(), dynamo_timed("stepgraph.guards"):
-        return Guards(output.build_guards(code, hooks=hooks).guard_manager, together)
+        return Guards(output.build_guards(code, hooks=hooks).guard_manager, grouped)
 
 
-def _take_together(output: Any, names: Mapping[str, Any], fixed: re.Pattern[str]) -> Together:
-    """Take out the guards on tensors that have a fixed name; return what replaces them.
+def _group_tensors(
+    output: Any, names: Mapping[str, Any], fixed: re.Pattern[str]
+) -> GroupedTensorGuards:
+    """Remove the guards on tensors that have a fixed name; return the guards that replace them.
 
-    A parameter of an optimizer has some: its layout, that it is no other tensor of the step, and
-    that a module holds it. The last one needs the module's table of parameters to be the same.
+    A parameter of an optimizer has several: on its layout, on not being another tensor of the
+    step, and on being held by a module. The last one is replaced by comparing the module's
+    `_parameters`.
 
-    A tensor is left to Dynamo if it is read elsewhere as well, or if one that is left to Dynamo
-    has the same class: they might become one object.
+    Dynamo keeps the guards of a tensor that is also read by another name, and those of tensors of
+    the same class, because both names might refer to one object in a later call.
     """
     guards = output.guards.inner
     if any(_BY_PLACE.search(source_name(source)) for g in guards for source in _sources(g)):
-        return Together()  # a parameter that is known by its place in the order of a table
+        return GroupedTensorGuards()  # a parameter is read by its place in `_parameters`
     known: dict[int, list[Any]] = {}
     for guard in guards:
         if guard.create_fn_name() in ("TENSOR_MATCH", "DUPLICATE_INPUT"):
@@ -134,23 +137,23 @@ def _take_together(output: Any, names: Mapping[str, Any], fixed: re.Pattern[str]
                 known.setdefault(id(value), [value]).append(guard)
     groups = [_group(value, found, names, fixed) for value, *found in known.values()]
     left = {type(group.tensor) for group in groups if not group.is_complete}
-    together = Together()
+    grouped = GroupedTensorGuards()
     for group in groups:
         if group.is_complete and type(group.tensor) not in left:
-            together.tensors.append(group.tensor)
-            together.tables += group.tables
+            grouped.tensors.append(group.tensor)
+            grouped.tables += group.tables
             for guard in group.guards:
                 guards.discard(guard)
-    _guard_identity(output, together.tables, names)
-    return together
+    _guard_identity(output, grouped.tables, names)
+    return grouped
 
 
 def _guard_identity(
     output: Any, tables: Iterable[dict[str, Any]], names: Mapping[str, Any]
 ) -> None:
-    """Let Dynamo guard the identity of tables, instead of their class and the order of their keys.
+    """Replace Dynamo's guards on the class and key order of tables by guards on their identity.
 
-    It cannot do both, and whoever compares keys and values of the same table needs no other.
+    Dynamo cannot guard both, and the grouped guards compare the keys and values anyway.
     """
     guards = output.guards.inner
     compared = {id(table) for table in tables}
@@ -169,13 +172,13 @@ def _guard_identity(
 
 @dataclass
 class _Group:
-    """One tensor, with the guards on it by whatever name.
+    """One tensor, with the guards on all of its names.
 
     Attributes:
         tensor: The tensor.
         guards: The guards.
-        tables: Tables of parameters of modules that hold it.
-        is_complete: Whether it has a fixed name, and no others but in those tables.
+        tables: `_parameters` of the modules that hold it.
+        is_complete: Whether it has a fixed name, and all of its other names are in those tables.
     """
 
     tensor: Tensor
@@ -187,7 +190,7 @@ class _Group:
 def _group(
     tensor: Tensor, guards: list[Any], names: Mapping[str, Any], fixed: re.Pattern[str]
 ) -> _Group:
-    """Return a tensor with what is guarded about it."""
+    """Return a tensor with its guards."""
     read = {source_name(source): None for guard in guards for source in _sources(guard)}
     others = [name for name in read if not fixed.fullmatch(name)]
     tables = []
@@ -200,11 +203,11 @@ def _group(
     return _Group(tensor, guards, tables, is_complete)
 
 
-def _drop_lost(guards: Any, names: Mapping[str, Any]) -> None:
-    """Drop guards on and below `lazy_property` of `torch.distributions`.
+def _drop_unstable(guards: Any, names: Mapping[str, Any]) -> None:
+    """Drop guards on `lazy_property` objects of `torch.distributions`, and on their attributes.
 
-    Read from its class, such a property is another object every time, without what Dynamo found
-    in it: a guard that never holds. They are torch's own code and stay what they are.
+    Reading such a property from its class returns a new object every time, so these guards would
+    always fail. The properties are torch's own code and do not change.
     """
     shown = getattr(distributions_utils, "_lazy_property_and_property", ())
     read = {guard: [source_name(source) for source in _sources(guard)] for guard in guards}
@@ -214,9 +217,9 @@ def _drop_lost(guards: Any, names: Mapping[str, Any]) -> None:
         for name in several
         for lazy in _LAZY_PLACE.finditer(name)
     }
-    lost = [place for place in places if isinstance(_read(place, names), shown)]
+    unstable = [place for place in places if isinstance(_read(place, names), shown)]
     for guard, several in read.items():
-        if any(name == p or name.startswith(f"{p}.") for name in several for p in lost):
+        if any(name == p or name.startswith(f"{p}.") for name in several for p in unstable):
             guards.discard(guard)
 
 
@@ -227,7 +230,7 @@ def _sources(guard: Any) -> Iterable[Any]:
 
 
 def _read(name: str, names: Mapping[str, Any]) -> Any:
-    """Return what a name of Dynamo's means now; nothing that anything else is, if it is unset."""
+    """Return the object behind a name of Dynamo's, or `_NOTHING` if there is none."""
     with contextlib.suppress(NameError, AttributeError, LookupError, TypeError):
         return eval(name, dict(names))  # Dynamo's own guards are evaluated the same way
     return _NOTHING

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, RMSprop
 
 from stepgraph.lowering.closeness import is_close
+from stepgraph.lowering.updates import torch_fused
 from stepgraph.lowering.updates.cpp import compiled_kernels
 from stepgraph.lowering.updates.cpu import FusedUpdate, fused_update, misfit
 from support.paired_optimizers import FITTING, PairedOptimizers
@@ -186,8 +187,8 @@ def test_a_kernel_that_differs_from_step_is_never_used(monkeypatch):
     update = FusedUpdate(twins.mine)
     twins.step(update)
     real = torch._fused_adamw_
-    monkeypatch.setattr(
-        torch, "_fused_adamw_", lambda *a, **k: real(*a, **{**k, "lr": 2 * k["lr"]})
+    monkeypatch.setitem(
+        torch_fused._KERNELS, "adamw", lambda *a, **k: real(*a, **{**k, "lr": 2 * k["lr"]})
     )
 
     for _ in range(3):

@@ -15,14 +15,9 @@ from torch import Tensor
 
 from stepgraph import torch_private
 from stepgraph.lowering.cpp_library import library
-from stepgraph.lowering.updates.torch_fused import Group, Launch, Rule, State
+from stepgraph.lowering.updates.torch_fused import Launch, State
+from stepgraph.optimizer_facts import FUSED_CPU_KERNELS, FusedCpuRule, Group
 
-_NAMES: dict[Callable[..., Any], str] = {
-    torch._fused_adam_: "adam",
-    torch._fused_adamw_: "adamw",
-    torch._fused_sgd_: "sgd",
-    torch._fused_adagrad_: "adagrad",
-}
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -73,11 +68,11 @@ class CompiledKernel:
 
     Args:
         kernels: Those of `compiled_kernels`.
-        rule: What the optimizer gives to its kernel.
+        rule: How the optimizer's kernel is called.
     """
 
-    def __init__(self, kernels: ModuleType, rule: Rule) -> None:
-        self._functions = {kernel: getattr(kernels, name) for kernel, name in _NAMES.items()}
+    def __init__(self, kernels: ModuleType, rule: FusedCpuRule) -> None:
+        self._functions = {name: getattr(kernels, name) for name in FUSED_CPU_KERNELS}
         self._gather, self._rule = kernels.gather, rule
         self._layout: torch_private.Layout | None = None
         self._sizes, self._is_double = b"", False

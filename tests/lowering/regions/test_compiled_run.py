@@ -1,9 +1,9 @@
-"""A region: the trial before its compiled form is used."""
+"""A compiled run: the trial before its compiled form is used."""
 
 import torch
 from torch.fx import Graph, GraphModule
 
-from stepgraph.lowering import Region
+from stepgraph.lowering import CompiledRun
 from stepgraph.lowering.regions.inductor import threads_for
 
 
@@ -16,12 +16,12 @@ def doubling() -> GraphModule:
     return GraphModule({}, graph)
 
 
-def region(compiled) -> Region:
+def region(compiled) -> CompiledRun:
     def eager(inputs):
         inputs[1].add_(1)
         return (inputs[0] + inputs[0],)
 
-    return Region("region_0", doubling(), eager=eager, compiled=compiled, written=(1,))
+    return CompiledRun("region_0", doubling(), eager=eager, compiled=compiled, written=(1,))
 
 
 def test_the_first_call_tries_the_compiled_form_on_copies_and_returns_eager_results():
@@ -146,7 +146,7 @@ def test_threads_share_only_long_loops():
     assert threads_for(like(1 << 15)) is None
 
 
-def test_results_laid_out_otherwise_are_refused():
+def test_results_with_other_strides_are_refused():
     def turned(inputs):
         inputs[1].add_(1)
         return ((inputs[0] * 2).t().contiguous().t(),)
@@ -158,5 +158,5 @@ def test_results_laid_out_otherwise_are_refused():
     of_a_row(torch.ones(1, 2), total)
 
     assert result.stride() == (2, 1)
-    assert tried.refusal == "result 0 of 1 is laid out otherwise than in eager"
+    assert tried.refusal == "result 0 of 1 has other strides than in eager"
     assert of_a_row.refusal is None
