@@ -14,10 +14,14 @@ from stepgraph.ir import Role, Slot
 _STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
 
 
+_TABLE = re.compile(r"^__import_stepgraph\w*\.TABLE\.")
+"""Before the name of a tensor that only a tracked object holds."""
+
+
 def readable(source: str) -> str:
     """Turn Dynamo's spelling of where a value comes from into Python."""
     name = re.sub(r"^[LG]\['([^']*)'\]", r"\1", source)
-    name = _STEPS.sub(r".\1", name)
+    name = _STEPS.sub(r".\1", _TABLE.sub("", name))
     return name.replace(".cell_contents", "").replace("__closure__", "closure")
 
 
@@ -31,14 +35,15 @@ def slots(
         values: The real inputs.
         local_names: Arguments and closure variables of the step, by name.
     """
-    known = _module_tensors(local_names)
-    found = []
+    known = _tensors(local_names)
+    found: list[Slot] = []
+    taken: set[str] = set()
     for source, value in zip(sources, values, strict=True):
         base = source.removesuffix(".grad")
         if base != source:
             found.append(Slot(Role.GRAD, known.get(base, readable(base))))
             continue
-        name = known.get(id(value)) or readable(source)
+        name = _unused(known.get(id(value)) or readable(source), taken)
         known[source] = name
         found.append(Slot(_role(source, value, local_names), name))
     return found
@@ -60,9 +65,23 @@ def _is_object(value: Any) -> bool:
     return any(isinstance(held, nn.Module) for held in getattr(value, "__dict__", {}).values())
 
 
-def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
-    """Return the names of the tensors of every module within reach, by id."""
+def _unused(name: str, taken: set[str]) -> str:
+    """Return `name`, or a numbered one if another tensor has it; add it to `taken`."""
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}#{number}"
+    taken.add(candidate)
+    return candidate
+
+
+def _tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
+    """Return the names of the tensors that arguments and closure variables hold, by id.
+
+    Those of modules, and those that are attributes of any other object.
+    """
     modules: dict[str, nn.Module] = {}
+    attributes: dict[str, Tensor] = {}
     for name, value in local_names.items():
         if isinstance(value, nn.Module):
             modules[name] = value
@@ -70,11 +89,15 @@ def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
         for key, held in getattr(value, "__dict__", {}).items():
             if isinstance(held, nn.Module):
                 modules[f"{name}.{key}"] = held
+            elif isinstance(held, Tensor):
+                attributes[f"{name}.{key}"] = held
     names: dict[Any, str] = {}
     for name, module in modules.items():
         prefix = "" if name == "self" else f"{name}."
         for key, tensor in (*module.named_parameters(), *module.named_buffers()):
             names.setdefault(id(tensor), f"{prefix.removeprefix('self.')}{key}")
+    for name, tensor in attributes.items():
+        names.setdefault(id(tensor), name.removeprefix("self."))
     return names
 
 
