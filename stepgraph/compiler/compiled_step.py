@@ -30,7 +30,7 @@ from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.variants.capture_session import Capturing
 from stepgraph.compiler.variants.cuda_recording import CudaGraphRecorder
-from stepgraph.compiler.variants.rewrite import Rewritten
+from stepgraph.compiler.variants.rewrite import check_dropped
 from stepgraph.compiler.variants.variant import TIMED, Variant, build, release
 from stepgraph.compiler.variants.verify import check_same, rehearsal_of
 from stepgraph.compiler.window import Window
@@ -134,7 +134,7 @@ class CompiledStep:
         for variant in self._variants:
             if variant.call_options is call_options and variant.matches(scope):
                 if self._dropped:
-                    self._check_dropped(variant.rewritten)
+                    check_dropped(self._dropped, variant.rewritten, self._function.__qualname__)
                 calls = variant.program.calls
                 if calls < self._options.verify:
                     return self._verify(variant, args, kwargs)
@@ -320,7 +320,7 @@ class CompiledStep:
             capturing.admit(self._function, self._fallbacks.latest, len(self._variants))
             captured = capturing.capture(self._function, args, kwargs, call_options)
             rewritten = capturing.rewrite(captured)
-            self._check_dropped(rewritten)
+            check_dropped(self._dropped, rewritten, self._function.__qualname__)
             call = capturing.rehearsed(rewritten, call_options)
         except Refusal as refusal:
             if refusal.has_own_loop and call_options.is_default:
@@ -340,22 +340,6 @@ class CompiledStep:
             variant = build(rewritten, self._function, call_options, started, self._recorder)
             self._variants.append(variant)
         return result
-
-    def _check_dropped(self, rewritten: Rewritten) -> None:
-        """Check that the gradients the call before has dropped are cleared first in this one.
-
-        Raises:
-            ConfigurationError: One of them is used; nothing has run.
-        """
-        missed = sorted(self._dropped - rewritten.clears)
-        if missed:
-            raise ConfigurationError(
-                f"{self._function.__qualname__} uses a gradient that was not kept",
-                at=f"{missed[0]}.grad",
-                found="a call that does not clear it first",
-                why="keep_grads=False lets a call drop gradients that the next one clears",
-                hint="keep_grads=True",
-            )
 
     def _eagerly(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch.fx import GraphModule
 
 from stepgraph.capture import Captured
+from stepgraph.errors import ConfigurationError
 from stepgraph.ir import Role, Slot, StepGraph, partition
 from stepgraph.lowering import Lowered, Masters, compile_region, lower
 from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradients
@@ -94,3 +95,20 @@ def _lowered(
         return Lowered(flat)
     optimizers = {subject.number: subject.value for subject in captured.optimizers}
     return lower(flat, compile_region, optimizers, masters)
+
+
+def check_dropped(dropped: frozenset[str], rewritten: Rewritten, step: str) -> None:
+    """Check that a variant clears first the gradients that the call before has dropped.
+
+    Raises:
+        ConfigurationError: It uses one of them; nothing has run.
+    """
+    missed = sorted(dropped - rewritten.clears)
+    if missed:
+        raise ConfigurationError(
+            f"{step} uses a gradient that was not kept",
+            at=f"{missed[0]}.grad",
+            found="a call that does not clear it first",
+            why="keep_grads=False lets a call drop gradients that the next one clears",
+            hint="keep_grads=True",
+        )

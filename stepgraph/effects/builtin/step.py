@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -99,23 +100,12 @@ def _clip_and_update(emission: Emission) -> Iterator[str]:
 
 
 CLIPPED_STEP = register(
-    Effect(
+    replace(
+        STEP,
         op=torch.ops.stepgraph.clipped_step.default,
-        kind=Kind.STEP,
         says=_say_clipped,
-        reads=(),
-        writes=(update_of("subject"),),
-        update="always",
-        region="splits",
-        cuda_graph="body",
-        may_raise=True,
-        moves={"params": 2, "grads": 1},
-        launches=True,
-        run=run_step,
         emit=_clip_and_update,
         prepare=_multiply,
-        rehearsal=RestoreObject("step"),
-        short_window="runs",
     )
 )
 """An optimizer's update that multiplies its gradients by a factor first."""

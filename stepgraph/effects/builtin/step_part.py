@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from stepgraph.effects.access import update_of
-from stepgraph.effects.builtin.step import run_step
-from stepgraph.effects.effect import Effect, Emission, RestoreObject, Words
-from stepgraph.effects.kind import Kind
+from stepgraph.effects.builtin.step import STEP, run_step
+from stepgraph.effects.effect import Emission
 from stepgraph.effects.registry import register, without_result
 
 
@@ -81,10 +80,6 @@ def run_part(subject: Any, places: Sequence[int], last: bool) -> None:
     PartOfStep(subject, places, last=last)()
 
 
-def _say(words: Words) -> str:
-    return f"{words.label}{words.barrier}: updates {words.count('params', 'param')}"
-
-
 def _update(emission: Emission) -> Iterator[str]:
     places, last = emission.raw("places"), emission.raw("last")
     update = emission.update("subject")
@@ -97,22 +92,12 @@ def _update(emission: Emission) -> Iterator[str]:
 
 
 STEP_PART = register(
-    Effect(
+    replace(
+        STEP,
         op=torch.ops.stepgraph.step_part.default,
-        kind=Kind.STEP,
-        says=_say,
-        reads=(),
-        writes=(update_of("subject"),),
-        update="always",
-        region="splits",
-        cuda_graph="body",
         may_raise=False,  # a part was made of a step that may be divided
-        moves={"params": 2, "grads": 1},
-        launches=True,
         run=run_part,
         emit=_update,
-        rehearsal=RestoreObject("step"),
-        short_window="runs",
     )
 )
 """A part of an optimizer's update."""
