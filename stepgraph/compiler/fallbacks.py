@@ -14,6 +14,10 @@ from stepgraph.errors import CaptureError, ConfigurationError, VerificationError
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
+class VariantLimit(Refusal):
+    """A step has as many variants as `STEPGRAPH_MAX_VARIANTS` allows."""
+
+
 class Fallbacks:
     """Records refusals of one compiled step.
 

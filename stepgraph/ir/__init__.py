@@ -32,7 +32,7 @@ from stepgraph.ir.memory_access import (
 )
 from stepgraph.ir.resources import OPAQUE, Access, accesses, slot_name, updates
 from stepgraph.ir.signature import Role, Slot
-from stepgraph.ir.step_graph import StepGraph, flatten, partition
+from stepgraph.ir.step_graph import Remark, StepGraph, flatten, partition
 from stepgraph.ir.views.dependencies import dependency_graph, flat_dependencies
 from stepgraph.ir.views.text import Line, lines, readable
 from stepgraph.ir.views.verify import Meaning, meaning
@@ -43,6 +43,7 @@ __all__ = [
     "Kind",
     "Line",
     "Meaning",
+    "Remark",
     "Role",
     "Slot",
     "StepGraph",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from enum import Enum
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import networkx as nx
 from torch.fx import GraphModule, Node
@@ -33,6 +34,13 @@ _EDITED = tuple(
 _SAID = "stepgraph.said"
 
 View = TypeVar("View")
+
+
+class Remark(NamedTuple):
+    """What a pass has noted with `StepGraph.say`: a sentence, and the values behind it."""
+
+    sentence: str
+    reasons: tuple[Enum, ...]
 
 
 class StepGraph:
@@ -177,17 +185,21 @@ class StepGraph:
         counted = Counter(self.kind(node) for node in self.nodes)
         return {kind: counted[kind] for kind in Kind if counted[kind]}
 
-    def say(self, sentence: str) -> None:
-        """Note what a pass has done to this step, in words, for its record.
+    def say(self, sentence: str, *reasons: Enum) -> None:
+        """Note what a pass has done to this step, for its record.
 
-        Short, with numbers first where there are any: "early update 121 of 148 (27 wait for:
-        gradient norm)". A note survives `flatten` and `partition`.
+        A note survives `flatten` and `partition`.
+
+        Args:
+            sentence: Short, with numbers first where there are any: "early update 121 of 148 (27
+                wait for: gradient norm)".
+            reasons: The values behind the sentence, for code that reads the record.
         """
         meta = self.graphs()[0].meta
-        meta[_SAID] = (*meta.get(_SAID, ()), sentence)
+        meta[_SAID] = (*meta.get(_SAID, ()), Remark(sentence, reasons))
 
-    def said(self) -> tuple[str, ...]:
-        """Return what passes have said since this was asked last; the pipeline asks."""
+    def said(self) -> tuple[Remark, ...]:
+        """Return and forget the notes of passes; called by the pipeline."""
         return tuple(self.graphs()[0].meta.pop(_SAID, ()))
 
     def copy(self) -> StepGraph:

@@ -22,6 +22,7 @@ from stepgraph.lowering.sections import Section, launched, operator_sections, se
 from stepgraph.lowering.updates.choose import misfit
 from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.not_fused import NotFused, Obstacle
 
 __all__ = [
     "CompiledRun",
@@ -29,6 +30,8 @@ __all__ = [
     "FusedUpdate",
     "Lowered",
     "Masters",
+    "NotFused",
+    "Obstacle",
     "Section",
     "Unsupported",
     "compile_region",

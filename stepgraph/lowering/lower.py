@@ -16,6 +16,7 @@ from stepgraph.lowering.regions.select import Run, select
 from stepgraph.lowering.updates.choose import fused_update
 from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.not_fused import NotFused
 from stepgraph.torch_private import graph_module
 
 Compile = Callable[[GraphModule, str], CompiledRun]
@@ -36,7 +37,7 @@ class Lowered:
     flat: GraphModule
     regions: tuple[CompiledRun, ...] = ()
     refused: tuple[tuple[int, str], ...] = ()
-    updates: Mapping[int, FusedUpdate | str] = field(default_factory=dict)
+    updates: Mapping[int, FusedUpdate | NotFused] = field(default_factory=dict)
 
     @property
     def fused(self) -> dict[int, FusedUpdate]:

@@ -16,16 +16,17 @@ Files, in reading order:
 from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import DropUnusedNorm
 from stepgraph.passes.dead_gradients import DropDeadGradients, cleared_first, dropped_gradients
-from stepgraph.passes.early_update import EARLY, EarlyUpdate
+from stepgraph.passes.early_update import EARLY, EarlyUpdate, WaitFor
 from stepgraph.passes.fuse_tail import FuseTail
 from stepgraph.passes.memory_order import OrderForMemory
-from stepgraph.passes.pipeline import PassRecord, Pipeline
+from stepgraph.passes.pipeline import NOT_IN_DICT, PassRecord, Pipeline
 from stepgraph.passes.read_gradients import DropReadGradients
 from stepgraph.passes.short_window import UpdateFromShortWindow
 
 __all__ = [
     "DEFAULT",
     "EARLY",
+    "NOT_IN_DICT",
     "WITHOUT_GRADIENTS",
     "DropDeadGradients",
     "DropReadGradients",
@@ -37,6 +38,7 @@ __all__ = [
     "PassRecord",
     "Pipeline",
     "UpdateFromShortWindow",
+    "WaitFor",
     "cleared_first",
     "dropped_gradients",
 ]

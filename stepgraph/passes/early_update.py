@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -28,6 +29,36 @@ from stepgraph.passes.base import Pass
 
 EARLY = "stepgraph.early"
 """Marks what an early update has moved up."""
+
+
+class WaitFor(Enum):
+    """Why the update of a parameter stays where it is; `{}` stands for a detail."""
+
+    GRADIENT_NORM = "wait for: gradient norm"
+    LOSS_SCALE = "wait for: loss scale"
+    LEARNING_RATE = "wait for: learning rate"
+    BACKWARD = "wait for: the end of the backward"
+    MAY_RAISE = "wait for: {}, which may raise"
+    EARLIER_CALLS = "wait for: gradients of calls before"
+    WHOLE_STEP = "wait for: a step() that is not divided"
+    FULL_BUCKET = "wait for: a full bucket"
+    KEPT_GRADIENT = "keep their .grad"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A reason not to move the update of a parameter; prints as a sentence.
+
+    Attributes:
+        reason: Why.
+        detail: The operator, where it is named.
+    """
+
+    reason: WaitFor
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.reason.value.format(self.detail)
 
 
 @dataclass(frozen=True)
@@ -69,7 +100,8 @@ class EarlyUpdate(Pass):
         found = list(self._plans(step))
         if sum(plan.bytes for plan in found) < self.bucket_bytes:
             return step
-        step.say(_sentence(found))
+        waits: Counter[Wait] = sum((plan.waits for plan in found), Counter())
+        step.say(_sentence(found, waits), *(wait.reason for wait in waits))
         if not any(plan.buckets for plan in found):
             return step
         flat = step.take_flat()
@@ -87,14 +119,12 @@ class EarlyUpdate(Pass):
         """Decide for every parameter of an update."""
         plan = _Plan(node)
         if not node.meta.get("stepgraph.divisible", False):
-            plan.waits["wait for: a step() that is not divided"] = len(
-                marker_argument(node, "params")
-            )
+            plan.waits[Wait(WaitFor.WHOLE_STEP)] = len(marker_argument(node, "params"))
             return plan
         moves = []
         for place, (slot, access) in enumerate((updates(node) or {}).items()):
             move = timeline.move(node, place, slot, access)
-            if isinstance(move, str):
+            if isinstance(move, Wait):
                 plan.waits[move] += 1
             elif move is not None:
                 moves.append(move)
@@ -134,7 +164,7 @@ class _Plan:
 
     node: Node
     buckets: list[list[_Move]] = field(default_factory=list)
-    waits: Counter[str] = field(default_factory=Counter)
+    waits: Counter[Wait] = field(default_factory=Counter)
 
     def fill(self, moves: Sequence[_Move], bucket_bytes: int) -> None:
         """Put moves into buckets, in order; those of the last one stay unless it is full."""
@@ -147,7 +177,7 @@ class _Plan:
                 self.buckets.append(bucket)
                 bucket, held = [], 0
         if bucket:
-            self.waits["wait for: a full bucket"] += len(bucket)
+            self.waits[Wait(WaitFor.FULL_BUCKET)] += len(bucket)
 
     @property
     def moved(self) -> int:
@@ -178,16 +208,16 @@ class _Timeline:
             elif calls(node, STEP):
                 self.grads[node] = dict(stored)
 
-    def move(self, node: Node, place: int, slot: str, access: Access) -> _Move | str | None:
+    def move(self, node: Node, place: int, slot: str, access: Access) -> _Move | Wait | None:
         """Return where the update of a parameter may move; why it stays; None without gradient."""
         grad = self.grads[node].get(slot)
         if f"grad:{slot}" not in self.access[node].reads or grad is None:
             return None
         clearing = self._clearing(node, slot)
         if clearing is None:
-            return "keep their .grad"
+            return Wait(WaitFor.KEPT_GRADIENT)
         if grad.op != "call_function":
-            return "wait for: gradients of calls before"
+            return Wait(WaitFor.EARLIER_CALLS)
         stores = self._stores(node, slot, grad)
         behind = self._latest(node, grad, stores, access)
         between = slice(bisect_left(self.computing, behind + 1), None)
@@ -259,23 +289,22 @@ def _first_after(here: int, places: list[int]) -> int:
     return places[i] if i < len(places) else 2**62
 
 
-def _why(blocker: Node) -> str:
-    """Return what an update waits for, in words."""
+def _why(blocker: Node) -> Wait:
+    """Return why an update stays behind `blocker`."""
     kind = marker_kind(blocker) or blocker.meta.get("stepgraph.kind")
     if kind in (Kind.GRAD_NORM, Kind.CLIP):
-        return "wait for: gradient norm"
+        return Wait(WaitFor.GRADIENT_NORM)
     if kind is Kind.UNSCALE:
-        return "wait for: loss scale"
+        return Wait(WaitFor.LOSS_SCALE)
     if kind is Kind.LR_STEP:
-        return "wait for: learning rate"
+        return Wait(WaitFor.LEARNING_RATE)
     if may_raise(blocker):
-        return f"wait for: {marker_name(blocker) or blocker.target}, which may raise"
-    return "wait for: the end of the backward"
+        return Wait(WaitFor.MAY_RAISE, str(marker_name(blocker) or blocker.target))
+    return Wait(WaitFor.BACKWARD)
 
 
-def _sentence(plans: list[_Plan]) -> str:
-    """Return what is done, and why not more."""
-    waits: Counter[str] = sum((plan.waits for plan in plans), Counter())
+def _sentence(plans: list[_Plan], waits: Counter[Wait]) -> str:
+    """Return how many parameters are updated early, and why the others are not."""
     moved = sum(plan.moved for plan in plans)
     total = moved + sum(waits.values())
     reasons = [f"{n} {why}" for why, n in waits.most_common()]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from stepgraph.analysis import Work, work
 from stepgraph.errors import VerifyError
-from stepgraph.ir import Meaning, StepGraph, meaning
+from stepgraph.ir import Meaning, Remark, StepGraph, meaning
 from stepgraph.ir.views.verify import compare
 from stepgraph.passes.base import Pass
+
+NOT_IN_DICT: Mapping[str, bool] = {"stepgraph.not_in_dict": True}
+"""Metadata of a field of a report that `to_dict()` leaves out: a value behind a sentence."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class PassRecord:
         bytes_saved: Bytes that are not read and written any more, operators run one by one.
         peak_bytes_before: The most bytes of the step's own that were alive at once.
         peak_bytes_after: The same, after the pass.
-        did: What the pass says it did, in its own words; see `StepGraph.say`.
+        did: What the pass did, in sentences; see `StepGraph.say`.
+        reasons: The values behind these sentences, for example why an update was not moved.
     """
 
     name: str
@@ -49,6 +54,7 @@ class PassRecord:
     peak_bytes_before: int = 0
     peak_bytes_after: int = 0
     did: tuple[str, ...] = ()
+    reasons: tuple[Enum, ...] = field(default=(), metadata=NOT_IN_DICT)
 
     @property
     def acted(self) -> bool:
@@ -137,7 +143,7 @@ class _Looked:
 
 
 def _record(
-    applied: Pass, ms: float, before: _Looked, after: _Looked, did: tuple[str, ...]
+    applied: Pass, ms: float, before: _Looked, after: _Looked, said: Sequence[Remark]
 ) -> PassRecord:
     return PassRecord(
         name=repr(applied),
@@ -152,7 +158,8 @@ def _record(
         bytes_saved=before.work.bytes - after.work.bytes,
         peak_bytes_before=before.work.peak_bytes,
         peak_bytes_after=after.work.peak_bytes,
-        did=did,
+        did=tuple(remark.sentence for remark in said),
+        reasons=tuple(reason for remark in said for reason in remark.reasons),
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 import stepgraph
 from stepgraph.compiler.explain import OptimizerReport, RegionReport, VariantReport, variant_lines
 from stepgraph.errors import CaptureError, GuardError, StepgraphError
-from stepgraph.passes import PassRecord
+from stepgraph.passes import PassRecord, WaitFor
 from support.harness import mlp, regression, warnings_of
 
 
@@ -192,7 +192,8 @@ def test_advice_is_about_what_this_step_could_change():
 
 def test_what_updates_wait_for_is_advice():
     said = ("early update 121 of 148 (27 wait for: gradient norm)",)
-    record = PassRecord("EarlyUpdate()", 1.0, 8, 8, 46, 46, did=said)
+    reasons = (WaitFor.GRADIENT_NORM,)
+    record = PassRecord("EarlyUpdate()", 1.0, 8, 8, 46, 46, did=said, reasons=reasons)
     variant = VariantReport({"step": 1}, 46, (), 1.0, 2.0, 1, (record,), backend="inductor")
     found = stepgraph.Explanation("step", True, 1, 3, 1, None, (), (variant,), 1.0)
 
@@ -462,6 +463,30 @@ def test_variants_exhausted_under_error_raise_a_guard_error(monkeypatch):
     assert isinstance(caught.value, GuardError)
     assert "variant" in str(caught.value)
     assert all(map(torch.equal, before, state(world)))
+
+
+def test_the_limit_of_variants_is_advice(monkeypatch):
+    monkeypatch.setenv("STEPGRAPH_MAX_VARIANTS", "1")
+    world = World()
+    step = compiled(world.train, 3)
+    world.net[1] = nn.ReLU()
+    step(*regression(3))
+
+    explanation = step.explain()
+
+    assert [one.at_variant_limit for one in explanation.fallbacks] == [True]
+    assert explanation.advice[-1].what == "1 variants are the limit, and this step has more"
+
+
+def test_values_behind_sentences_are_not_in_the_dict():
+    explanation = compiled(World().train, 3).explain()
+    (variant,) = explanation.to_dict()["variants"]
+
+    assert explanation.variants[0].optimizers[0].misfit == ""
+    assert explanation.variants[0].optimizers[0].obstacle is None
+    assert "obstacle" not in variant["optimizers"][0]
+    assert "reasons" not in variant["passes"][0]
+    assert json.loads(json.dumps(variant)) == variant
 
 
 def test_graphs_are_those_of_the_variants():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from stepgraph.analysis import work
 from stepgraph.compiler.explain.reports import ExplanationData, OptimizerReport, VariantReport
 from stepgraph.ir import Role, StepGraph, flatten, partition, readable
+from stepgraph.lowering import Obstacle
 from stepgraph.optimizer_facts import with_fused_cpu_kernel
-from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, dropped_gradients
+from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, WaitFor, dropped_gradients
 
 _WORTH = 2**20
 """Bytes at the peak that are worth advice."""
@@ -60,36 +61,36 @@ def _of_backend(variants: Sequence[VariantReport]) -> Iterator[Advice]:
     )
 
 
-_FITS = {
-    "its options choose another implementation": "leave foreach and fused at their defaults",
-    "differentiable or capturable": "leave differentiable and capturable at False",
-    "a param group of several dtypes": "a param group for each dtype",
-    "its step() was replaced": "leave step() of the instance as torch wrote it",
-    "code of the user's runs with step()": "do in the step what the optimizer's hooks do",
-    "it has not stepped every parameter yet": "leave parameters out that never get a gradient",
+*_FIRST, _LAST = with_fused_cpu_kernel()
+
+_FUSING = {
+    Obstacle.IMPLEMENTATION_CHOSEN: "leave foreach and fused at their defaults",
+    Obstacle.DIFFERENTIABLE_OR_CAPTURABLE: "leave differentiable and capturable at False",
+    Obstacle.SEVERAL_DTYPES: "a param group for each dtype",
+    Obstacle.STEP_REPLACED: "leave step() of the instance as torch wrote it",
+    Obstacle.HOOKS: "do in the step what the optimizer's hooks do",
+    Obstacle.NO_STATE: "leave parameters out that never get a gradient",
+    Obstacle.NO_CPU_KERNEL: f"{', '.join(_FIRST)} and {_LAST} have one",
 }
+"""What lets an update be fused."""
 
 
 def _of_optimizers(variant: VariantReport) -> Iterator[Advice]:
-    """Options of an optimizer may stand against a fused update."""
+    """Advise on optimizers whose options prevent a fused update."""
     for optimizer in variant.optimizers:
-        why = optimizer.misfit if variant.backend == "eager" else optimizer.why
-        if optimizer.fused or not why:
+        if optimizer.fused or optimizer.obstacle not in _FUSING:
             continue
-        hint = _FITS.get(why)
-        if why.startswith("no fused CPU kernel"):
-            *names, last = with_fused_cpu_kernel()
-            hint = f"{', '.join(names)} and {last} have one"
-        if hint is not None:
-            yield Advice(f"{_named(optimizer)} cannot be fused: {why}", hint)
+        why = optimizer.misfit if variant.backend == "eager" else optimizer.why
+        what = f"{_named(optimizer)} cannot be fused: {why}"
+        yield Advice(what, _FUSING[optimizer.obstacle])
 
 
 _WAITING = {
-    "wait for: gradient norm": (
+    WaitFor.GRADIENT_NORM: Advice(
         "updates wait for the norm of all gradients",
         "clip_grad_value_ clips each gradient by itself, without waiting",
     ),
-    "wait for: loss scale": (
+    WaitFor.LOSS_SCALE: Advice(
         "updates wait until all gradients are known to be finite",
         'precision="bf16-mixed" needs no loss scale',
     ),
@@ -97,9 +98,9 @@ _WAITING = {
 
 
 def _of_waiting(variant: VariantReport) -> Iterator[Advice]:
-    """What keeps updates waiting for the end of the backward."""
-    said = "; ".join(sentence for record in variant.passes for sentence in record.did)
-    yield from (Advice(*told) for reason, told in _WAITING.items() if reason in said)
+    """Advise on what delays updates until the end of the backward."""
+    reasons = {reason for record in variant.passes for reason in record.reasons}
+    yield from (told for reason, told in _WAITING.items() if reason in reasons)
 
 
 def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
@@ -128,7 +129,7 @@ def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
 
 
 def _of_variants(explanation: ExplanationData) -> Iterator[Advice]:
-    if any(one.reason.startswith("no variant for these inputs") for one in explanation.fallbacks):
+    if any(one.at_variant_limit for one in explanation.fallbacks):
         yield Advice(
             f"{explanation.captures} variants are the limit, and this step has more",
             "fewer shapes, flags or branches; STEPGRAPH_MAX_VARIANTS raises the limit",

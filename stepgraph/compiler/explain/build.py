@@ -15,10 +15,10 @@ from stepgraph.compiler.explain.reports import (
     RegionReport,
     VariantReport,
 )
-from stepgraph.compiler.fallbacks import Fallbacks
+from stepgraph.compiler.fallbacks import Fallbacks, VariantLimit
 from stepgraph.compiler.variants.variant import Variant
 from stepgraph.ir import node_effect
-from stepgraph.lowering import FusedUpdate, launched, misfit
+from stepgraph.lowering import FusedUpdate, NotFused, Obstacle, launched, misfit
 
 
 def explain(
@@ -42,7 +42,13 @@ def explain(
         replays=replays,
         fallback_reason=str(fallbacks.latest) if fallbacks.latest else None,
         fallbacks=tuple(
-            FallbackReport(refusal.reason, refusal.at, count, refusal.hint)
+            FallbackReport(
+                refusal.reason,
+                refusal.at,
+                count,
+                refusal.hint,
+                at_variant_limit=isinstance(refusal, VariantLimit),
+            )
             for refusal, count in fallbacks.counts.items()
         ),
         variants=tuple(map(_report, variants)),
@@ -64,17 +70,9 @@ def _report(variant: Variant) -> VariantReport:
         nodes=variant.count(),
         operators=sum(node.op == "call_function" for node in graph.nodes),
         optimizers=tuple(
-            OptimizerReport(
-                label=subject.label,
-                tensors=len(subject.parameters),
-                elements=sum(p.numel() for p in subject.parameters),
-                fused=(why := _why_not_fused(variant, subject.number)) is None,
-                why=why or "",
-                misfit=misfit(subject.value) or "",
-                note=_note(variant, subject),
-            )
-            for subject in variant.captured.optimizers
-            if subject.number in stepped
+            _optimizer(variant, tracked)
+            for tracked in variant.captured.optimizers
+            if tracked.number in stepped
         ),
         capture_ms=variant.capture_ms,
         replay_ms=variant.replay_ms,
@@ -86,6 +84,21 @@ def _report(variant: Variant) -> VariantReport:
         place=_place(variant.call_options),
         cuda_graph="" if variant.recording is None else str(variant.recording),
         parts=1 + max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0),
+    )
+
+
+def _optimizer(variant: Variant, tracked: TrackedOptimizer) -> OptimizerReport:
+    why, not_suitable = _why_not_fused(variant, tracked.number), misfit(tracked.value)
+    lasting = not_suitable if variant.rewritten.backend == "eager" else why
+    return OptimizerReport(
+        label=tracked.label,
+        tensors=len(tracked.parameters),
+        elements=sum(p.numel() for p in tracked.parameters),
+        fused=why is None,
+        why="" if why is None else str(why),
+        misfit="" if not_suitable is None else str(not_suitable),
+        note=_note(variant, tracked),
+        obstacle=None if lasting is None else lasting.obstacle,
     )
 
 
@@ -118,15 +131,15 @@ def _whose(kinds: Sequence[str]) -> str:
     return f"in {' and '.join(names[kind] for kind in kinds)} kernels" if kinds else ""
 
 
-def _why_not_fused(variant: Variant, number: int) -> str | None:
+def _why_not_fused(variant: Variant, number: int) -> NotFused | None:
     update = _update(variant, number)
-    return update if isinstance(update, str) else update.why_not()
+    return update if isinstance(update, NotFused) else update.why_not()
 
 
-def _update(variant: Variant, number: int) -> FusedUpdate | str:
-    """Return what updates in the place of an optimizer's own `step()`, or why nothing does."""
+def _update(variant: Variant, number: int) -> FusedUpdate | NotFused:
+    """Return the fused update of an optimizer, or why its own `step()` runs."""
     updates = variant.rewritten.lowered.updates
-    return updates.get(number, "the eager backend runs the optimizer's own step()")
+    return updates.get(number, NotFused(Obstacle.EAGER_BACKEND))
 
 
 def _regions(variant: Variant) -> tuple[RegionReport, ...]:

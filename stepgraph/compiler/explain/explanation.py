@@ -12,6 +12,7 @@ from stepgraph.compiler import extensions
 from stepgraph.compiler.explain.advice import Advice, advice
 from stepgraph.compiler.explain.reports import ExplanationData
 from stepgraph.compiler.explain.text import describe, verdict
+from stepgraph.passes import NOT_IN_DICT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +51,7 @@ class Explanation(ExplanationData):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation, but for its graphs, as dicts, lists, strings and numbers."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self._without_graphs()))
+        plain: dict[str, Any] = _plain(self._without_graphs())
         for variant, own in zip(plain["variants"], self.variants, strict=True):
             variant["sentence"] = own.sentence
         return plain | {"advice": [dataclasses.asdict(one) for one in self.advice]}
@@ -81,7 +82,10 @@ class Explanation(ExplanationData):
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with lists in the place of tuples, as JSON has them."""
+    """Return `value` with dicts in the place of reports and lists in the place of tuples."""
+    if dataclasses.is_dataclass(value):
+        shown = [f.name for f in dataclasses.fields(value) if f.metadata != NOT_IN_DICT]
+        return {name: _plain(getattr(value, name)) for name in shown}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

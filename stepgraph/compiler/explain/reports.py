@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepgraph.ir import StepGraph
-from stepgraph.passes import PassRecord
+from stepgraph.lowering import Obstacle
+from stepgraph.passes import NOT_IN_DICT, PassRecord
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class OptimizerReport:
         elements: Elements of those.
         fused: Whether its update runs in a fused kernel.
         why: Why it does not, or empty.
-        misfit: What stands against a fused kernel whatever the backend, or empty.
-        note: What else there is to say about it, or empty.
+        misfit: Why no backend could run it in a fused kernel, or empty.
+        note: Whose kernels run it, or which copies it keeps; may be empty.
+        obstacle: What `misfit` says with the eager backend and `why` says with others, as a value.
     """
 
     label: str
@@ -31,6 +33,7 @@ class OptimizerReport:
     why: str
     misfit: str = ""
     note: str = ""
+    obstacle: Obstacle | None = field(default=None, metadata=NOT_IN_DICT)
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,21 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class FallbackReport:
-    """A reason to run eagerly, where, how often, and what to try."""
+    """A reason to run eagerly.
+
+    Attributes:
+        reason: The reason.
+        at: The user's file and line, or None.
+        count: How many calls ran eagerly for it.
+        hint: What to try, or None.
+        at_variant_limit: Whether the step has as many variants as are allowed.
+    """
 
     reason: str
     at: str | None
     count: int
     hint: str | None
+    at_variant_limit: bool = field(default=False, metadata=NOT_IN_DICT)
 
 
 @dataclass(frozen=True)

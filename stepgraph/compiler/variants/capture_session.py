@@ -18,6 +18,7 @@ from stepgraph.capture import (
     self_test,
     varied_number,
 )
+from stepgraph.compiler.fallbacks import VariantLimit
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.variants.rehearse import RehearsedCall
 from stepgraph.compiler.variants.rewrite import Rewritten, rewrite
@@ -73,7 +74,7 @@ class Capturing:
                 hint='on_fallback="warn" runs such calls eagerly; '
                 "STEPGRAPH_MAX_VARIANTS raises the limit",
             )
-        raise Refusal(f"no variant for these inputs, and {limits.max_variants} exist already")
+        raise VariantLimit(f"no variant for these inputs, and {limits.max_variants} exist already")
 
     def note_what_varies(
         self,

@@ -17,6 +17,7 @@ from stepgraph.ir.memory_access import written_arguments
 from stepgraph.ir.signature import Role
 from stepgraph.lowering.emit import plain_numbers
 from stepgraph.lowering.regions.compiled_run import CompiledRun
+from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.triton import KernelUpdate
 
 FIXED = (Role.PARAM, Role.BUFFER)
@@ -158,7 +159,7 @@ def _updates(graph: Graph, updates: Mapping[int, Any]) -> Iterator[str]:
         label = node.meta.get("stepgraph.label", "an optimizer")
         update = updates.get(number, "it runs its own step()")
         if not isinstance(update, KernelUpdate):
-            why = update if isinstance(update, str) else "no Triton kernel updates it"
+            why = "no Triton kernel updates it" if isinstance(update, FusedUpdate) else str(update)
             yield f"{label} runs its own code: {why}"
         elif not update.recordable:
             yield f"{label}: its kernels are not recorded yet"

@@ -2,8 +2,9 @@
 
 Files, in reading order:
 
-    choose.py          which kernels an optimizer gets, or why none
-    cpu.py             updates on a CPU, tried beside `step()` first
+    choose.py          chooses the fused update of an optimizer
+    not_fused.py       why an update is not fused
+    cpu.py             updates on a CPU, the first one compared with `step()`
     torch_fused.py     torch's fused CPU kernels
     cpp/               CPU kernels of this package
     triton.py          updates on a GPU

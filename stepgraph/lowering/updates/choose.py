@@ -1,4 +1,4 @@
-"""Which fused update an optimizer gets: torch's on a CPU, the Triton kernels on a GPU."""
+"""Chooses the fused update of an optimizer: CPU kernels, or the Triton kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from torch.optim import Optimizer
 from stepgraph.lowering.updates import cpu
 from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.not_fused import NotFused, Obstacle
 from stepgraph.lowering.updates.triton import KernelUpdate, kernel_misfit
 
 
-def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:
+def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | NotFused:
     """Return a fused update for an optimizer, with float32 `masters` if given, or why not."""
     if _on_gpu(optimizer):
         if masters is not None:
-            return "float32 master weights are kept for updates on a CPU only"
+            return NotFused(Obstacle.MASTERS_ON_GPU)
         return kernel_misfit(optimizer) or KernelUpdate(optimizer)
     return cpu.fused_update(optimizer, masters)
 
 
-def misfit(optimizer: Optimizer) -> str | None:
+def misfit(optimizer: Optimizer) -> NotFused | None:
     """Return why no fused update does what `optimizer.step()` does, or None."""
     return kernel_misfit(optimizer) if _on_gpu(optimizer) else cpu.misfit(optimizer)
 

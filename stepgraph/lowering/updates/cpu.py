@@ -24,6 +24,7 @@ from stepgraph.effects import PartOfStep, run_step, step_with_scaler
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.cpp import CompiledKernel, CompiledLaunch, compiled_kernels
 from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.not_fused import NotFused, Obstacle
 from stepgraph.lowering.updates.torch_fused import Launch, State, launch_of
 from stepgraph.optimizer_facts import Group, facts_of
 from stepgraph.torch_private import (
@@ -35,7 +36,11 @@ from stepgraph.torch_private import (
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
-    """This call is left to the optimizer's own step."""
+    """This call is left to the optimizer's own `step()`."""
+
+    def __init__(self, obstacle: Obstacle, detail: str = "") -> None:
+        super().__init__(obstacle, detail)
+        self.reason = NotFused(obstacle, detail)
 
 
 class FusedUpdate:
@@ -63,7 +68,7 @@ class FusedUpdate:
         part: PartOfStep | None = None,
         kernels: ModuleType | None = None,
     ) -> None:
-        self.refusal: str | None = None
+        self.refusal: NotFused | None = None
         self.masters, self._kernels = masters, kernels
         self._optimizer, self._part = optimizer, part
         self._own: Callable[[], None] = part or partial(run_step, optimizer)
@@ -102,8 +107,8 @@ class FusedUpdate:
             return
         try:
             launches = self._launches()
-        except DoesNotFit as reason:
-            self.refusal = str(reason)
+        except DoesNotFit as error:
+            self.refusal = error.reason
             self._eagerly(factor)
             return
         self.refusal = None
@@ -136,7 +141,7 @@ class FusedUpdate:
         tried = (update._tried for update in (self, *self._parts.values()))
         return tuple(sorted(set().union(*tried)))
 
-    def why_not(self) -> str | None:
+    def why_not(self) -> NotFused | None:
         """Return why the latest update, or a part of it, was not fused; None if it was."""
         refusals = (part.refusal for part in self._parts.values())
         return self.refusal or next(filter(None, refusals), None)
@@ -155,7 +160,8 @@ class FusedUpdate:
             for copy in copies:
                 copy.run(factor)
         except Exception as error:
-            self._failed, self.refusal = True, f"the fused kernel fails: {error}"
+            self._failed = True
+            self.refusal = NotFused(Obstacle.KERNEL_FAILS, str(error))
         self._eagerly(factor)
         pairs = zip(launches, copies, strict=True)
         if not self._failed and not all(
@@ -163,20 +169,20 @@ class FusedUpdate:
             for launch, copy in pairs
             for own, mine in zip(launch.written(), copy.written(), strict=True)
         ):
-            self._failed, self.refusal = True, "the fused kernel differs from step()"
+            self._failed, self.refusal = True, NotFused(Obstacle.KERNEL_DIFFERS)
         self._tried.update(launch.kind for launch in launches)
 
     def _launches(self) -> list[Any]:
         optimizer = self._optimizer
         if has_hooks(optimizer) or vars(optimizer).get("step") is not self._own_step:
-            raise DoesNotFit("code of the user's runs with step()")
+            raise DoesNotFit(Obstacle.HOOKS)
         self._look_up_states()
         launches = []
         for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
             known = self._compiled.get(i)
             if known is None or not known.remembers(group):
-                if reason := self._misfit_of_group(group):
-                    raise DoesNotFit(reason)
+                if obstacle := self._misfit_of_group(group):
+                    raise DoesNotFit(obstacle)
                 if known is not None:
                     known.read(group)
             params = group["params"]
@@ -200,7 +206,7 @@ class FusedUpdate:
             states = [states[i] for i in kept]
         return self._fitting(number, group, params, grads, states) if params else None
 
-    def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
+    def _misfit_of_group(self, group: Mapping[str, Any]) -> Obstacle | None:
         return misfit_of_group(group)
 
     def _look_up_states(self) -> None:
@@ -226,11 +232,11 @@ class FusedUpdate:
         try:
             launch = launch_of(rule, group, params, grads, states)
         except KeyError:
-            raise DoesNotFit("it has not stepped every parameter yet") from None
+            raise DoesNotFit(Obstacle.NO_STATE) from None
         if not all(isinstance(t, Tensor) for t in launch.written()):
-            raise DoesNotFit("its state holds something else than tensors")
+            raise DoesNotFit(Obstacle.STATE_NOT_TENSORS)
         if not _belong_together(launch.tensors):
-            raise DoesNotFit("parameters, gradients and state are laid out differently")
+            raise DoesNotFit(Obstacle.STRIDES_DIFFER)
         launch.masters = self.masters
         if self._kernels is None or self.masters is not None:
             return launch
@@ -241,7 +247,7 @@ class FusedUpdate:
         return compiled.first(launch) or launch
 
 
-def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | str:
+def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | NotFused:
     """Return a fused update for an optimizer, with float32 `masters` if given, or why not."""
     if reason := misfit(optimizer):
         return reason
@@ -251,30 +257,30 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
     )
 
 
-def misfit(optimizer: Optimizer) -> str | None:
+def misfit(optimizer: Optimizer) -> NotFused | None:
     """Return why no fused kernel does what `optimizer.step()` does, or None."""
     if facts_of(optimizer).fused_cpu is None:
-        return f"no fused CPU kernel for {type(optimizer).__name__}"
+        return NotFused(Obstacle.NO_CPU_KERNEL, type(optimizer).__name__)
     own_step = vars(optimizer).get("step")
     if own_step is not None and not is_wrapped_by_schedule(own_step):
-        return "its step() was replaced"
+        return NotFused(Obstacle.STEP_REPLACED)
     for group in optimizer.param_groups:
-        if reason := misfit_of_group(group):
-            return reason
+        if obstacle := misfit_of_group(group):
+            return NotFused(obstacle)
         kinds = {(p.dtype, p.device.type, p.layout) for p in group["params"]}
         if len(kinds) > 1:
-            return "a param group of several dtypes"
+            return NotFused(Obstacle.SEVERAL_DTYPES)
         if any(d != "cpu" or not t.is_floating_point for t, d, _ in kinds):
-            return "parameters that are no real numbers on the CPU"
+            return NotFused(Obstacle.NOT_REAL_ON_CPU)
     return None
 
 
-def misfit_of_group(group: Mapping[str, Any]) -> str | None:
+def misfit_of_group(group: Mapping[str, Any]) -> Obstacle | None:
     """Return which option of a param group stands against a fused kernel, or None."""
     if group.get("fused") is False or group.get("foreach"):
-        return "its options choose another implementation"
+        return Obstacle.IMPLEMENTATION_CHOSEN
     if group.get("differentiable") or group.get("capturable"):
-        return "differentiable or capturable"
+        return Obstacle.DIFFERENTIABLE_OR_CAPTURABLE
     return None
 
 

@@ -29,6 +29,7 @@ from stepgraph.lowering.updates.cpu import (
     replaced_step,
 )
 from stepgraph.lowering.updates.master_weights import Masters
+from stepgraph.lowering.updates.not_fused import NotFused, Obstacle
 from stepgraph.lowering.updates.torch_fused import State
 from stepgraph.optimizer_facts import Group
 from stepgraph.torch_private import is_wrapped_by_schedule, scaling_in_step
@@ -193,12 +194,12 @@ class KernelUpdate(FusedUpdate):
         self._clips, self._grads = clipped, grads
         try:
             launches = self._launches()
-        except DoesNotFit as reason:
-            self.refusal = str(reason)
+        except DoesNotFit as error:
+            self.refusal = error.reason
             return None
         finally:
             self._grads = None
-        self.refusal = None if launches else "no parameter has a gradient"
+        self.refusal = None if launches else NotFused(Obstacle.NO_GRADIENT)
         for launch in launches if grads is not None else ():
             self._latest = _Latest(launch, clipped, grads, self._facts())
         return next(iter(launches), None)
@@ -276,7 +277,7 @@ class KernelUpdate(FusedUpdate):
             try:
                 launch.prepare(clipped=self._clips)
             except ValueError as error:
-                raise DoesNotFit(str(error)) from error
+                raise DoesNotFit(Obstacle.KERNEL_REFUSES, str(error)) from error
         return [launch]
 
     def _fitting(
@@ -302,17 +303,17 @@ class KernelUpdate(FusedUpdate):
     def _check_state(self, state: State, names: Sequence[str]) -> None:
         counters = () if self._family.optional_counters else self._family.counters
         if any(state.get(name) is None for name in (*names, *counters)):
-            raise DoesNotFit("it has not stepped every parameter yet")
+            raise DoesNotFit(Obstacle.NO_STATE)
         for name in counters:
             value = state[name]
             if not isinstance(value, Tensor) or value.dtype is not torch.float32:
-                raise DoesNotFit(f"state[{name!r}] is no float32 tensor")
+                raise DoesNotFit(Obstacle.COUNTER_NOT_FLOAT32, name)
 
-    def _misfit_of_group(self, group: Mapping[str, Any]) -> str | None:
+    def _misfit_of_group(self, group: Mapping[str, Any]) -> Obstacle | None:
         return misfit_of_group(group)
 
 
-def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> str | None:
+def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> NotFused | None:
     """Return why no Triton kernel does what `optimizer.step()` does, or None.
 
     Args:
@@ -322,28 +323,29 @@ def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> str | N
     try:
         families = _catalogue().FAMILIES
     except ImportError as error:
-        return f"the Triton kernels cannot be imported: {error}"
+        return NotFused(Obstacle.NO_TRITON, str(error))
     if type(optimizer) not in families:
-        return f"no Triton kernel for {type(optimizer).__name__}"
+        return NotFused(Obstacle.NO_TRITON_KERNEL, type(optimizer).__name__)
     own_step = vars(optimizer).get("step")
     if own_step is not None and not is_wrapped_by_schedule(own_step):
-        return "its step() was replaced"
+        return NotFused(Obstacle.STEP_REPLACED)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     devices = {p.device for p in params}
     if len(devices) > 1:
-        return "parameters on several devices"
+        return NotFused(Obstacle.SEVERAL_DEVICES)
     if any(device.type != "cuda" for device in devices) and not interpreted:
-        return "its parameters are not on a GPU"
+        return NotFused(Obstacle.NOT_ON_GPU)
     if not {p.dtype for p in params} <= _DTYPES:
-        return "parameters that are not float32, bfloat16 or float16"
-    return next(filter(None, map(misfit_of_group, optimizer.param_groups)), None)
+        return NotFused(Obstacle.DTYPE_WITHOUT_KERNEL)
+    obstacle = next(filter(None, map(misfit_of_group, optimizer.param_groups)), None)
+    return None if obstacle is None else NotFused(obstacle)
 
 
-def misfit_of_group(group: Mapping[str, Any]) -> str | None:
+def misfit_of_group(group: Mapping[str, Any]) -> Obstacle | None:
     """Return which option of a param group stands against the kernels, or None."""
     if group.get("fused") is False or group.get("foreach"):
-        return "its options choose another implementation"
-    return "differentiable" if group.get("differentiable") else None
+        return Obstacle.IMPLEMENTATION_CHOSEN
+    return Obstacle.DIFFERENTIABLE if group.get("differentiable") else None
 
 
 def _catalogue() -> Any:

@@ -7,6 +7,7 @@ from torch import nn
 from stepgraph.effects import OPS
 from stepgraph.ir import Kind
 from stepgraph.ir.build import add, clear, flat_graph, log, lr, part, set_lr, step, store
+from stepgraph.lowering import NotFused, Obstacle
 from stepgraph.lowering.cuda.legality import gradients, leaving, tail_of, why_not_capturable
 from stepgraph.lowering.updates.triton import KernelUpdate
 
@@ -143,7 +144,7 @@ def test_every_reason_has_a_name(function, reason):
 
 
 def test_an_optimizers_own_step_is_named_with_the_reason_for_it():
-    found = reasons(plain, updates={0: "its step() was replaced"})
+    found = reasons(plain, updates={0: NotFused(Obstacle.STEP_REPLACED)})
 
     assert found == ["AdamW(opt) runs its own code: its step() was replaced"]
 

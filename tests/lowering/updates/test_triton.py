@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 from stepgraph.effects import OPS
-from stepgraph.lowering import emit
+from stepgraph.lowering import NotFused, Obstacle, emit
 from stepgraph.lowering.closeness import is_close
 from stepgraph.lowering.updates.triton import KernelLaunch, KernelUpdate, kernel_misfit
 
@@ -93,7 +93,7 @@ def test_without_state_the_own_step_runs_and_makes_it():
 
     twins.step()
 
-    assert twins.update.refusal == "it has not stepped every parameter yet"
+    assert twins.update.refusal == NotFused(Obstacle.NO_STATE)
     twins.close()
 
 
@@ -146,7 +146,7 @@ def test_parts_of_an_update_are_the_whole():
         last()
         twins.own.step()
 
-    assert twins.update.why_not() in (None, "it has not stepped every parameter yet")
+    assert twins.update.why_not() in (None, NotFused(Obstacle.NO_STATE))
     assert first.tried
     assert last.tried
     twins.close()
@@ -219,7 +219,7 @@ def test_a_gradient_that_the_kernels_cannot_take_is_left_to_step():
     twins.update()
     twins.own.step()
 
-    assert "strides are [1, 5]" in twins.update.refusal
+    assert "strides are [1, 5]" in str(twins.update.refusal)
     twins.close()
     twins.step()
     assert twins.update.refusal is None
@@ -237,7 +237,7 @@ def test_kernels_that_differ_from_step_are_never_used(monkeypatch):
     monkeypatch.setattr(KernelLaunch, "launch", wrong)
     twins.step(3)
 
-    assert twins.update.refusal == "the fused kernel differs from step()"
+    assert twins.update.refusal == NotFused(Obstacle.KERNEL_DIFFERS)
     assert not twins.update.tried
     twins.close()
 
@@ -252,7 +252,7 @@ def test_kernels_that_fail_in_the_trial_are_never_used(monkeypatch):
     monkeypatch.setattr(KernelLaunch, "launch", fail)
     twins.step(2)
 
-    assert twins.update.refusal == "the fused kernel fails: out of resources"
+    assert str(twins.update.refusal) == "the fused kernel fails: out of resources"
     twins.close()
 
 
@@ -266,13 +266,13 @@ class OwnAdam(Adam):
         (OwnAdam, "no Triton kernel for OwnAdam"),
         (functools.partial(AdamW, foreach=True), "its options choose another implementation"),
         (functools.partial(Adam, differentiable=True), "differentiable"),
-        (functools.partial(Adam, capturable=False), None),
+        (functools.partial(Adam, capturable=False), "None"),
     ],
 )
 def test_what_does_not_fit_is_named(make, reason):
     optimizer = make([nn.Parameter(torch.ones(3, device=DEVICE))], lr=0.1)
 
-    assert kernel_misfit(optimizer, interpreted=True) == reason
+    assert str(kernel_misfit(optimizer, interpreted=True)) == reason
 
 
 def moved_parameter(twins):
@@ -333,12 +333,14 @@ def test_an_update_beside_a_prepared_one_does_not_lend_it_its_gradients():
 def test_float64_is_left_to_step():
     optimizer = Adam([nn.Parameter(torch.ones(3, dtype=torch.float64, device=DEVICE))])
 
-    assert "float32, bfloat16 or float16" in kernel_misfit(optimizer, interpreted=True)
+    assert "float32, bfloat16 or float16" in str(kernel_misfit(optimizer, interpreted=True))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the parameters would be on a GPU")
 def test_parameters_on_a_cpu_are_for_tests_only():
-    assert kernel_misfit(Adam([nn.Parameter(torch.ones(3))])) == "its parameters are not on a GPU"
+    found = kernel_misfit(Adam([nn.Parameter(torch.ones(3))]))
+
+    assert found == NotFused(Obstacle.NOT_ON_GPU)
 
 
 def test_without_triton_the_reason_says_so(monkeypatch):
@@ -346,7 +348,8 @@ def test_without_triton_the_reason_says_so(monkeypatch):
 
     reason = kernel_misfit(Adam([nn.Parameter(torch.ones(3))]), interpreted=True)
 
-    assert reason.startswith("the Triton kernels cannot be imported")
+    assert reason.obstacle is Obstacle.NO_TRITON
+    assert str(reason).startswith("the Triton kernels cannot be imported")
 
 
 def test_a_program_gives_a_scaled_step_to_the_kernels():
