@@ -38,6 +38,12 @@ def register(effect: Effect) -> Effect:
             'it returns a value, and rehearsal="withhold"',
             "a rehearsal that withholds the effect would lack its value",
         )
+    if effect.returns_value and effect.region == "waits":
+        _refuse(
+            effect,
+            'it returns a value, and region="waits"',
+            "operators of the run that it waits for may need the value",
+        )
     if isinstance(effect.rehearsal, RestoreObject) and not effect.object_arguments:
         _refuse(
             effect,

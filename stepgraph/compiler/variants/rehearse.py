@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stepgraph.capture import CallOptions, Refusal, TrackedList, TrackedObjects, with_call_options
+from torch.fx import Graph
+
+from stepgraph.capture import (
+    CallOptions,
+    Refusal,
+    TrackedList,
+    TrackedObject,
+    TrackedObjects,
+    with_call_options,
+)
 from stepgraph.compiler.variants.rewrite import Rewritten
 from stepgraph.effects import RestoreObject
 from stepgraph.ir import node_effect
@@ -92,12 +101,23 @@ def _rehearse(rewritten: Rewritten) -> _Rehearsed:
     emitted = emit(flat, subjects, withhold=True, until_update=True)
     program = Program(emitted.function, autocast_devices=devices)
     rehearsal = PartialRehearsal(program, inputs, names, besides)
-    update = first_update(flat.graph)
-    if update is None:
-        return _Rehearsed(rehearsal)
-    effect = node_effect(update)
-    assert effect is not None
-    owner = subjects[effect.argument(update, effect.object_arguments[0])].value
-    taken_back = effect.rehearsal
-    method = taken_back.method if isinstance(taken_back, RestoreObject) else None
+    owner, method = _entered(flat.graph, subjects)
     return _Rehearsed(rehearsal, owner, method)
+
+
+def _entered(graph: Graph, objects: Mapping[int, TrackedObject]) -> tuple[Any, str | None]:
+    """Return the object, and its method, that the user's Python enters where a rehearsal ends.
+
+    A hyper-parameter that is set enters none: then the next method counts. What the eager call
+    computes until then may differ from the rehearsal, which refuses the variant. (None, None) where
+    no method is entered: then the rehearsal is compared when the call has ended.
+    """
+    first = first_update(graph)
+    nodes = list(graph.nodes)
+    for node in nodes if first is None else nodes[nodes.index(first) :]:
+        effect = node_effect(node)
+        if effect is not None and isinstance(effect.rehearsal, RestoreObject):
+            owner = objects[effect.argument(node, effect.object_arguments[0])].value
+            if effect.rehearsal.method is not None:
+                return owner, effect.rehearsal.method
+    return None, None

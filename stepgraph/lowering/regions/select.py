@@ -163,7 +163,7 @@ class _Selector:
             idle = not (self.computes or any(map(self._depends, node.all_input_nodes)))
             self._put(self._open().before if idle else self._open().after, node)
             self.read_later |= self._read_by(node, effect)
-        elif _is_before(effect) or self._moves_before(node):
+        elif self._is_before(node, effect) or self._moves_before(node):
             self._put(self._open().before, node)
         elif (effect is None or effect.region == "inside") and eager_reason(node) is None:
             self._compute(node)
@@ -222,6 +222,13 @@ class _Selector:
             return False
         return _stays_out(node)
 
+    def _is_before(self, node: Node, effect: Effect | None) -> bool:
+        """Return whether an effect is done ahead of the run, of which it needs nothing."""
+        if effect is None or effect.region != "before":
+            return False
+        needs = any(map(self._depends, node.all_input_nodes))
+        return not needs and not self._read_by(node, effect) & self.written
+
     def _may_wait(self, node: Node, effect: Effect) -> bool:
         """Return whether an effect may wait for the end of the run: nothing changes its value."""
         return not self._read_by(node, effect) & self.written
@@ -275,8 +282,3 @@ def _stays_out(node: Node) -> bool:
     """Return whether `node`, where it needs nothing of a run, is no part of it."""
     is_name = node.target in (operator.getitem, torch.ops.aten.detach.default)
     return is_name or isinstance(node.meta.get("val"), int | torch.SymInt)
-
-
-def _is_before(effect: Effect | None) -> bool:
-    """Return whether an effect depends on nothing in a run, and is done ahead of it."""
-    return effect is not None and effect.region == "before"
