@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
-from stepgraph.torch_private import Guards
-
-_EQUAL_TO_A_NUMBER = re.compile(r"(?P<source>[^\s,]+) == -?\d[\d.e+-]*\s*(#|$)")
+from stepgraph.torch_private import Guards, compared_number, item_source, local_source
 
 Args = tuple[Any, ...]
 Scope = dict[str, Any]
@@ -76,7 +73,7 @@ def scalars_in(function: FunctionType, args: Args, kwargs: dict[str, Any]) -> di
     scope = scope_reader(function)(args, kwargs) or {}
     found: dict[str, Any] = {}
     for name in inspect.signature(function).parameters:
-        _collect(f"L['{name}']", scope.get(name), found, depth=3)
+        _collect(local_source(name), scope.get(name), found, depth=3)
     return found
 
 
@@ -87,8 +84,7 @@ def varied_number(guards: Guards, scope: Scope) -> str | None:
         guards: The guards of a variant.
         scope: The local names of a call that does not match it.
     """
-    found = _EQUAL_TO_A_NUMBER.match(guards.failing(scope))
-    return found["source"] if found else None
+    return compared_number(guards.failing(scope))
 
 
 def _collect(name: str, value: Any, found: dict[str, Any], depth: int) -> None:
@@ -96,7 +92,7 @@ def _collect(name: str, value: Any, found: dict[str, Any], depth: int) -> None:
         found[name] = value
     elif depth and type(value) is dict:
         for key, item in value.items():
-            _collect(f"{name}[{key!r}]", item, found, depth - 1)
+            _collect(item_source(name, key), item, found, depth - 1)
     elif depth and type(value) in (list, tuple):
         for i, item in enumerate(value):
-            _collect(f"{name}[{i}]", item, found, depth - 1)
+            _collect(item_source(name, i), item, found, depth - 1)

@@ -7,6 +7,6 @@ Files, in reading order:
     patches.py  the parts of Dynamo that a trace replaces
     trace.py    one trace
     guards.py   its guards
-    sources.py  where a value comes from
+    sources.py  Dynamo's names for where a value comes from
     errors.py   what Dynamo's exceptions say
 """

@@ -18,7 +18,12 @@ from torch._dynamo.hooks import Hooks
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
 from torch.distributions import utils as distributions_utils
 
-from stepgraph.torch_private.dynamo.sources import source_name
+from stepgraph.torch_private.dynamo.sources import (
+    is_parameter_table,
+    parameter_item,
+    reads_parameter_by_place,
+    source_name,
+)
 
 _LAZY = frozenset(
     name
@@ -27,9 +32,6 @@ _LAZY = frozenset(
     if isinstance(value, distributions_utils.lazy_property)
 )
 _LAZY_PLACE = re.compile(rf"\.(?:{'|'.join(sorted(_LAZY))})\b")
-_TABLE = re.compile(r"[^()]+\._parameters")
-_BY_PLACE = re.compile(r"dict\.keys\([^()]+\._parameters\)")
-_HELD = re.compile(rf"(?P<table>{_TABLE.pattern})\['(?P<key>[^'\\]+)'\]")
 _NOTHING = object()
 _END = object()  # compared last, so that a table with fewer or more entries fails
 
@@ -127,7 +129,7 @@ def _group_tensors(
     the same class, because both names might refer to one object in a later call.
     """
     guards = output.guards.inner
-    if any(_BY_PLACE.search(source_name(source)) for g in guards for source in _sources(g)):
+    if any(reads_parameter_by_place(source_name(s)) for g in guards for s in _sources(g)):
         return GroupedTensorGuards()  # a parameter is read by its place in `_parameters`
     known: dict[int, list[Any]] = {}
     for guard in guards:
@@ -160,7 +162,7 @@ def _guard_identity(
 
     def is_compared(source: Any) -> bool:
         name = source_name(source)
-        return bool(_TABLE.fullmatch(name)) and id(_read(name, names)) in compared
+        return is_parameter_table(name) and id(_read(name, names)) in compared
 
     for guard in list(guards):
         if is_compared(guard.originating_source):
@@ -195,10 +197,10 @@ def _group(
     others = [name for name in read if not fixed.fullmatch(name)]
     tables = []
     for name in others:
-        held = _HELD.fullmatch(name)
-        table = _read(held["table"], names) if held else None
-        if held and type(table) is dict and table.get(held["key"]) is tensor:
-            tables.append(table)
+        table, key = parameter_item(name) or ("", "")
+        held = _read(table, names) if table else None
+        if type(held) is dict and held.get(key) is tensor:
+            tables.append(held)
     is_complete = len(others) < len(read) and len(tables) == len(others)
     return _Group(tensor, guards, tables, is_complete)
 
