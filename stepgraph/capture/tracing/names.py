@@ -1,4 +1,4 @@
-"""Names for the inputs and the tracked objects of a step, as its author would write them."""
+"""Names for the inputs and the tracked objects of a step, as written in the user's code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\
 
 
 def readable(source: str) -> str:
-    """Turn Dynamo's spelling of where a value comes from into Python."""
+    """Convert Dynamo's name of the source of a value to Python."""
     name = re.sub(r"^[LG]\['([^']*)'\]", r"\1", source)
     name = _STEPS.sub(r".\1", name)
     return name.replace(".cell_contents", "").replace("__closure__", "closure")
@@ -27,7 +27,7 @@ def slots(
     """Return role and name of every input of a traced graph.
 
     Args:
-        sources: Where each input comes from, in Dynamo's spelling.
+        sources: Dynamo's name of the source of each input.
         values: The real inputs.
         local_names: Arguments and closure variables of the step, by name.
     """
@@ -61,7 +61,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
-    """Return the names of the tensors of every module within reach, by id."""
+    """Return the names of the tensors of all modules among the local names, by id."""
     modules: dict[str, nn.Module] = {}
     for name, value in local_names.items():
         if isinstance(value, nn.Module):
@@ -79,7 +79,7 @@ def _module_tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
 
 
 def name_objects(objects: TrackedObjects, local_names: Mapping[str, Any]) -> None:
-    """Give every tracked object the name that its author gave it; no two the same."""
+    """Give every tracked object the user's name for it; names are unique."""
     names: dict[int, str] = {}
     for name, value in local_names.items():
         names.setdefault(id(value), name)
