@@ -4,13 +4,13 @@ Files, in reading order:
 
     capture.py     the capture of one call, in stages
     objects/       the user's objects that a step acts on
-    options/       what the options of a call mean
-    tracing/       what a trace inlines, and the flat graph that it becomes
-    checks/        what forbids a capture or a replay
-    refusal.py     why a step is not captured
+    options/       the options of a call, for a trace and for an eager call
+    tracing/       functions that a trace inlines, and the flattening of its graph
+    checks/        conditions that forbid a capture or a replay
+    refusal.py     the reasons why a step is not captured
     call_scope.py  arguments and closure variables of a call by name
     eager_call.py  an eager call with options
-    self_test.py   whether this torch behaves as a capture expects
+    self_test.py   a check that this version of torch can be captured
 """
 
 from stepgraph.capture.call_scope import scalars_in, scope_reader, varied_number

@@ -1,4 +1,4 @@
-"""From a call of the user's step to one flat graph, its guards, and nothing changed."""
+"""Capture one call of the user's step: a flat graph and guards, without side effects."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ _LOCK = threading.RLock()
 
 @dataclass(frozen=True)
 class Captured:
-    """What one trace of a step gave.
+    """The result of one trace of a step.
 
     Attributes:
         flat: The flat ATen graph, in program order.
         around: Dynamo's bytecode around the graph: collects its inputs, writes results back.
         guards: The guards of the trace, without those on stand-ins.
-        subjects: The tracked objects that effects in the graph act on, by number.
+        subjects: The tracked objects that effects of the graph act on, by number.
         inputs: The real inputs of the traced call, in the order of the placeholders.
         written: Attributes of tracked objects that Python stores to when the graph has run.
     """
@@ -66,7 +66,7 @@ class Captured:
 
     @property
     def optimizers(self) -> list[TrackedOptimizer]:
-        """The optimizers it steps or clears."""
+        """The optimizers that the step updates or whose gradients it clears."""
         return [s for s in self.subjects.values() if isinstance(s, TrackedOptimizer)]
 
 
@@ -91,7 +91,7 @@ def capture(
 
     Raises:
         Refusal: The step cannot be captured; nothing has changed.
-        ConfigurationError: The options have no meaning for this step; nothing has changed.
+        ConfigurationError: The options do not apply to this step; nothing has changed.
     """
     objects.refresh()
     hooks = HooksOfTrace(objects, function, options)
@@ -109,7 +109,7 @@ def _captured(
     hooks: HooksOfTrace,
     dynamic: Sequence[str],
 ) -> Captured:
-    """Trace until no new object is found, and with constant sizes where others fail."""
+    """Trace until no new object is found, with constant sizes if symbolic sizes fail."""
     for _ in range(_MAX_RESTARTS):
         try:
             return _Capture(function, args, kwargs, hooks, dynamic).run()
@@ -122,11 +122,11 @@ def _captured(
             if not symbolic or hooks.static_sizes:
                 raise refusal_of(error) from error
             hooks.static_sizes = True  # an operator that cannot take symbolic sizes
-    raise Refusal("met new optimizers or lists in every trace")
+    raise Refusal("every trace found new optimizers or lists")
 
 
 class _Capture:
-    """One attempt at a capture, in stages; each leaves what the next one reads."""
+    """One attempt at a capture, in stages; each stage stores the input of the next one."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class _Capture:
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Scope in which Dynamo traces, and tracked objects show their stand-ins."""
+        """Scope in which Dynamo traces, and stand-ins replace methods of tracked objects."""
         scope = torch_private.tracing(
             self.hooks.trace_hooks,
             self.dynamic,
@@ -199,10 +199,10 @@ class _Capture:
     def check_options(
         self, flat: GraphModule, found: Traced, acted_on: dict[int, TrackedObject]
     ) -> None:
-        """Check that the options have a meaning for what was captured.
+        """Check that the options apply to the captured graph.
 
         Raises:
-            ConfigurationError: They have none.
+            ConfigurationError: They do not.
         """
         check_dtypes(self.options, acted_on.values())
         if self.options.micro_batches > 1:
@@ -218,7 +218,7 @@ class _Capture:
 
 
 def _check_trace(found: Traced) -> None:
-    """Refuse graphs that would not mean what the step means."""
+    """Refuse a graph whose replay would differ from the step."""
     graph_module = found.graph_module
     reason = tensor_reason(found.values)
     if reason is not None:
@@ -241,7 +241,7 @@ def _check_trace(found: Traced) -> None:
 def _label(
     flat: GraphModule, found: Traced, objects: TrackedObjects, names: dict[str, Any]
 ) -> None:
-    """Write into the metadata of the flat graph what its inputs and objects are called."""
+    """Write the names of inputs and tracked objects into the metadata of the flat graph."""
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     known = slots(found.sources, found.values, names)
     for node, slot in zip(placeholders, known, strict=True):
@@ -270,8 +270,8 @@ def _object_numbers(node: Node) -> tuple[int, ...]:
 def _nothing_changes(function: FunctionType) -> Iterator[None]:
     """Restore random state and, when a capture fails, the names Dynamo put into globals.
 
-    When it succeeds, only what our own functions have answered is cleared away: constants by now,
-    that Dynamo has put there by the names of the functions, `_updates` as `sub_updates`.
+    When it succeeds, only the results of our own trace-time functions are removed: Dynamo stores
+    them as constants under the names of the functions, `_updates` as `sub_updates`.
     """
     before = set(function.__globals__)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

@@ -20,7 +20,7 @@ from stepgraph.torch_private import PATCH_BACKWARD, PATCH_CLIP_VALUE, PATCH_SCAL
 
 @contextlib.contextmanager
 def with_call_options(options: CallOptions, objects: TrackedObjects) -> Iterator[None]:
-    """Scope in which the user's Python does what `options` say, in this thread.
+    """Scope in which the user's Python runs with `options`, in this thread.
 
     Args:
         options: The options of the call.
@@ -69,7 +69,7 @@ def _restore(attributes: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _backward(options: CallOptions, original: Callable[..., None]) -> Callable[..., None]:
-    """Return `torch.autograd.backward`, seeded with the share of this run in the window."""
+    """Return `torch.autograd.backward`, with a seed scaled by this run's share of the window."""
 
     @functools.wraps(original)
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Why a step is not captured, in words that its author can act on."""
+"""The reasons why a step is not captured, with messages for its author."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Refusal(TraceStop):
 
     Attributes:
         reason: What the step does, in a few words.
-        at: The user's `file:line`, when it is known.
-        hint: What would let the step be captured.
-        has_own_loop: Whether an optimizer such as LBFGS calls a closure as often as it likes; the
-            closure itself can be captured.
+        at: The user's `file:line`, if known.
+        hint: A change with which the step can be captured.
+        has_own_loop: Whether an optimizer such as LBFGS calls the closure in a loop of its own;
+            the closure itself can be captured.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Refusal(TraceStop):
         self.has_own_loop = has_own_loop
 
     def without_frames(self) -> Refusal:
-        """Return an equal refusal that may be stored: no traceback, and no exception behind it.
+        """Return an equal refusal that may be stored: without traceback and chained exceptions.
 
-        A traceback holds the frames of the call it came from, and so the call's batch; it grows
-        whenever the exception is raised again.
+        A traceback keeps the frames of its call alive, and so the call's batch; it grows whenever
+        the exception is raised again.
         """
         return Refusal(self.reason, self.at, self.hint, has_own_loop=self.has_own_loop)
 
@@ -70,7 +70,7 @@ _NAMED: tuple[tuple[str, str, str | None], ...] = (
     ),
     (
         r"manual_seed|rng_state|fork_rng",
-        "host randomness: seeds, or touches a random state, inside the step",
+        "host randomness: seeds, or uses a random state, inside the step",
         "seed outside",
     ),
     (r"Generator", "host randomness: uses a torch.Generator inside the step", None),
@@ -90,7 +90,7 @@ def refusal_of(error: BaseException) -> Refusal:
     """Translate any exception of a failed capture."""
     if isinstance(error, Refusal):
         return error
-    message = _DETAILS.sub("", str(error))  # what follows quotes the user's own lines
+    message = _DETAILS.sub("", str(error))  # the removed part quotes the user's own lines
     at = _user_line(error)
     for pattern, reason, hint in _NAMED:
         if re.search(pattern, message):

@@ -1,4 +1,4 @@
-"""Does this torch behave as capture expects? Asked once, before the first capture."""
+"""Check once, before the first capture, that this version of torch can be captured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXPECTED = [ZERO_GRAD, FIRST_GRAD, SET_GRAD, FIRST_GRAD, SET_GRAD, STEP]
 
 @dataclass(frozen=True)
 class SelfTest:
-    """The outcome: whether capture may be used, and why not."""
+    """The result: whether capture may be used, and if not, why."""
 
     passed: bool
     reason: str = ""
@@ -54,5 +54,5 @@ def self_test() -> SelfTest:
         names = [effect.name for effect in effects]
         return SelfTest(False, f"the self-test step was captured as {names}")
     if "step" in vars(optimizer) or model.weight.grad is not None:
-        return SelfTest(False, "the self-test's capture left a trace")
+        return SelfTest(False, "the self-test's capture changed its objects")
     return SelfTest(True)

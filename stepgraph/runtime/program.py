@@ -53,7 +53,7 @@ class Program:
             if torch_private.have_hooks((leaf,)):
                 raise NeedsEager("hooks on a tensor or parameter")
             if not leaf.is_leaf:
-                raise NeedsEager("an input with a graph of its own (grad_fn)")
+                raise NeedsEager("an input with an autograd graph (grad_fn)")
         grad_mode = _is_grad_enabled()
         _set_grad_enabled(False)
         entered = _switch_off(self.autocast_devices) if self.autocast_devices else ()

@@ -1,4 +1,4 @@
-"""The type of the parameters, where the options of a call ask for one."""
+"""The dtype of the parameters, if the options of a call require one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from stepgraph.errors import ConfigurationError
 
 
 def check_dtypes(options: CallOptions, objects: Iterable[TrackedObject]) -> None:
-    """Check that every parameter that is updated has the type that the options ask for.
+    """Check that every updated parameter has the dtype that the options require.
 
     Raises:
-        ConfigurationError: One has another; nothing has run.
+        ConfigurationError: A parameter has another dtype; nothing has run.
     """
     if options.dtype is None:
         return
@@ -23,8 +23,8 @@ def check_dtypes(options: CallOptions, objects: Iterable[TrackedObject]) -> None
                 raise ConfigurationError(
                     "the precision of a step and the type of its parameters do not go together",
                     at=f"a parameter of {tracked.label} of shape {list(parameter.shape)}",
-                    found=f"{parameter.dtype}, the precision asks for {options.dtype}",
-                    why="a step in low precision throughout updates the parameters as they are",
+                    found=f"{parameter.dtype}, the precision requires {options.dtype}",
+                    why="a step in low precision throughout does not cast the parameters",
                     hint='model.bfloat16() before the optimizer is made; "bf16-mixed" keeps '
-                    "float32 parameters and casts what it computes with",
+                    "float32 parameters and casts them for each operation",
                 )

@@ -33,12 +33,12 @@ _is_anomaly_enabled = torch.is_anomaly_enabled
 
 
 class ReplayPreconditions:
-    """The state of the process that a replay needs, where the guards of its variant hold.
+    """Checks the process state that the guards of a variant do not cover, before a replay.
 
-    Guards check grad mode and function modes; this checks the rest of `entry_reason`, and hooks
-    on tensors. It checks for hooks only if one has been registered, on anything, since the last
-    check: all of torch's ways to register one make a `RemovableHandle` with a number of its own.
-    Two attributes of each tensor would cost more than all other checks of a call.
+    Guards check grad mode and function modes; this class checks the rest of `entry_reason`, and
+    hooks on tensors. It checks for hooks only if one was registered, on any object, since the last
+    check: every registration in torch makes a `RemovableHandle` with a new number. To read two
+    attributes of each tensor would cost more than all other checks of a call.
 
     Args:
         tensors: Leaves into which the step accumulates gradients.
@@ -49,7 +49,7 @@ class ReplayPreconditions:
         self._handles: int | None = None  # hooks registered in the process at the last check
 
     def may_replay(self) -> bool:
-        """Return whether a replay would leave nothing out."""
+        """Return whether a replay would skip no hook and no mode."""
         if dispatch_modes() or _is_anomaly_enabled() or has_saved_tensors_hooks():
             return False
         return self._handles == RemovableHandle.next_id or self._is_without_hooks()
@@ -62,7 +62,7 @@ class ReplayPreconditions:
 
 
 def entry_reason() -> str | None:
-    """Return why no step may be replayed or captured right now, or None."""
+    """Return why the state of the process forbids replays and captures, or None."""
     if not torch.is_grad_enabled():
         return "called under no_grad or inference_mode"
     if dispatch_modes():
@@ -90,19 +90,19 @@ def tensor_reason(tensors: Iterable[Any]) -> str | None:
         if tensor.requires_grad and have_hooks((tensor,)):
             return "hooks on a tensor or parameter"
         if tensor.grad_fn is not None:
-            return "an input with a graph of its own (grad_fn)"
+            return "an input with an autograd graph (grad_fn)"
     return None
 
 
 def object_reason(value: Any) -> str | None:
     """Return why a step that uses `value` cannot be captured, or None.
 
-    A trace would lose the state of a `random.Random`. Data-parallel wrappers reduce gradients in
-    hooks of the autograd engine that no trace sees.
+    A replay would not advance the state of a `random.Random`. Data-parallel wrappers reduce
+    gradients in hooks of the autograd engine, which are not traced.
     """
     if isinstance(value, random.Random):
         return "host randomness: draws from a random.Random inside the step"
     if not isinstance(value, nn.Module):
         return None
     names = {base.__name__ for base in type(value).__mro__} & _DATA_PARALLEL
-    return f"{min(names)} reduces gradients behind the trace" if names else None
+    return f"{min(names)} reduces gradients in hooks that are not traced" if names else None

@@ -1,6 +1,6 @@
-"""Checks that a step whose batch is split does what it would do to the whole batch.
+"""Checks that a step whose batch is split computes the same as for the whole batch.
 
-Up to rounding, and as far as a graph can tell: it cannot tell whether a loss is a mean.
+Up to rounding. The graph does not show whether a loss is a mean; that is not checked.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def check_parts(graph: Graph, traced: GraphModule, split: Microbatches) -> None:
     Args:
         graph: Its flat graph.
         traced: Dynamo's graph, in which functions still have their names.
-        split: How the batch is split, and what may differ.
+        split: How the batch is split, and which differences are allowed.
 
     Raises:
-        ConfigurationError: Something in it would be another thing for the whole batch.
+        ConfigurationError: The step would compute something else for the whole batch.
     """
     access = accesses(graph, all_storages(graph))
     if not split.allow_randomness:
@@ -52,7 +52,7 @@ def check_parts(graph: Graph, traced: GraphModule, split: Microbatches) -> None:
 
 
 def _check_draws(graph: Graph) -> None:
-    """Refuse dropout and its like: each part would draw for itself."""
+    """Refuse random operators such as dropout: each part would draw its own numbers."""
     for node in _computing(graph):
         if draws_random(node) and marker_argument(node, "dropout_p") != 0.0:
             _refuse(
@@ -64,7 +64,7 @@ def _check_draws(graph: Graph) -> None:
 
 
 def _check_normalisation(traced: GraphModule) -> None:
-    """Refuse batch normalisation in training, in the step and in what it computes twice."""
+    """Refuse batch normalisation in training, also in subgraphs such as checkpoints."""
     for module in traced.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             if node.op == "call_function" and _normalises(node):
@@ -84,7 +84,7 @@ def _normalises(node: Node) -> bool:
 
 
 def _check_writes(graph: Graph, access: dict[Node, Access], split: Microbatches) -> None:
-    """Refuse what changes a tensor that outlives the call: it would do so for each part."""
+    """Refuse nodes that change a tensor that outlives the call: it would change in each part."""
     last = max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0)
     allowed = _pieces(graph, split)
     if split.allow_batch_statistics:
@@ -95,7 +95,7 @@ def _check_writes(graph: Graph, access: dict[Node, Access], split: Microbatches)
         kind = node.meta.get("stepgraph.kind")
         clips = kind is Kind.CLIP and node.meta.get("stepgraph.part") == last
         if kind is Kind.ZERO_GRAD or clips:
-            continue  # they wait for their part
+            continue  # these run in one part only
         for role, name in _slots(access[node].writes - allowed):
             _refuse(
                 node,
@@ -106,7 +106,7 @@ def _check_writes(graph: Graph, access: dict[Node, Access], split: Microbatches)
 
 
 def _pieces(graph: Graph, split: Microbatches) -> set[str]:
-    """Return the inputs of which each part has a piece of its own."""
+    """Return the inputs that are split, one piece for each part."""
     found = set()
     for node in graph.nodes:
         slot, value = node.meta.get("stepgraph.slot"), node.meta.get("val")
@@ -132,15 +132,15 @@ def _slots(resources: Iterable[str]) -> Iterator[tuple[Role, str]]:
 
 
 def _computing(graph: Graph) -> list[Node]:
-    """Return the nodes that are no effects of their own."""
+    """Return the nodes that are not effects."""
     return [n for n in graph.nodes if n.op == "call_function" and node_effect(n) is None]
 
 
 def _check_phases(graph: Graph, access: dict[Node, Access]) -> None:
-    """Refuse what computes with weights that the step has updated.
+    """Refuse nodes that read weights after the step has updated them.
 
-    All parts but the last would do so with the old weights: in a GAN, the generator would train on
-    a discriminator that has not been updated yet.
+    All parts but the last would read the old weights: in a GAN, the generator would train on a
+    discriminator that has not been updated yet.
     """
     updated: set[str] = set()
     computing = set(_computing(graph))
@@ -160,7 +160,7 @@ def _check_phases(graph: Graph, access: dict[Node, Access]) -> None:
 
 
 def _check_effects(graph: Graph) -> None:
-    """Refuse effects that would happen once for each part, or see a part only."""
+    """Refuse effects that would run once for each part, or on a part of the batch only."""
     for node in graph.nodes:
         effect = node_effect(node)
         if effect is None or effect.objects_to_split is None:
@@ -171,7 +171,7 @@ def _check_effects(graph: Graph) -> None:
 
 
 def _check_results(graph: Graph) -> None:
-    """Refuse to average what is made of gradients: they are whole only in the last part."""
+    """Refuse to average results computed from gradients: they are complete in the last part."""
     tainted: set[Node] = set()
     for node in graph.nodes:
         is_grad = node.op == "placeholder" and node.meta["stepgraph.slot"].role is Role.GRAD
@@ -183,8 +183,8 @@ def _check_results(graph: Graph) -> None:
             if node.meta.get("stepgraph.result"):
                 _refuse(
                     node,
-                    "the step returns a value made of gradients or hyper-parameters",
-                    why="what the parts return is averaged, and gradients are whole at the end",
+                    "the step returns a value computed from gradients or hyper-parameters",
+                    why="results of the parts are averaged; gradients are complete after the last",
                     hint="compute it from .grad when the call has returned",
                 )
 

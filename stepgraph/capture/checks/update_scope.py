@@ -1,4 +1,4 @@
-"""Which updates touch nothing but their parameters, gradients and state: no barriers."""
+"""Which updates read and write only their parameters, gradients and state: no barriers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stepgraph.ir import node_effect
 def mark_transparent(
     flat: GraphModule, objects: Mapping[int, TrackedObject], values: Iterable[Any]
 ) -> None:
-    """Say in the metadata of updates that they are no barriers, where that is sure.
+    """Mark in the metadata the updates that are provably no barriers.
 
-    An optimizer that is not torch's own may look at anything. The state of any optimizer may be
-    looked at by the step, when the user holds one of its tensors.
+    An optimizer that is not torch's own may read any tensor. The step may read the state of an
+    optimizer if one of its inputs shares memory with a tensor of that state.
 
     Args:
         flat: A captured step.
@@ -39,11 +39,11 @@ def mark_transparent(
             alone = inputs.isdisjoint(_memories(state))
             sure[tracked.number] = alone and tracked.is_transparent()
         node.meta["stepgraph.opaque"] = not sure[tracked.number]
-        node.meta["stepgraph.divisible"] = sure[tracked.number] and _knows_its_state(tracked)
+        node.meta["stepgraph.divisible"] = sure[tracked.number] and _has_state_of_all(tracked)
 
 
-def _knows_its_state(tracked: TrackedOptimizer) -> bool:
-    """Return whether an update adds no entry to `state`, whose order the user can see."""
+def _has_state_of_all(tracked: TrackedOptimizer) -> bool:
+    """Return whether an update adds no key to `state`: the order of its keys is visible."""
     state = tracked.value.state
     return not state or all(parameter in state for parameter in tracked.parameters)
 

@@ -1,4 +1,4 @@
-"""Checks that a window, `accumulate=n` or `microbatches=n`, has a meaning for a step."""
+"""Checks that a window, `accumulate=n` or `microbatches=n`, is well defined for a step."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def check_window(graph: Graph, objects: TrackedObjects, option: str) -> None:
 
     Args:
         graph: Its flat graph.
-        objects: The objects it acts on; the `order` of each optimizer says what happened to it.
-        option: The option that asks for it.
+        objects: The tracked objects; the `order` of each optimizer counts its updates and clears.
+        option: The name of the option, for messages.
 
     Raises:
-        ConfigurationError: It is not clear what should wait for the last run of a window.
+        ConfigurationError: The step does not define what the last run of a window should do.
     """
     orders = [optimizer.order for optimizer in objects.optimizers]
     for parts in list(zip(*(order.parts for order in orders), strict=True)) or [()]:
@@ -55,7 +55,7 @@ _BY_HAND = {"accumulate": "accumulate", "microbatches": "split the batch"}
 
 
 def _stores_by_hand(node: Node) -> bool:
-    """Return whether `node` stores in a `.grad` what no backward has put there."""
+    """Return whether `node` stores a tensor in `.grad` outside of a backward."""
     by_slot = (effect := node_effect(node)) is not None and "param" in effect.positions
     return by_slot and any(not calls(grad, FIRST_GRAD) for _, grad in stored_gradients(node))
 

@@ -1,18 +1,18 @@
-"""The user's objects that a step acts on: what a trace sees of them, and when that is stale.
+"""The user's objects that a step acts on: their stand-ins, and checks that they are unchanged.
 
 Files, in reading order:
 
     base.py             `TrackedObject`, which every other class here extends
-    table.py            how traced code reaches a tracked object
+    table.py            access of traced code to the tracked objects
     optimizer.py        an optimizer
     zero_grad_order.py  the order of updates and `zero_grad()` in a call
     scheduler.py        a learning rate schedule
     scaler.py           a `GradScaler`
     averaged_model.py   an `AveragedModel`
     growing_list.py     a list that the step appends to
-    list_location.py    where such a list is held
-    registry.py         the tracked objects of a step; which class tracks what
-    discover.py         finds them before the step is traced
+    list_location.py    the variable, item or attribute that holds such a list
+    registry.py         the tracked objects of a step, and the class for each type
+    discover.py         finds objects to track before the step is traced
 """
 
 from stepgraph.capture.objects.base import TraceContext, TrackedObject

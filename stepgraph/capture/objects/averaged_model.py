@@ -1,4 +1,4 @@
-"""`AveragedModel`: the stand-in for a trace, the method for an eager call, what is constant."""
+"""`AveragedModel`: the stand-in for a trace, the method for an eager call, its constants."""
 
 from __future__ import annotations
 

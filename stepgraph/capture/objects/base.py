@@ -1,4 +1,4 @@
-"""`TrackedObject`: an object of the user's that a step acts on."""
+"""`TrackedObject`: base class for the user's objects that a step acts on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class TraceContext:
-    """What the stand-ins of an object may depend on.
+    """The inputs from which an object makes its stand-ins.
 
     Attributes:
-        options: The options of the call that is traced.
-        scaler: The number of the scaler of the options, or None.
+        options: The options of the traced call.
+        scaler: The number of the scaler in the options, or None.
         optimizers: The numbers of all tracked optimizers, by the id of the optimizer.
     """
 
@@ -29,19 +29,19 @@ class TraceContext:
 
 
 class TrackedObject:
-    """An object of the user's that a step acts on: what a trace sees of it, and when that is stale.
+    """An object of the user's that a step acts on.
 
     A subclass is one file: the stand-ins for a trace, the methods for an eager call with options,
-    and `unchanged`.
+    and `unchanged`, which checks what a trace took as constant.
 
     Args:
         value: The object.
-        name: What its author calls it, or empty.
+        name: The user's name for it, or empty.
 
     Attributes:
         value: The object.
         number: Its number: the argument `subject` of effects on it.
-        name: What its author calls it, or empty.
+        name: The user's name for it, or empty.
     """
 
     def __init__(self, value: Any, name: str = "") -> None:
@@ -52,22 +52,22 @@ class TrackedObject:
 
     @property
     def label(self) -> str:
-        """What people call it, for example `"Adam(d_opt)"`."""
+        """Its name in messages and reports, for example `"Adam(d_opt)"`."""
         kind = type(self.value).__name__
         return f"{kind}({self.name})" if self.name else kind
 
     def forget(self) -> None:
-        """Take it out of the table; traced programs that use it must be gone."""
+        """Remove it from the table; no program that uses it may exist any more."""
         vars(TABLE).pop(entry_name(self.number), None)
 
     def stand_ins(self, context: TraceContext) -> dict[str, Any]:
-        """Return the instance attributes that a trace sees in the place of the real ones."""
+        """Return the instance attributes that replace the real ones during a trace."""
         raise NotImplementedError
 
     def eager_methods(
         self, options: CallOptions, updated: set[int]
     ) -> dict[str, Callable[..., Any]]:
-        """Return the methods that the instance shows in an eager call with options.
+        """Return the methods that replace the instance's in an eager call with options.
 
         Args:
             options: The options of the call.
@@ -80,13 +80,13 @@ class TrackedObject:
         return True
 
     def may_rehearse(self) -> bool:
-        """Return whether its methods may run once more: torch's own code, without hooks."""
+        """Return whether a rehearsal may call its methods: torch's own code, without hooks."""
         return type(self.value).__module__.startswith(("torch.optim.", "torch.amp.", "torch.cuda."))
 
     def may_write(self, owner: Any, name: str) -> bool:
-        """Return whether `owner.name` may be stored to after all effects of the step have run."""
+        """Return whether a store to `owner.name` may be delayed until all effects have run."""
         return owner is not self.value
 
     def read(self, group: int, key: str) -> float:
-        """Return a number of the object, now."""
+        """Return the current value of a hyper-parameter of the object."""
         raise NotImplementedError

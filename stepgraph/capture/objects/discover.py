@@ -1,7 +1,7 @@
-"""Objects to track, found before a step is traced.
+"""Find objects to track before a step is traced.
 
-A trace that finds an object to track starts again, with stand-ins in its place. An object that is
-known before saves that trace; one that the step does not use is no part of the capture.
+A trace that finds a new object to track starts again, with stand-ins for it. Objects found here
+save that trace; an object that the step does not use does not change the capture.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.optim import LBFGS
 from stepgraph.capture.objects.registry import TrackedObjects, tracked_class, tracked_classes
 
 _DEPTH = 2
-"""How far to look: an attribute of an argument, or an element of a list that is one."""
+"""Depth of the search: an attribute of an argument, or an element of a list in an attribute."""
 
 _FEW = 64
-"""Elements up to which a container is looked into: more are data."""
+"""Containers with more elements are taken for data and not searched."""
 
 
 def discover(objects: TrackedObjects, values: Iterable[Any]) -> None:
-    """Track the objects among `values`, in their attributes and items, and in those of these."""
+    """Track the objects among `values`, and in their attributes and items, two levels deep."""
     for value in values:
         for found in _trackable(value, _DEPTH):
             kind = tracked_class(found)
@@ -32,9 +32,9 @@ def discover(objects: TrackedObjects, values: Iterable[Any]) -> None:
 
 
 def _trackable(value: Any, depth: int) -> Iterator[Any]:
-    kind = type(value)  # `isinstance` would ask the object for its `__class__`
+    kind = type(value)  # `isinstance` would read `__class__`, which may be the user's code
     if issubclass(kind, tracked_classes()):
-        if not issubclass(kind, LBFGS):  # an optimizer with a loop of its own
+        if not issubclass(kind, LBFGS):  # LBFGS has its own loop around the closure
             yield value
     elif depth:
         for held in _held_by(value):
@@ -42,7 +42,7 @@ def _trackable(value: Any, depth: int) -> Iterator[Any]:
 
 
 def _held_by(value: Any) -> Iterable[Any]:
-    """Return what an object holds, without running any of its code."""
+    """Return the attributes or items of an object, without running any of its code."""
     kind = type(value)
     if kind in (list, tuple):
         return value if len(value) <= _FEW else ()

@@ -23,12 +23,12 @@ _log = OPS.log
 class TrackedList(TrackedObject):
     """A list or deque that the step appends to.
 
-    During a trace a `ListStandIn` takes its place, where the list is held.
+    During a trace a `ListStandIn` replaces it in the variable, item or attribute that holds it.
 
     Args:
         value: The list.
-        name: What its author calls it.
-        holder: Reads and writes the place that holds it.
+        name: The user's name for it.
+        holder: Reads and writes the variable, item or attribute that holds it.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class TrackedList(TrackedObject):
 
 
 class ListStandIn:
-    """What a trace sees in the place of a list that grows in the step."""
+    """Replaces, during a trace, a list that the step appends to."""
 
     def __init__(self, number: int) -> None:
         self.name = entry_name(number)
 
     def append(self, value: Any) -> None:
-        """Log one value."""
+        """Record that the step appends one value."""
         if isinstance(value, torch.Tensor):
             _log(value, number_of(self.name), False)
         elif isinstance(value, float):
@@ -64,7 +64,7 @@ class ListStandIn:
             _FORBIDDEN_APPEND.reason  # noqa: B018
 
     def extend(self, values: Any) -> None:
-        """Log several values."""
+        """Record that the step appends several values."""
         for value in values:
             self.append(value)
 
@@ -80,5 +80,5 @@ class ListStandIn:
 
 
 def is_growing(value: Any) -> bool:
-    """Return whether `value` is a container that a stand-in can take the place of."""
+    """Return whether `value` is a container that a stand-in can replace."""
     return type(value) in (list, deque)

@@ -1,4 +1,4 @@
-"""Where a list of the user's is kept, so that a stand-in can take its place during a trace."""
+"""The variable, item or attribute that holds a list, where a trace puts a stand-in."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Holder = tuple[Callable[[], Any], Callable[[Any], None]]
 def holder_of(
     source: Any, resolve: Callable[[Any], Any], function: FunctionType
 ) -> tuple[str, Holder | None]:
-    """Return a name for the place `source` describes, and how to read and write it.
+    """Return the name of the location that `source` describes, and its reader and writer.
 
     Args:
         source: Dynamo's description of where the list was found.
         resolve: Evaluates such a description.
-        function: The step, whose closure and globals may be the place.
+        function: The step, whose closure or globals may hold the list.
 
     Returns:
-        The name, and None where the place cannot be written (an argument of the step).
+        The name, and None if the location cannot be written (an argument of the step).
     """
     base = getattr(source, "base", None)
     if base is None:

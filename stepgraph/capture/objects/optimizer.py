@@ -1,4 +1,4 @@
-"""`torch.optim.Optimizer`: stand-ins for a trace, methods for an eager call, what is constant."""
+"""`torch.optim.Optimizer`: stand-ins for a trace, methods for an eager call, its constants."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class TrackedOptimizer(TrackedObject):
     Attributes:
         parameters: Its parameters, of all param groups in order.
         groups: The same by param group.
-        order: What has happened to it so far in the call that is traced.
+        order: Its updates and `zero_grad()` calls so far in the traced call.
     """
 
     def __init__(self, value: Optimizer, name: str = "") -> None:
         super().__init__(value, name)
         self._stepped_as_torch = self.steps_as_torch()
         self._handles: int | None = None  # hooks registered in the process at the latest check
-        self._step: Callable[..., Any] | None = None  # and `step()` then
+        self._step: Callable[..., Any] | None = None  # its `step()` at the latest check
         self.order = ZeroGradOrder(CallOptions())
         self.groups = [list(group["params"]) for group in value.param_groups]
         self.parameters: list[Tensor] = list(itertools.chain.from_iterable(self.groups))
@@ -76,7 +76,7 @@ class TrackedOptimizer(TrackedObject):
     def stand_ins(self, context: TraceContext) -> dict[str, Any]:
         own = type(self.value)
         self.order = ZeroGradOrder(context.options)
-        self._stepped_as_torch = self.steps_as_torch()  # before a stand-in takes its place
+        self._stepped_as_torch = self.steps_as_torch()  # before a stand-in replaces `step`
         name = entry_name(self.number)
         step = _step_stand_in(
             name,
@@ -111,7 +111,7 @@ class TrackedOptimizer(TrackedObject):
     @override
     def unchanged(self) -> bool:
         step, handles = self.value.step, RemovableHandle.next_id
-        if handles != self._handles or step != self._step:  # hooks may be there, or be gone
+        if handles != self._handles or step != self._step:  # hooks may have been added or removed
             if self.steps_as_torch() != self._stepped_as_torch:
                 return False
             self._handles, self._step = handles, step
@@ -125,7 +125,7 @@ class TrackedOptimizer(TrackedObject):
         return super().may_rehearse() and self.steps_as_torch()
 
     def steps_as_torch(self) -> bool:
-        """Return whether `step()` is torch's own, no code of the user's before or after it."""
+        """Return whether `step()` is torch's own, without code of the user's before or after it."""
         own_step = vars(self.value).get("step")
         return (
             type(self.value).step.__module__.startswith("torch.optim.")
@@ -136,8 +136,8 @@ class TrackedOptimizer(TrackedObject):
     def is_transparent(self) -> bool:
         """Return whether `step()` updates each parameter from its own gradient and state alone.
 
-        Then it reads and writes nothing else, and may be done in parts. Hyper-parameters that are
-        tensors may be shared with other code.
+        Then it reads and writes nothing else, and may run in parts. False if a hyper-parameter is
+        a tensor: other code may share it.
         """
         return (
             self.steps_as_torch()
@@ -163,7 +163,7 @@ class TrackedOptimizer(TrackedObject):
 
 
 class ParamGroupStandIn:
-    """What a trace sees in the place of one of `optimizer.param_groups`."""
+    """Replaces one of `optimizer.param_groups` during a trace."""
 
     def __init__(self, number: int, index: int, floats: tuple[str, ...]) -> None:
         self.name, self.index, self.floats = entry_name(number), str(index), floats
@@ -185,13 +185,13 @@ class ParamGroupStandIn:
 def _step_stand_in(
     name: str, context: TraceContext, *, closure_allowed: bool, own_loop: bool
 ) -> Callable[..., Any]:
-    """Return what a trace inlines for `step`.
+    """Return the function that a trace inlines for `step`.
 
     Args:
         name: The optimizer's name in the table.
         context: The options of the call and the scaler of these options.
-        closure_allowed: Whether its `step` is known to call a closure once and first.
-        own_loop: Whether its `step` calls the closure as often as it likes.
+        closure_allowed: Whether its `step` calls a closure exactly once, before the update.
+        own_loop: Whether its `step` calls the closure in a loop of its own.
     """
     options = context.options
     windowed, clip = options.windowed, _clip_stand_in(options)
@@ -228,7 +228,7 @@ def _step_stand_in(
 
 
 def zero_grad_stand_in(name: str, *, windowed: bool) -> Callable[..., None]:
-    """Return what a trace inlines for `zero_grad`."""
+    """Return the function that a trace inlines for `zero_grad`."""
 
     def zero_grad(set_to_none: bool = True) -> None:
         if windowed and not may_clear(name):
@@ -248,7 +248,7 @@ def zero_grad_stand_in(name: str, *, windowed: bool) -> Callable[..., None]:
 
 
 ZERO_GRAD_CODE = zero_grad_stand_in("", windowed=False).__code__
-"""The code of all stand-ins for `zero_grad`: its own stores to `.grad` are covered by an effect."""
+"""The code of all stand-ins for `zero_grad`: an effect stands for its stores to `.grad`."""
 
 
 def zero_grad_of_base(self: Any, set_to_none: bool = True) -> None:
@@ -257,8 +257,8 @@ def zero_grad_of_base(self: Any, set_to_none: bool = True) -> None:
 
 
 def _clip_stand_in(options: CallOptions) -> Callable[[list[Tensor]], None]:
-    """Return what clips the gradients of parameters before an update."""
-    # as text: Dynamo tells functions apart by code, and a float that varies would become symbolic
+    """Return the function that clips the gradients of parameters before an update."""
+    # as source: Dynamo identifies functions by code, and a float that varies becomes symbolic
     bounds = (options.clip_norm, options.clip_value)
     norm, value = (None if bound is None else repr(float(bound)) for bound in bounds)
 
@@ -272,9 +272,9 @@ def _clip_stand_in(options: CallOptions) -> Callable[[list[Tensor]], None]:
 
 
 def _eager_step(optimizer: Any, options: CallOptions, updated: set[int]) -> Callable[..., Any]:
-    """Return `step` for an eager call: clipping, the scaler and the window around the real one."""
+    """Return `step` for an eager call: the real one with clipping, the scaler and the window."""
     original = optimizer.step
-    scaled = False  # whether the scaler, called from here, calls back
+    scaled = False  # True while the scaler, called from here, calls this function again
 
     @functools.wraps(original)
     def step(closure: Any = None) -> Any:
@@ -318,7 +318,7 @@ def _clip_eagerly(optimizer: Any, options: CallOptions) -> None:
 def _eager_zero_grad(
     optimizer: Any, options: CallOptions, updated: set[int]
 ) -> Callable[..., None]:
-    """Return `zero_grad` for an eager call: it waits for its place in the window."""
+    """Return `zero_grad` for an eager call: it clears only in the right call of the window."""
     original = optimizer.zero_grad
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""The tracked objects of one step, and which class tracks an object."""
+"""The tracked objects of one step, and the tracking class for each type."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrackedObjects:
         return next(tracked for tracked in self.all if tracked.number == number)
 
     def find(self, value: Any) -> TrackedObject | None:
-        """Return what tracks `value`."""
+        """Return the tracked object of `value`, or None."""
         return self._by_id.get(id(value))
 
     def add(self, tracked: TrackedObject) -> None:
@@ -55,13 +55,13 @@ class TrackedObjects:
         return [tracked for tracked in self.all if isinstance(tracked, TrackedOptimizer)]
 
     def with_own_loop(self) -> list[Any]:
-        """Return the optimizers that call a closure as often as they like."""
+        """Return the optimizers that call the closure in a loop of their own, such as LBFGS."""
         return [tracked.value for tracked in self.all if isinstance(tracked.value, LBFGS)]
 
     def refresh(self) -> None:
-        """Track every object anew that has changed since it was found."""
+        """Track again every object that has changed since it was found."""
         for tracked in [known for known in self.all if not known.unchanged()]:
-            if isinstance(tracked, TrackedList):  # another list is in its place now
+            if isinstance(tracked, TrackedList):  # its location holds another list now
                 self.all.remove(tracked)
                 del self._by_id[id(tracked.value)]
             else:
@@ -69,9 +69,9 @@ class TrackedObjects:
 
     @contextlib.contextmanager
     def standing_in(self, options: CallOptions) -> Iterator[None]:
-        """Scope in which the instances show stand-ins; every attribute is restored.
+        """Scope in which stand-ins replace attributes of the instances; all are restored.
 
-        `replaced` says, by id of the object, which attributes.
+        `replaced` lists the attributes, by `id` of their owner.
         """
         scaler = self.find(options.scaler)
         context = TraceContext(
@@ -103,11 +103,11 @@ _CLASSES: dict[type, type[TrackedObject]] = {
 
 
 def track(kind: type, tracked: type[TrackedObject]) -> None:
-    """Let instances of a class be tracked: a trace sees stand-ins in the place of their methods.
+    """Track the instances of a class: stand-ins replace their methods during a trace.
 
     Args:
         kind: The class; its instances have a `__dict__`.
-        tracked: What tracks an instance.
+        tracked: The subclass of `TrackedObject` for its instances.
     """
     _CLASSES[kind] = tracked
 

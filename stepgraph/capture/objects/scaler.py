@@ -1,4 +1,4 @@
-"""`GradScaler`: stand-ins for a trace, methods for an eager call, what is constant."""
+"""`GradScaler`: stand-ins for a trace, methods for an eager call, its constants."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TrackedScaler(TrackedObject):
     """A `GradScaler`.
 
     Attributes:
-        enabled: Whether it is.
+        enabled: Whether scaling is enabled.
         scale: Its scale, `[]`.
     """
 
@@ -43,7 +43,7 @@ class TrackedScaler(TrackedObject):
         super().__init__(value, name)
         self.enabled = value.is_enabled()
         self.scale = getattr(value, "_scale", None)
-        if self.scale is None:  # not used yet: a value for a trace that runs nothing
+        if self.scale is None:  # not used yet: any value, because a trace computes nothing
             self.scale = torch.tensor(value.get_scale())
 
     @override
@@ -75,7 +75,7 @@ class TrackedScaler(TrackedObject):
 
 
 def _recording_only(original: Callable[..., Any], updated: set[int]) -> Callable[..., None]:
-    """Return a `step(optimizer)` that only records that the optimizer's update has come."""
+    """Return a `step(optimizer)` that only records an update of the optimizer."""
 
     @functools.wraps(original)
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> None:
@@ -89,7 +89,7 @@ def _by_name(*methods: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _disabled_stand_ins() -> dict[str, Any]:
-    """Return what a trace inlines for the methods of a `GradScaler(enabled=False)`."""
+    """Return the functions that a trace inlines for a `GradScaler(enabled=False)`."""
 
     def scale(outputs: Any) -> Any:
         return outputs
@@ -110,7 +110,7 @@ def _disabled_stand_ins() -> dict[str, Any]:
 
 
 def _stand_ins(name: str, context: TraceContext) -> dict[str, Any]:
-    """Return what a trace inlines for the methods of an enabled `GradScaler`.
+    """Return the functions that a trace inlines for the methods of an enabled `GradScaler`.
 
     Args:
         name: The scaler's name in the table.

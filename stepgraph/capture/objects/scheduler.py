@@ -18,7 +18,7 @@ from stepgraph.effects import OPS
 _FORBIDDEN_EPOCH = Forbidden("passes an epoch to scheduler.step()")
 _FORBIDDEN_ATTRIBUTE = Forbidden("reads an attribute of a scheduler inside the step")
 _HIDDEN = ("last_epoch", "_last_lr", "_step_count", "base_lrs", "num_bad_epochs", "best")
-"""Attributes that change when a schedule steps: a trace would read the old ones."""
+"""Attributes that change when a schedule steps: a trace would read the old values."""
 
 _hyper = OPS.hyper
 _lr_step = OPS.lr_step
@@ -45,11 +45,11 @@ class TrackedScheduler(TrackedObject):
 
 
 def _stand_ins(name: str, n_groups: int) -> dict[str, Callable[..., Any]]:
-    """Return what a trace inlines for the methods of a schedule.
+    """Return the functions that a trace inlines for the methods of a schedule.
 
     Args:
         name: The schedule's name in the table.
-        n_groups: How many param groups its optimizer has.
+        n_groups: The number of param groups of its optimizer.
     """
     indices = tuple(map(str, range(n_groups)))
 

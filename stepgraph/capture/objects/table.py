@@ -1,8 +1,8 @@
-"""The table through which traced code reaches tracked objects, and what it may do with them.
+"""The table through which traced code reads tracked objects, and the functions to do so.
 
 All stand-ins use the functions of this file. So the table has one name in every trace, in the
 names of tensors and in the guards on them; guards stay valid at replay, when the stand-ins are
-gone.
+removed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ TABLE = Table()
 
 
 def entry_name(number: int) -> str:
-    """Return the name that the tracked object of a number has in the table."""
+    """Return the name in the table of the tracked object with this number."""
     return f"subject_{number}"
 
 
 def tracked(name: str) -> Any:
-    """Return the tracked object of a name."""
+    """Return the user's object with this name."""
     return getattr(TABLE, name)
 
 
 def number_of(name: str) -> int:
     """Return the number in a name.
 
-    Stand-ins keep names: an int that varies between traces would become symbolic.
+    Stand-ins store names, not numbers: an int that varies between traces becomes symbolic.
     """
     return int(name.removeprefix("subject_"))
 
@@ -59,10 +59,10 @@ def _may_clear(name: str) -> bool:
 
 @assume_constant_result
 def _clear_autocast_cache() -> None:
-    """Let autocast cast changed weights again, during the trace."""
+    """Clear autocast's cache, during the trace, so that changed weights are cast again."""
     torch.clear_autocast_cache()
 
 
-# Dynamo puts what these functions return into the globals of the step, under their names;
+# Dynamo stores the results of these functions in the globals of the step, under their names;
 # `capture` removes names that begin with an underscore.
 record_update, may_clear, clear_autocast_cache = _record_update, _may_clear, _clear_autocast_cache

@@ -10,33 +10,33 @@ from stepgraph.capture.options.call_options import CallOptions
 
 
 @dataclass
-class Happened:
-    """How often an optimizer was updated and cleared."""
+class Counts:
+    """The number of updates and of `zero_grad()` calls of an optimizer."""
 
     updates: int = 0
     clearings: int = 0
 
 
 class ZeroGradOrder:
-    """What has happened to an optimizer so far in the call that is being traced.
+    """The updates and `zero_grad()` calls of an optimizer so far in the traced call.
 
-    Dynamo may start a trace over; what it had seen until then does not count.
+    Dynamo may restart a trace; the counts of an abandoned trace are dropped.
 
     Attributes:
-        parts: For each part of the call, the number of its updates and of its clearings.
+        parts: For each part of the call, the number of updates and of `zero_grad()` calls.
     """
 
     def __init__(self, options: CallOptions) -> None:
         self.options = options
-        self.parts = [Happened()]
+        self.parts = [Counts()]
         self._trace: Any = None
 
     def enter(self, options: CallOptions) -> None:
-        """Begin a part of the call, with options of its own."""
+        """Begin a part of the call, which has its own options."""
         self._trace = torch_private.current_trace()
         self.options = options
         first = options.part is None or options.part.index == 0
-        self.parts = [*([] if first else self.parts), Happened()]
+        self.parts = [*([] if first else self.parts), Counts()]
 
     def record_update(self) -> None:
         """Record that the optimizer has stepped, whether or not this call performs it."""
@@ -48,8 +48,8 @@ class ZeroGradOrder:
         now.clearings += 1
         return self.options.updates if now.updates else self.options.clears
 
-    def _now(self) -> Happened:
+    def _now(self) -> Counts:
         trace = torch_private.current_trace()
         if trace is not self._trace:
-            self._trace, self.parts = trace, [Happened()]
+            self._trace, self.parts = trace, [Counts()]
         return self.parts[-1]

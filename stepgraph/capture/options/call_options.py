@@ -1,4 +1,4 @@
-"""`CallOptions`: what the options of `compile` mean for one call of a step."""
+"""`CallOptions`: the options of `compile`, resolved for one call of a step."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ from stepgraph.capture.options.microbatches import UNSPLIT, Microbatches, Part
 
 @dataclass(frozen=True)
 class CallOptions:
-    """How one call of a step differs from the step as it is written.
+    """How one call of a step differs from the step as written.
 
-    A trace and an eager call honour the same options: the trace by the stand-ins it shows, the
-    eager call by methods replaced on the instances (`eager_call.py`).
+    A trace and an eager call apply the same options: the trace by its stand-ins, the eager call by
+    methods replaced on the instances (`eager_call.py`).
 
     Attributes:
         micro_batches: Length of a window, in calls. Every backward is seeded with the inverse.
-        clears: Whether `zero_grad()` in front of an update does something: in the first call of a
-            window.
-        updates: Whether updates, schedules, averages, clipping, and `zero_grad()` behind an
-            update do something: in the last call of a window.
+        clears: Whether `zero_grad()` before an update has an effect: in the first call of a window.
+        updates: Whether updates, schedules, averages, clipping, and `zero_grad()` after an update
+            have an effect: in the last call of a window.
         clip_norm: Norm to which an optimizer's gradients are clipped before its update.
         clip_value: Absolute value to which they are clipped.
-        autocast: Type to which autocast casts, in everything but backward and updates.
-        dtype: Type of every parameter that is updated; floating-point arguments are cast to it
-            before anything else happens.
-        scaler: Scales the seed of every backward, and lets an update be skipped when a gradient
-            is inf or nan. Its own `update()` is the caller's, after the last call of a window.
-        split: How the batch of the call is split. Each part is a run of the step with options of
-            its own: `of`.
-        part: The part these options are of; None for those of the whole call.
+        autocast: Dtype to which autocast casts, in everything but backward and updates.
+        dtype: Dtype of every updated parameter; floating-point arguments are cast to it first.
+        scaler: Scales the seed of every backward, and skips an update when a gradient is inf or
+            nan. The caller calls its `update()`, after the last call of a window.
+        split: How the batch of the call is split. Each part is a run of the step with its own
+            options: `of`.
+        part: The part that these options belong to; None for those of the whole call.
     """
 
     micro_batches: int = 1
@@ -52,31 +50,31 @@ class CallOptions:
     part: Part | None = None
 
     def of(self, part: Part) -> CallOptions:
-        """Return the options of a part: the first clears, the last updates, where the call does."""
+        """Return the options of a part: only the first may clear, only the last may update."""
         clears = self.clears and part.index == 0
         updates = self.updates and part.index == part.count - 1
         return replace(self, clears=clears, updates=updates, part=part)
 
     @property
     def is_default(self) -> bool:
-        """Whether the step runs as it is written."""
+        """Whether the step runs as written."""
         return self == DEFAULT
 
     @property
     def windowed(self) -> bool:
-        """Whether the step runs more than once for an update."""
+        """Whether the step runs more than once for each update."""
         return self.micro_batches > 1 or self.split.splits
 
     @property
     def divisor(self) -> int:
-        """By what the seed of a backward is divided."""
+        """The number by which the seed of a backward is divided."""
         if self.part is None or not self.part.is_even:
             return self.micro_batches
         return self.micro_batches * self.part.count
 
     @property
     def weight(self) -> float:
-        """By what it is multiplied then: the share of a part, where parts differ in size."""
+        """The factor of the divided seed: the share of a part, if the parts differ in size."""
         if self.part is None or self.part.is_even:
             return 1.0
         return self.part.size / self.part.total
@@ -89,7 +87,7 @@ class CallOptions:
     def cast(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call, floating-point tensors in the type of the parameters."""
+        """Return the arguments of a call, floating-point tensors in the dtype of the parameters."""
         if self.dtype is None:
             return args, kwargs
         cast: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(self._cast, (args, kwargs))
@@ -101,7 +99,7 @@ class CallOptions:
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:
-        """Scope of the whole call, in which autocast is on where the options say so."""
+        """Scope of the whole call, with autocast on if the options require it."""
         if self.autocast is None:
             yield
             return
@@ -112,7 +110,7 @@ class CallOptions:
 
 
 DEFAULT = CallOptions()
-"""The step runs as it is written."""
+"""The step runs as written."""
 
 
 @contextlib.contextmanager
@@ -125,7 +123,7 @@ def autocast_off(options: CallOptions) -> Iterator[None]:
 
 
 def doing_nothing(original: Callable[..., Any]) -> Callable[..., None]:
-    """Return a method that does nothing, in the place of one that waits for the last call."""
+    """Return a method that does nothing, for calls in which `original` must not run."""
 
     @functools.wraps(original)
     def nothing(*args: Any, **kwargs: Any) -> None:

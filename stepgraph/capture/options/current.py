@@ -1,4 +1,4 @@
-"""The options under which a trace goes on: those of the call, or of a part of a split batch."""
+"""The options in effect during a trace: those of the call, or of a part of a split batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepgraph.torch_private import (
 
 
 class Current:
-    """Holds the options under which the trace goes on."""
+    """Holds the options in effect at this point of the trace."""
 
     options = CallOptions()
 
@@ -36,26 +36,26 @@ def _updates() -> bool:
 
 @assume_constant_result
 def _divisor() -> int:
-    """Return by what the seed of a backward is divided at this point."""
+    """Return the number by which the seed of a backward is divided at this point."""
     return CURRENT.options.divisor
 
 
 @assume_constant_result
 def _weight() -> float:
-    """Return by what it is multiplied then."""
+    """Return the factor of the divided seed at this point."""
     return CURRENT.options.weight
 
 
-# Dynamo puts what these functions return into the globals of the step, under their names;
+# Dynamo stores the results of these functions in the globals of the step, under their names;
 # `capture` removes names that begin with an underscore.
 updates, divisor, weight = _updates, _divisor, _weight
 
 
 def clipping_stand_ins(options: CallOptions) -> tuple[Inlined, ...]:
-    """Return what a trace inlines in the place of torch's clipping functions.
+    """Return the functions that a trace inlines for torch's clipping functions.
 
-    Only the last call of a window, and the last part of a split batch, may clip. Where gradients
-    are scaled, clipping by hand is refused.
+    Only the last call of a window, and the last part of a split batch, may clip. If gradients are
+    scaled, clipping by hand is refused.
     """
     if options.scaler is not None:
         return Inlined(clip_norm, refuse_clipping), Inlined(clip_value, refuse_clipping)
@@ -70,7 +70,7 @@ def clipping_stand_ins(options: CallOptions) -> tuple[Inlined, ...]:
 
 
 def clip_nothing(*args: Any, **kwargs: Any) -> None:
-    """Leave gradients as they are."""
+    """Do nothing, in place of a function that clips gradients."""
 
 
 def refuse_clipping(*args: Any, **kwargs: Any) -> None:

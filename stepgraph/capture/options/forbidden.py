@@ -1,4 +1,4 @@
-"""Marks for what a trace must not touch: meeting one refuses the step."""
+"""Markers for values that a trace must not use: a trace that reads one is refused."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 class Forbidden:
     """Something that a trace must not read or call.
 
-    Traced code reads `.reason` of one; the trace ends there, and the step is refused.
+    When traced code reads its `.reason`, the trace ends and the step is refused.
 
     Args:
         reason: What the step does, in a few words.
-        hint: What would let the step be captured.
+        hint: A change with which the step can be captured.
     """
 
     def __init__(self, reason: str, hint: str | None = None) -> None:

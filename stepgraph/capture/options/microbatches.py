@@ -1,4 +1,4 @@
-"""What `microbatches=n` splits: the values, and whether every one of them can be split."""
+"""The values that `microbatches=n` splits, and the check that each of them can be split."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _DESCRIPTIONS = (torch.dtype, torch.device, torch.Size, torch.memory_format)
 
 @dataclass(frozen=True)
 class Microbatches:
-    """How a batch is split inside a call: a number of parts, and what may differ from no split.
+    """How a batch is split inside a call: the number of parts, and the differences allowed.
 
     `stepgraph.compile(microbatches=4)` is short for `microbatches=Microbatches(4)`.
 
     Attributes:
-        count: Into how many parts. A batch of fewer samples is split into its samples.
-        whole: Names of arguments that every part gets whole.
-        allow_batch_statistics: Let a batch normalisation in training normalise each part by its
-            own statistics, and buffers be updated once for each part.
-        allow_randomness: Let dropout and its like draw for each part: other numbers than one
-            draw for the batch.
+        count: Number of parts. A batch of fewer samples is split into its samples.
+        whole: Names of arguments that are not split: every part receives all of them.
+        allow_batch_statistics: Allow a batch normalisation in training to normalise each part by
+            its own statistics, and buffers to be updated once for each part.
+        allow_randomness: Allow random operators such as dropout to draw once for each part. The
+            numbers differ from those of one draw for the batch.
 
     Raises:
-        ConfigurationError: `count` is no positive number, or `whole` no tuple of names.
+        ConfigurationError: `count` is not a positive integer, or `whole` not a tuple of names.
     """
 
     count: int
@@ -68,10 +68,10 @@ class Microbatches:
         return self.count > 1
 
     def of(self, function: FunctionType, *, bound: bool) -> Microbatches:
-        """Return the same for a step, whose first argument is whole where it is `self`.
+        """Return a copy for a step; the first argument of a bound method, `self`, is whole.
 
         Raises:
-            ConfigurationError: What is to stay whole is no argument of the step.
+            ConfigurationError: A name in `whole` is not an argument of the step.
         """
         parameters = inspect.signature(function, follow_wrapped=False).parameters
         catches_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -87,7 +87,7 @@ class Microbatches:
 
 
 UNSPLIT = Microbatches(1)
-"""A call is one part."""
+"""The batch of a call is not split."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class Part:
     """One of the parts of a call.
 
     Attributes:
-        index: Its place.
-        count: How many there are.
-        size: Its samples.
-        total: The samples of all; of parts of one size, `size` is 1 and `total` their number.
+        index: Its position, from 0.
+        count: The number of parts.
+        size: Its number of samples; 1 if all parts have the same size.
+        total: The number of samples of all parts; the number of parts if all have the same size.
     """
 
     index: int
@@ -108,22 +108,24 @@ class Part:
 
     @property
     def is_even(self) -> bool:
-        """Whether all parts are of one size."""
+        """Whether all parts have the same size."""
         return self.total == self.count
 
 
 def check_batch(
     function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any], split: Microbatches
 ) -> None:
-    """Check that the arguments of a call can be split; a call that fits no signature can.
+    """Check that the arguments of a call can be split.
+
+    Arguments that do not fit the signature are not checked: the call itself raises the error.
 
     Raises:
-        ConfigurationError: It is not clear what the parts of an argument are.
+        ConfigurationError: An argument cannot be split unambiguously.
     """
     try:
         given = inspect.signature(function, follow_wrapped=False).bind(*args, **kwargs)
     except TypeError:
-        return  # the function says it better
+        return  # the call itself raises a better error
     given.apply_defaults()
     bound = given.arguments
     others = bound.pop(inspect.getfullargspec(function).varkw or "", {})
@@ -132,7 +134,7 @@ def check_batch(
 
 
 class _Check:
-    """Looks at every value in the arguments of a call."""
+    """Checks every value in the arguments of a call."""
 
     def __init__(self, step: str) -> None:
         self.step = step
@@ -151,7 +153,7 @@ class _Check:
             self.lists(name, value, next(iter(sizes), 1))
 
     def tensors(self, name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-        """Yield what is split, by name; refuse what may hide some of it."""
+        """Yield the tensors to split, by name; refuse objects that may contain tensors."""
         if isinstance(value, Tensor):
             if value.dim() and not isinstance(value, nn.Parameter):
                 yield name, value
@@ -161,10 +163,10 @@ class _Check:
         elif not _is_whole(value):
             kind = type(value).__name__
             hint = f"a tuple, list, dict, named tuple or dataclass; or whole=({name!r},)"
-            self.refuse(f"argument `{name}`", f"{kind}, which may hold what is to be split", hint)
+            self.refuse(f"argument `{name}`", f"{kind}, which may contain tensors to split", hint)
 
     def lists(self, name: str, value: Any, size: int) -> None:
-        """Refuse lists of as many values as there are samples: they would not be split."""
+        """Refuse lists with one value for each sample: they would not be split."""
         items = items_of(value)
         for key, item in zip(keys_of(value) if items else (), items, strict=True):
             self.lists(f"{name}[{key!r}]", item, size)
@@ -186,7 +188,7 @@ class _Check:
         )
 
 
-_WHOLE = "stepgraph.Microbatches(n, whole=(...)) names arguments that every part gets whole"
+_WHOLE = "stepgraph.Microbatches(n, whole=(...)) names arguments that are not split"
 _OUTSIDE = "pass the batch to the step as tensors"
 
 
@@ -198,14 +200,14 @@ def is_container(value: Any) -> bool:
 
 
 def keys_of(value: Any) -> list[Any]:
-    """Return the keys of a container, one for each of `items_of`."""
+    """Return the keys of a container, in the order of `items_of`."""
     if isinstance(value, dict):
         return list(value)
     return _names(value) or list(range(len(value)))
 
 
 def items_of(value: Any) -> list[Any]:
-    """Return the items of a container; nothing for any other value."""
+    """Return the items of a container; an empty list for any other value."""
     if isinstance(value, dict):
         return list(value.values())
     if not is_container(value):
@@ -232,8 +234,8 @@ def _names(value: Any) -> list[str]:
 
 
 def _is_record(value: Any) -> bool:
-    """Return whether `value` is a dataclass that its fields alone make."""
-    # not `is_dataclass`: it asks the type, which torch 2.11 cannot trace for what the step made
+    """Return whether `value` is a dataclass that can be rebuilt from its fields alone."""
+    # not `is_dataclass`: torch 2.11 cannot trace its read of the type of an object made in the step
     known = isinstance(getattr(value, "__dataclass_fields__", None), dict)
     if not known or isinstance(value, type | nn.Module):
         return False
@@ -241,5 +243,5 @@ def _is_record(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Return whether `value` has nothing in it that belongs to a sample."""
+    """Return whether `value` contains nothing that could be split along the batch."""
     return isinstance(value, (*_NUMBERS, *_KNOWN, *_DESCRIPTIONS)) or callable(value)

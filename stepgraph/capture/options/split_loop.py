@@ -1,7 +1,7 @@
-"""A step as a loop over the parts of its batch: Python that is traced, and run eagerly as well.
+"""A step as a loop over the parts of its batch: Python for traces and for eager calls.
 
 The loop is a function with the signature, the globals and the closure of the user's step, so that
-a trace of it names and guards everything as a trace of the step would.
+a trace of it has the same names and guards as a trace of the step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FORBIDDEN_SHAPE = Forbidden(
     "returns a tensor that is neither a scalar nor has a row for each sample",
     hint="return a mean, or one row for each sample",
 )
-FORBIDDEN_PATHS = Forbidden("returns unlike things for two parts of a batch", hint=_ALONE)
+FORBIDDEN_PATHS = Forbidden("returns different kinds of values for two parts", hint=_ALONE)
 
 _SOURCE = """
 def make({free}):
@@ -71,12 +71,12 @@ def looped(function: FunctionType, split: Microbatches) -> FunctionType:
         split: How the arguments are split.
 
     Returns:
-        A function of the same signature, globals and closure. It returns what the calls have
-        returned, put together and detached.
+        A function with the same signature, globals and closure. It returns the combined results
+        of the calls, detached.
     """
     code, free = function.__code__, function.__code__.co_freevars
     tree = ast.parse(_source(function, split))
-    for node in ast.walk(tree):  # what the loop does is said to happen where the step begins
+    for node in ast.walk(tree):  # give the loop the first line of the step, for error messages
         if isinstance(node, ast.stmt | ast.expr | ast.arg):
             node.lineno = node.end_lineno = code.co_firstlineno
     module = compile(tree, code.co_filename, "exec")
@@ -86,7 +86,7 @@ def looped(function: FunctionType, split: Microbatches) -> FunctionType:
     made = made.replace(
         co_consts=tuple(code if constant is own else constant for constant in made.co_consts),
         co_name=code.co_name,
-        co_names=(*made.co_names, *code.co_names),  # who looks for globals of the step finds them
+        co_names=(*made.co_names, *code.co_names),  # so `globals_in` finds the step's globals
     )
     loop = FunctionType(
         made, function.__globals__, function.__name__, function.__defaults__, function.__closure__
@@ -96,7 +96,7 @@ def looped(function: FunctionType, split: Microbatches) -> FunctionType:
 
 
 def _source(function: FunctionType, split: Microbatches) -> str:
-    """Return Python that makes the loop; the code of the step in it is a place holder."""
+    """Return Python source that makes the loop, with a placeholder for the code of the step."""
     signature = inspect.signature(function, follow_wrapped=False)
     bare = [p.replace(default=p.empty, annotation=p.empty) for p in signature.parameters.values()]
     named: list[str] = []
@@ -131,7 +131,7 @@ _BEGIN: contextvars.ContextVar[Callable[[Part], None]] = contextvars.ContextVar(
 
 @contextmanager
 def beginning(begin: Callable[[Part], None]) -> Iterator[None]:
-    """Scope in which the loop tells `begin` about every part, ahead of it."""
+    """Scope in which the loop calls `begin` before every part."""
     token = _BEGIN.set(begin)
     try:
         yield
@@ -141,7 +141,7 @@ def beginning(begin: Callable[[Part], None]) -> Iterator[None]:
 
 @assume_constant_result
 def _begin(index: int, count: int, size: int, total: int) -> None:
-    """Tell, also while a trace goes on, that a part begins."""
+    """Call the function of `beginning`, also during a trace."""
     _BEGIN.get()(Part(index, count, size, total))
 
 
@@ -153,14 +153,14 @@ def run(
     count: int,
     whole: tuple[str, ...],
 ) -> Any:
-    """Call `step` for every part and put together what it returns.
+    """Call `step` for every part and combine the results.
 
     Args:
         step: The user's step.
-        named: Arguments to be passed by position.
-        rest: More of them.
-        keywords: Arguments to be passed by keyword.
-        count: Into how many parts the batch is split.
+        named: Arguments to pass by position.
+        rest: Variable positional arguments, after `named`.
+        keywords: Arguments to pass by keyword.
+        count: Number of parts.
         whole: Names of arguments that are not split, `"*"` for `rest`.
     """
     total = _samples(named, rest, keywords, whole)
@@ -185,7 +185,7 @@ def run(
 
 
 def _sizes(total: int, count: int) -> list[int]:
-    """Return the sizes of the parts; those that differ as constants of a trace."""
+    """Return the sizes of the parts; as constants of the trace if they differ."""
     count = count if total >= count else max(1, _constant(total))
     rest = _constant(total % count)
     if rest == 0:
@@ -194,7 +194,7 @@ def _sizes(total: int, count: int) -> list[int]:
 
 
 def _constant(number: int) -> int:
-    """Return `number`; while a trace goes on, as a constant."""
+    """Return `number`; during a trace, as a constant."""
     return len(range(number))
 
 
@@ -220,7 +220,7 @@ def _size(value: Any) -> int:
 
 
 def _piece(value: Any, start: int, size: int, total: int) -> Any:
-    """Return what a part gets of `value`: views of its tensors."""
+    """Return the piece of `value` for one part: views of its tensors."""
     if isinstance(value, Tensor):
         return value.narrow(0, start, size) if _size(value) == total != 1 else value
     if is_container(value):
@@ -229,7 +229,7 @@ def _piece(value: Any, start: int, size: int, total: int) -> Any:
 
 
 def _result(value: Any, size: int) -> Any:
-    """Return what a part has returned, detached: what led to it need not stay alive."""
+    """Return the result of a part, detached so that its autograd graph is freed."""
     if isinstance(value, Tensor):
         if value.dim() == 0 and not (value.is_floating_point() or value.is_complex()):
             _refuse(FORBIDDEN_COUNT)
@@ -244,11 +244,12 @@ def _result(value: Any, size: int) -> Any:
 
 
 def put_together(values: list[Any], weights: list[float]) -> Any:
-    """Return what the parts have returned as what the step returns.
+    """Return the results of the parts, combined into the result of the step.
 
     Args:
-        values: For each part. Scalars are averaged, other tensors concatenated, along dim 0.
-        weights: For each part, its share of the samples; empty when they are the same.
+        values: The result of each part. Scalars are averaged, other tensors are concatenated
+            along dim 0.
+        weights: Each part's share of the samples; empty if all are the same.
     """
     first = values[0]
     if isinstance(first, Tensor):
@@ -275,5 +276,5 @@ def _sum(parts: list[Tensor]) -> Tensor:
 
 
 def _refuse(reason: Forbidden) -> Any:
-    """Refuse what a step returns: in a trace, which always comes first, by a stop of the trace."""
-    raise ConfigurationError("what the step returns cannot be put together", found=reason.reason)
+    """Refuse the result of a step; the trace, which always comes first, is stopped by `reason`."""
+    raise ConfigurationError("the results of the parts cannot be combined", found=reason.reason)

@@ -1,4 +1,4 @@
-"""What a trace inlines in the place of `loss.backward()`."""
+"""The function that a trace inlines for `loss.backward()`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _first_grad = OPS.first_grad
 
 
 def backward_stand_in(options: CallOptions, scaler: int | None = None) -> Callable[..., None]:
-    """Return what replaces `loss.backward()`.
+    """Return the function that replaces `loss.backward()`.
 
     Args:
-        options: The options of the call: whether a backward is seeded with a share of the window,
-            whether autocast is on around the step and must be off here.
-        scaler: The number of the scaler by whose scale the seed is multiplied.
+        options: The options of the call: whether the seed is a share of the window, and whether
+            autocast is on around the step and must be off here.
+        scaler: The number of the scaler whose scale multiplies the seed.
     """
     windowed, casting = options.windowed, options.autocast is not None
     scaler_name = None if scaler is None else entry_name(scaler)
@@ -58,7 +58,7 @@ def _backward(
     retain_graph: bool | None,
     allow_unused: bool,
 ) -> None:
-    """Compute gradients first, then put them into `.grad` as `AccumulateGrad` does."""
+    """Compute all gradients, then accumulate them into `.grad` as `AccumulateGrad` does."""
     values = torch.autograd.grad(
         loss, leaves, gradient, retain_graph=retain_graph, allow_unused=allow_unused
     )
@@ -72,4 +72,4 @@ def _backward(
 
 
 BACKWARD_CODES = frozenset({backward_stand_in(CallOptions()).__code__, _backward.__code__})
-"""The code of these functions: nodes that they make are of the kind backward."""
+"""The code of these functions: the nodes that they make have the kind backward."""

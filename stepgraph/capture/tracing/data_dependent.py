@@ -1,9 +1,9 @@
-"""Functions that look at values before they compute: a trace must keep that look.
+"""Functions that check values before they compute: a trace must keep the check.
 
-A fake tensor has no values. Given one, torch leaves the look out and records only the computation:
-`one_hot` of a class that is not there would be a row of zeros in the captured step, where eager
-raises. So a trace meets stand-ins: for `one_hot` an opaque operator, in whose place the flat graph
-gets the real one back; for quantiles the same function, and before it the look as an operator.
+A fake tensor has no values. For one, torch skips the check and records only the computation:
+`one_hot` of an invalid class would be a row of zeros in the captured step, where eager raises. So
+a trace calls stand-ins: for `one_hot` an opaque operator, which the flat graph replaces by the real
+one; for quantiles the same function, preceded by an operator that does the check.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ def _(classes: Tensor, num_classes: int) -> Tensor:
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if is_batched(tensor):
-        return functional.one_hot(tensor, num_classes)  # under vmap eager does not look either
+        return functional.one_hot(tensor, num_classes)  # under vmap eager does not check either
     rows: Tensor = _whole_one_hot(tensor, num_classes)
     return rows
 
 
 def _looking_at_q(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a kind of `torch.quantile` whose look at `q` is an operator of its own."""
+    """Return `torch.quantile`, or a variant of it, with the check of `q` as a separate operator."""
 
     def quantile(input: Tensor, q: Any, *args: Any, **kwargs: Any) -> Tensor:
-        if isinstance(q, Tensor) and input.device.type == "cpu":  # on a GPU eager does not look
+        if isinstance(q, Tensor) and input.device.type == "cpu":  # on a GPU eager does not check
             valid = ((q >= 0) & (q <= 1)).all()
             torch.ops.aten._assert_async.msg(valid, _BAD_QUANTILE)
         return function(input, q, *args, **kwargs)
@@ -68,14 +68,14 @@ _REAL: Mapping[Any, Any] = {
 
 
 def stand_in(graph_module: GraphModule) -> None:
-    """Let stand-ins take the place of such functions, also in the graphs that a graph calls."""
+    """Replace such functions by their stand-ins, also in the graphs that a graph calls."""
     for module in graph_module.modules():
         if isinstance(module, GraphModule):
             _replace(module, _STAND_INS)
 
 
 def restore(flat: GraphModule) -> None:
-    """Put the real operators back in the place of their stand-ins."""
+    """Replace the stand-ins by the real operators."""
     _replace(flat, _REAL)
 
 

@@ -1,4 +1,4 @@
-"""From Dynamo's graph, which still calls autograd, to one flat ATen graph of the whole step."""
+"""Flatten Dynamo's graph, which still calls autograd, to one ATen graph of the whole step."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from stepgraph.torch_private import FRAMES, LIVE_GRAPH, is_internal
 
 
 class Flattener(Interpreter):
-    """Runs Dynamo's graph on its fake tensors inside `make_fx`, and names what each node is.
+    """Runs Dynamo's graph on its fake tensors inside `make_fx`, and labels each node.
 
     Args:
         graph_module: Dynamo's graph.
-        refuse: Called with a reason when the graph cannot be kept.
-        recast: Whether weights that an update has changed are to be cast again.
+        refuse: Called with a reason if the graph cannot be captured.
+        recast: Whether autocast casts weights again after an update.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Flattener(Interpreter):
         return super().call_function(target, args, kwargs)
 
     def finish(self) -> None:
-        """Check what can be checked only at the end of the step."""
+        """Run the checks that need the whole step."""
         for value in self.handed_out:
             if value.requires_grad and not _nodes_of(value) & self.consumed:
                 self.refuse(LIVE_GRAPH)
 
     def _check_grad(self, args: Any, kwargs: Any) -> None:
-        """Remember what a backward consumes; refuse one that would miss a leaf."""
+        """Record the autograd nodes that a backward consumes; refuse if it would miss a leaf."""
         outputs, inputs = args[0], args[1]
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         nodes = set().union(*(_nodes_of(output) for output in outputs))
@@ -112,7 +112,7 @@ def flatten(
 
     Args:
         graph_module: Dynamo's graph; its placeholders carry the fake tensors to trace with.
-            Stand-ins take the place of some functions in it; see `data_dependent`.
+            Some of its functions are replaced by stand-ins; see `data_dependent`.
         refuse: Called with a reason; raises.
         recast: Whether autocast, on around the step, casts weights again after an update.
 
@@ -141,9 +141,9 @@ def flatten(
 
 
 def _drop_detach(flat: GraphModule) -> None:
-    """Drop `detach`: replay has no autograd. Kept where the user gets the tensor.
+    """Drop `detach`: replay has no autograd. Kept if the user receives the tensor.
 
-    A tensor that is returned or handed out stays an object of its own.
+    A tensor that is returned or passed to the user's code must be a separate object.
     """
     detach = torch.ops.aten.detach.default
     for node in list(flat.graph.nodes):
@@ -158,14 +158,14 @@ def _drop_detach(flat: GraphModule) -> None:
 
 
 def _hands_out(node: Node) -> bool:
-    """Return whether a node is an effect that hands a tensor to the user."""
+    """Return whether a node is an effect that passes a tensor to the user's code."""
     effect = effect_of(node.target)
     return effect is not None and bool(effect.hands_out)
 
 
 @contextmanager
 def _autocast_cache(caching: bool) -> Iterator[None]:
-    """Cast a weight once per autocast region where eager does; `make_fx` switches that off."""
+    """Cast a weight once per autocast region, as eager does; `make_fx` disables the cache."""
     was = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(caching)
     try:
@@ -221,9 +221,9 @@ def _nodes_of(tensor: Tensor) -> set[Any]:
 
 
 def _name(tracer: Any, result: Any, name: str) -> None:
-    """Note what the user calls a value: the variable, or the function that made it.
+    """Store the user's name for a value: the variable, or the function that made it.
 
-    Dynamo's nodes have these names. Where several stand for one value, the first is kept.
+    Dynamo's nodes have these names. If several nodes have the same value, the first is kept.
     """
     value = tracer.unwrap_proxy(result) if isinstance(result, Tensor) else None
     if isinstance(value, Proxy):
@@ -231,7 +231,7 @@ def _name(tracer: Any, result: Any, name: str) -> None:
 
 
 def _loss(node: Node) -> str | None:
-    """Return what a backward differentiates, as the user calls it."""
+    """Return the user's name for the loss of a backward."""
     if node.target is not torch.autograd.grad or not node.args:
         return None
     outputs = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
@@ -241,7 +241,7 @@ def _loss(node: Node) -> str | None:
 def user_line(node: Node) -> str | None:
     """Return `file:line` of the innermost user frame that led to `node`.
 
-    None for what splits a batch: no line of the user's says that.
+    None for nodes that split a batch: no line of the user's made them.
     """
     for code, line in reversed(node.meta.get(FRAMES, ())):
         if code.co_filename == split_loop.__file__:

@@ -1,4 +1,4 @@
-"""Functions of torch that Dynamo cannot trace, and what a trace inlines in their place."""
+"""Functions of torch that Dynamo cannot trace, and the functions that replace them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _check = OPS.check
 
 
 def _is_all_true(valid: Tensor) -> bool:
-    """Trace the argument checks of `torch.distributions`: they raise when the step is replayed."""
+    """Trace the argument checks of `torch.distributions`, so that a replay raises as eager does."""
     _check(valid)
     return True
 
@@ -30,4 +30,4 @@ REPLACED_FUNCTIONS = (
     (constraints, "is_dependent", _is_dependent),
     (torch.optim.Optimizer, "zero_grad", zero_grad_of_base),
 )
-"""`(owner, name, replacement)` of each, for the time of a trace."""
+"""`(owner, name, replacement)` of each, in effect during a trace."""

@@ -1,4 +1,4 @@
-"""Which of Dynamo's guards hold at replay, when the stand-ins of the trace are gone."""
+"""Keeps Dynamo's guards that are valid at replay, when the stand-ins are removed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from stepgraph.capture.tracing.functions import REPLACED_FUNCTIONS
 _REPLACEMENTS = [replacement for _, _, replacement in REPLACED_FUNCTIONS]
 
 _OWN_MODULES = "G['__import_stepgraph_dot_"
-"""How Dynamo's names of our modules begin, whose functions a trace inlines."""
+"""Prefix of Dynamo's names for modules of this library, whose functions a trace inlines."""
 
 _TABLE = f"G['__import_{table.__name__.replace('.', '_dot_')}'].TABLE"
 """Dynamo's name of the table of tracked objects."""
 
 CONSTANT_NAMES = re.compile(rf"{re.escape(_TABLE)}(\.subject_\d+(\.\w+(\[\d+\])?)?)?")
-"""Names in the table that only this library assigns, and only once."""
+"""Names in the table that this library alone assigns, once."""
 
 
 def guard_filter(
@@ -28,7 +28,8 @@ def guard_filter(
 ) -> Callable[[Sequence[tuple[str, str, Any]]], list[bool]]:
     """Return a filter that drops guards on stand-ins and on the code of this library.
 
-    It takes the name, the type and the value of each guard, and returns which are kept.
+    It takes the name, the type and the value of each guard, and returns for each whether to keep
+    it.
     """
     replaced = objects.replaced
 

@@ -17,12 +17,12 @@ _KINDS = {
 
 
 def kind_of(codes: Iterable[CodeType]) -> Kind:
-    """Return what a node is for.
+    """Return the kind of a node.
 
     Args:
         codes: The code of the functions that were being traced when the node was made, the step
-            first. Functions are told apart by identity: a file or a function of the user's may
-            have any name.
+            first. Functions are compared by identity: a file or a function of the user's may have
+            any name.
     """
     traced = list(codes)
     if not NORM_CODES.isdisjoint(traced):

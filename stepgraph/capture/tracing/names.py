@@ -1,4 +1,4 @@
-"""Names for the inputs and the tracked objects of a step, as its author would write them."""
+"""Names for the inputs and the tracked objects of a step, as written in the user's code."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from stepgraph.ir import Role, Slot
 
 _STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
 
-
 _TABLE = re.compile(r"^__import_stepgraph\w*\.TABLE\.")
 """Before the name of a tensor that only a tracked object holds."""
 
 
 def readable(source: str) -> str:
-    """Turn Dynamo's spelling of where a value comes from into Python."""
+    """Convert Dynamo's name of the source of a value to Python."""
     name = re.sub(r"^[LG]\['([^']*)'\]", r"\1", source)
     name = _STEPS.sub(r".\1", _TABLE.sub("", name))
     return name.replace(".cell_contents", "").replace("__closure__", "closure")
@@ -31,7 +30,7 @@ def slots(
     """Return role and name of every input of a traced graph.
 
     Args:
-        sources: Where each input comes from, in Dynamo's spelling.
+        sources: Dynamo's name of the source of each input.
         values: The real inputs.
         local_names: Arguments and closure variables of the step, by name.
     """
@@ -102,7 +101,7 @@ def _tensors(local_names: Mapping[str, Any]) -> dict[Any, str]:
 
 
 def name_objects(objects: TrackedObjects, local_names: Mapping[str, Any]) -> None:
-    """Give every tracked object the name that its author gave it; no two the same."""
+    """Give every tracked object the user's name for it; names are unique."""
     names: dict[int, str] = {}
     for name, value in local_names.items():
         names.setdefault(id(value), name)

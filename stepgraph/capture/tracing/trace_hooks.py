@@ -1,4 +1,4 @@
-"""The hooks of one trace: which objects it finds, which writes it sees, why it stops."""
+"""The hooks of one trace: objects it finds, attributes it writes, the reason why it stops."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NewObject(TraceStop):
 
 
 class HooksOfTrace:
-    """The hooks of one trace; remembers why it was stopped, whatever Dynamo makes of that.
+    """The hooks of one trace; keeps the error that stopped it, which Dynamo may replace.
 
     Args:
         objects: The tracked objects of the step. Extended.
@@ -49,8 +49,8 @@ class HooksOfTrace:
     Attributes:
         written: Attributes that traced Python stores to, with their owners.
         symbolic: Whether the latest trace had symbolic sizes.
-        static_sizes: Whether sizes are constants from now on.
-        trace_hooks: What Dynamo calls.
+        static_sizes: Whether later traces treat sizes as constants.
+        trace_hooks: The functions that Dynamo calls.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class HooksOfTrace:
         self.written: list[tuple[Any, str]] = []
         self.symbolic = self.static_sizes = False
         self.trace_hooks = TraceHooks(
-            meet=self.meet,
-            grow=self.grow,
-            is_subject=lambda value: objects.find(value) is not None,
-            write=self.write,
+            on_object=self.on_object,
+            on_list_change=self.on_list_change,
+            is_tracked=lambda value: objects.find(value) is not None,
+            on_store=self.on_store,
             backward=backward_stand_in(options, None if scaler is None else scaler.number),
             set_grad=SET_GRAD.op,
             toggle=TOGGLE.op,
@@ -84,12 +84,12 @@ class HooksOfTrace:
 
     def begin(self, part: Part) -> None:
         """Begin a part of the call, while the trace goes on."""
-        torch.clear_autocast_cache()  # Dynamo takes a cast for something a backward consumes
+        torch.clear_autocast_cache()  # else a later backward would reuse a consumed cast
         options = CURRENT.options = self.options.of(part)
         for optimizer in self.objects.optimizers:
             optimizer.order.enter(options)
 
-    def meet(self, value: Any) -> None:
+    def on_object(self, value: Any) -> None:
         """Track an object that the trace has found, or refuse the step because of it."""
         if isinstance(value, Forbidden):
             has_own_loop = value is FORBIDDEN_LOOP
@@ -101,7 +101,7 @@ class HooksOfTrace:
             self.objects.add(kind(value))
             self.stop(NewObject())
 
-    def grow(self, source: Any, value: Any, resolve: Callable[[Any], Any]) -> None:
+    def on_list_change(self, source: Any, value: Any, resolve: Callable[[Any], Any]) -> None:
         """Track a list that existed before the step and is about to change."""
         if is_growing(value) and self.objects.find(value) is None:
             name, holder = holder_of(source, resolve, self.function)
@@ -109,14 +109,14 @@ class HooksOfTrace:
                 self.objects.add(TrackedList(value, name, holder))
                 self.stop(NewObject())
 
-    def write(self, owner: Any, name: str) -> None:
-        """Note a store to an attribute; Dynamo performs it when all effects have run."""
+    def on_store(self, owner: Any, name: str) -> None:
+        """Record a store to an attribute; Dynamo performs it after all effects have run."""
         if not all(tracked.may_write(owner, name) for tracked in self.objects.all):
             self.refuse("writes an attribute that an optimizer or schedule may read in the step")
         self.written.append((owner, name))
 
     def refuse(self, reason: str, node: Node | None = None) -> None:
-        """Refuse the step, because of what a node of Dynamo's graph computes if it is known."""
+        """Refuse the step; `node`, if known, gives the user's line."""
         self.stop(Refusal(reason, None if node is None else user_line(node), _HINTS.get(reason)))
 
     def stop(self, error: TraceStop) -> None:

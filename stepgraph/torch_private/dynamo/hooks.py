@@ -38,7 +38,7 @@ class TraceHooks:
     """What the capture floor puts in the place of parts of Dynamo while it traces.
 
     Attributes:
-        meet: Called with every user object that the trace wraps; may raise `TraceStop`.
+        on_object: Called with every user object that the trace wraps; may raise `TraceStop`.
         backward: Python function that Dynamo inlines for `loss.backward(...)`; called with
             `(loss, leaves, gradient, retain_graph, allow_unused)`.
         set_grad: Operator left in the graph wherever Python stores to `.grad` of an input.
@@ -49,17 +49,17 @@ class TraceHooks:
         toggled: Fake tensors whose flag the trace has changed, once for every change.
         refuse: Called with a reason to refuse the step, and with the node of Dynamo's graph that
             it is about if there is one; raises `TraceStop`.
-        write: Called with a user object and the name of an attribute that is stored to.
+        on_store: Called with a user object and the name of an attribute that is stored to.
     """
 
-    meet: Callable[[Any], None]
+    on_object: Callable[[Any], None]
     backward: Callable[..., None]
     set_grad: Any
     toggle: Any
     refuse: Callable[..., None]
-    grow: Callable[[Any, Any, Callable[[Any], Any]], None]
-    is_subject: Callable[[Any], bool]
-    write: Callable[[Any, str], None]
+    on_list_change: Callable[[Any, Any, Callable[[Any], Any]], None]
+    is_tracked: Callable[[Any], bool]
+    on_store: Callable[[Any, str], None]
     functions: Sequence[tuple[Any, str, Any]] = ()
     inlined: Sequence[Inlined] = ()
     quiet: set[types.CodeType] = field(default_factory=set)

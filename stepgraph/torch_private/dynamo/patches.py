@@ -145,7 +145,7 @@ def _store_attr(hooks: TraceHooks) -> Callable[..., Any]:
                 grad = None if is_none else value.as_proxy()
                 output.create_proxy("call_function", hooks.set_grad, (item.as_proxy(), grad), {})
         if item.source is not None and hasattr(item, "value"):
-            hooks.write(item.value, name)
+            hooks.on_store(item.value, name)
         original(self, item, name, value, *args, **kw)
 
     return store_attr
@@ -252,8 +252,8 @@ def _wrap(hooks: TraceHooks) -> Callable[..., Any]:
     original = VariableBuilder._wrap
 
     def wrap(self: Any, value: Any) -> Any:
-        hooks.meet(value)
-        if hooks.is_subject(value) and not isinstance(value, torch.nn.Module | list | deque):
+        hooks.on_object(value)
+        if hooks.is_tracked(value) and not isinstance(value, torch.nn.Module | list | deque):
             # no OptimizerVariable: it would trace torch's own optimizer code and state
             self.install_guards(GuardBuilder.TYPE_MATCH, GuardBuilder.ID_MATCH)
             plain = UserDefinedObjectVariable(value, source=self.source)
@@ -281,7 +281,7 @@ def _mutation(hooks: TraceHooks) -> Callable[..., None]:
         if isinstance(var, CommonListMethodsVariable) and var.source is not None:
             output = self.output_graph_weakref()
             resolve = functools.partial(_resolve, output)
-            hooks.grow(var.source, resolve(var.source), resolve)
+            hooks.on_list_change(var.source, resolve(var.source), resolve)
         original(self, var)
 
     return mutation
