@@ -63,6 +63,7 @@ class WholeRehearsal:
             with restored_rng(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they belong to the eager call
                 outputs = program(*inputs)
+                self._randomness = _rng_states()
             self._after = self._snapshot()
             self._outputs = [o.detach().clone() for o in outputs if isinstance(o, Tensor)]
         finally:
@@ -71,6 +72,8 @@ class WholeRehearsal:
     def compare(self) -> None:
         """Compare with the real state, now."""
         self.difference = self._snapshot().difference(self._after, besides=self._besides)
+        if self.difference is None and not _all_equal(self._randomness, _rng_states()):
+            self.difference = "torch's random state"
 
     def compare_result(self, result: Any) -> None:
         """Look for every tensor that the eager call returned among the program's results."""
@@ -131,14 +134,23 @@ class PartialRehearsal:
 @contextlib.contextmanager
 def restored_rng() -> Iterator[None]:
     """Scope after which torch's random state is as before."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cpu, *cuda = _rng_states()
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
-        if cuda is not None:
+        if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def _rng_states() -> list[Tensor]:
+    """Return the states of torch's generators: of the CPU, then of each GPU if any is used."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _all_equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    return all(map(torch.equal, left, right))  # a GPU that one of the two has not used is left out
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class Snapshot:
             restore()
 
     def difference(self, other: Snapshot, *, besides: Collection[str] = ()) -> str | None:
-        """Return the first path whose value is not the same, bit for bit, in `other`.
+        """Return the first path whose value is not equal in `other`; see `same` for tensors.
 
         Args:
             other: The other snapshot.
@@ -54,7 +54,7 @@ class Snapshot:
         """Return the values at all paths but those, with what lies below them."""
         if not besides:
             return self.values
-        below = tuple(f"{path}{end}" for path in besides for end in (".", " "))
+        below = tuple(f"{path}{end}" for path in besides for end in (".", "[", " "))
         return {
             path: value
             for path, value in self.values.items()
@@ -97,6 +97,7 @@ class Snapshot:
         self._restore_tensors.append(lambda: _refill_tensor(tensor, copied, flag))
         if tensor.is_leaf:
             grad = tensor.grad
+            self.values[f"{path}.requires_grad"] = flag
             self.values[f"{path}.grad is None"] = grad is None
             self._restore_containers.append(lambda: setattr(tensor, "grad", grad))
             if grad is not None:
@@ -104,12 +105,19 @@ class Snapshot:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors hold the same bits, NaN included."""
+    """Return whether all elements of two tensors are equal, or both NaN; 0.0 equals -0.0."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
     return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _same_signs(a: Tensor, b: Tensor) -> bool:
+    """Return whether the signs of all elements are the same, those of zeros included."""
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    return not a.is_floating_point() or torch.equal(torch.signbit(a), torch.signbit(b))
 
 
 def _same_value(a: Any, b: Any) -> bool:
@@ -130,7 +138,7 @@ def _refill_list(target: Any, items: list[Any]) -> None:
 
 def _refill_tensor(tensor: Tensor, copied: Tensor, flag: bool) -> None:
     with torch.no_grad():
-        if not same(tensor.detach(), copied):
+        if not (same(tensor.detach(), copied) and _same_signs(tensor.detach(), copied)):
             # an expanded tensor cannot be written, but what it repeats
             once = tuple(slice(None) if stride else slice(1) for stride in tensor.stride())
             tensor[once].copy_(copied[once])
