@@ -3,6 +3,7 @@
 import os
 import warnings
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -24,4 +25,12 @@ with warnings.catch_warnings():
 # HYPOTHESIS_PROFILE=nightly searches for new ones. No deadline: a capture takes seconds.
 settings.register_profile("ci", max_examples=60, derandomize=True, deadline=None)
 settings.register_profile("nightly", max_examples=3000, deadline=None, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items):
+    """Lift the time limits of a nightly run, also those of single tests: it takes hours."""
+    if PROFILE == "nightly":
+        for item in items:
+            item.add_marker(pytest.mark.timeout(0), append=False)
