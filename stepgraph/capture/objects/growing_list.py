@@ -61,7 +61,7 @@ class ListStandIn:
         elif isinstance(value, int) and not isinstance(value, bool):
             _log(torch.scalar_tensor(value, dtype=torch.int64), number_of(self.name), True)
         else:
-            _FORBIDDEN_APPEND.reason  # noqa: B018
+            _FORBIDDEN_APPEND.refuse()
 
     def extend(self, values: Any) -> None:
         """Record that the step appends several values."""
@@ -69,14 +69,14 @@ class ListStandIn:
             self.append(value)
 
     def __len__(self) -> int:
-        _FORBIDDEN_READ.reason  # noqa: B018
+        _FORBIDDEN_READ.refuse()
         return 0
 
     def __getitem__(self, index: Any) -> Any:
-        return _FORBIDDEN_READ.reason
+        _FORBIDDEN_READ.refuse()
 
     def __iter__(self) -> Any:
-        return _FORBIDDEN_READ.reason
+        _FORBIDDEN_READ.refuse()
 
 
 def is_growing(value: Any) -> bool:

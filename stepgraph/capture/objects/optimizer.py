@@ -172,12 +172,12 @@ class ParamGroupStandIn:
         if key == "params":
             return tracked(self.name).groups[int(self.index)]
         if key not in self.floats:
-            return _FORBIDDEN_HYPER.reason
+            _FORBIDDEN_HYPER.refuse()
         return _hyper(number_of(self.name), int(self.index), key).item()
 
     def __setitem__(self, key: str, value: float) -> None:
         if key not in self.floats:
-            _FORBIDDEN_HYPER.reason  # noqa: B018
+            _FORBIDDEN_HYPER.refuse()
         number = torch.scalar_tensor(value, dtype=torch.float64)
         _set_hyper(number, number_of(self.name), int(self.index), key)
 
@@ -201,10 +201,10 @@ def _step_stand_in(
     def step(closure: Any = None) -> Any:
         loss = None
         if own_loop:
-            FORBIDDEN_LOOP.reason  # noqa: B018
+            FORBIDDEN_LOOP.refuse()
         if closure is not None:
             if not closure_allowed:
-                _FORBIDDEN_CLOSURE.reason  # noqa: B018
+                _FORBIDDEN_CLOSURE.refuse()
             with torch.enable_grad():
                 loss = closure()
         if windowed:

@@ -121,7 +121,7 @@ def _stand_ins(name: str, context: TraceContext) -> dict[str, Any]:
 
     def scale(outputs: Any) -> Any:
         if not isinstance(outputs, torch.Tensor):
-            _FORBIDDEN_USE.reason  # noqa: B018
+            _FORBIDDEN_USE.refuse()
         return outputs * tracked(name).scale.to(device=outputs.device, non_blocking=True)
 
     def unscale_(optimizer: Any) -> None:
@@ -134,7 +134,7 @@ def _stand_ins(name: str, context: TraceContext) -> dict[str, Any]:
 
     def step(optimizer: Any) -> None:
         if clips:
-            _FORBIDDEN_USE.reason  # noqa: B018
+            _FORBIDDEN_USE.refuse()
         owner = names[id(optimizer)]
         if windowed:
             record_update(owner)
@@ -149,7 +149,7 @@ def _stand_ins(name: str, context: TraceContext) -> dict[str, Any]:
         if not updates():
             return
         if new_scale is not None:
-            _FORBIDDEN_USE.reason  # noqa: B018
+            _FORBIDDEN_USE.refuse()
         _scale_update(tracked(name).scale, number_of(name))
 
     def get_scale() -> Any:

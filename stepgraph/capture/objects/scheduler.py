@@ -57,7 +57,7 @@ def _stand_ins(name: str, n_groups: int) -> dict[str, Callable[..., Any]]:
         if not updates():
             return
         if epoch is not None or isinstance(metrics, int):
-            _FORBIDDEN_EPOCH.reason  # noqa: B018
+            _FORBIDDEN_EPOCH.refuse()
         if isinstance(metrics, float):
             metrics = torch.scalar_tensor(metrics, dtype=torch.float64)
         _lr_step(None if metrics is None else metrics.detach(), number_of(name))

@@ -75,7 +75,7 @@ def clip_nothing(*args: Any, **kwargs: Any) -> None:
 
 def refuse_clipping(*args: Any, **kwargs: Any) -> None:
     """Refuse the step."""
-    _FORBIDDEN_CLIP.reason  # noqa: B018
+    _FORBIDDEN_CLIP.refuse()
 
 
 def _scale_in_last_part(*args: Any, **kwargs: Any) -> None:

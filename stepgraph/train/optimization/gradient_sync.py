@@ -36,7 +36,7 @@ class GradientSync:
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
         """Average the gradients of those `parameters` that require one, in place."""
         if tracing():
-            self.untraceable.reason  # noqa: B018  (the trace meets it and stops)
+            self.untraceable.refuse()
         groups: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
         for parameter in parameters:
             if parameter.requires_grad:
