@@ -122,7 +122,7 @@ REFUSED = {
     "a forward behind": (once(result=lambda w, x, loss: w.net(x).detach()), "after its update"),
     "no clearing": (never_clearing, "never clears"),
     "a loop of its own": (looping_in_the_optimizer, "own loop"),
-    "a norm returned": (returning_the_norm, "made of gradients"),
+    "a norm returned": (returning_the_norm, "computed from gradients"),
     "a number returned": (once(result=lambda w, x, loss: (loss, len(x))), "neither a tensor nor"),
     "a count returned": (once(result=lambda w, x, loss: (x > 0).sum()), "whole number"),
     "a sum returned": (once(result=lambda w, x, loss: x.sum(0)), "row for each sample"),
