@@ -16,7 +16,7 @@ help:
 	@echo "make demo    train a small GAN eagerly and compiled, write stepgraph-demo.png"
 	@echo "make test    run the tests"
 	@echo "make test-slow  run the rest: Inductor, every layout of every kernel"
-	@echo "make check   lint, types, floors"
+	@echo "make check   lint, types, layers"
 	@echo "make format  format the code"
 	@echo "make bench   measure training steps side by side (ARGS=--quick: within 3 minutes)"
 	@echo "make gpu     check and measure the kernels on this machine's GPU (needs torch, triton)"

@@ -1,7 +1,7 @@
-"""Draw `docs/images/architecture.svg`: the packages on their floors, and their imports.
+"""Draw `docs/images/architecture.svg`: the packages on their layers, and their imports.
 
 `python -m docs.site_tools.draw_architecture` writes the file; a test compares it with the sources.
-Floors come from the import contract in pyproject.toml, arrows from the import lines of the files,
+Layers come from the import contract in pyproject.toml, arrows from the import lines of the files,
 names of folders from the file system, and texts from docstrings.
 """
 
@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import networkx as nx
 
-from docs.site_tools.import_graph import PACKAGE, ROOT, entries, floors, package_graph, summary
+from docs.site_tools.import_graph import PACKAGE, ROOT, entries, layers, package_graph, summary
 
 FILE = ROOT / "docs/images/architecture.svg"
 
@@ -24,7 +24,7 @@ WAY = ("compiler", "capture", "ir", "passes", "lowering", "runtime")
 
 _WIDTH = 760
 _GAP_X, _GAP_Y = 26, 46
-_BOX, _LANE = 206, 14  # widths of a box, and of an arrow that passes a floor
+_BOX, _LANE = 206, 14  # widths of a box, and of an arrow that passes a layer
 _MARGIN = 14
 _LETTERS = 29  # of a text line in a box
 _FOLDER_LETTERS = 27  # the same in the monospaced font
@@ -32,7 +32,7 @@ _SWEEPS = 12
 _THICKNESS = ((4, 1.2), (10, 2.0), (20, 3.0), (10**6, 4.2))  # for fewer import lines than that
 
 _STYLE = """
-  .ink { fill: #16202c; } .soft { fill: #5d6b7c; } .floor { fill: #f5f7fa; }
+  .ink { fill: #16202c; } .soft { fill: #5d6b7c; } .layer { fill: #f5f7fa; }
   .box { fill: #ffffff; stroke: #c6cfd9; stroke-width: 1.2; }
   .box.way { stroke: #00796b; stroke-width: 2; } .badge { fill: #00796b; }
   .arrow { fill: none; stroke: #9aa7b5; } .arrow.way { stroke: #00796b; }
@@ -42,7 +42,7 @@ _STYLE = """
   .folders { font: 11px ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, monospace; }
   .number { font-weight: 650; text-anchor: middle; }
   @media (prefers-color-scheme: dark) {
-    .ink { fill: #e6ebf2; } .soft { fill: #a3afbf; } .floor { fill: #232a35; }
+    .ink { fill: #e6ebf2; } .soft { fill: #a3afbf; } .layer { fill: #232a35; }
     .box { fill: #19212b; stroke: #3b4859; } .box.way { stroke: #4db6ac; }
     .badge, .head.way { fill: #4db6ac; } .number { fill: #10151c; }
     .arrow { stroke: #6b7888; } .arrow.way { stroke: #4db6ac; } .head { fill: #6b7888; }
@@ -52,10 +52,10 @@ _STYLE = """
 
 @dataclass
 class Place:
-    """A box, or the lane of an arrow that passes a floor.
+    """A box, or the lane of an arrow that passes a layer.
 
     Attributes:
-        name: The package; of a lane, the arrow and the floor.
+        name: The package; of a lane, the arrow and the layer.
         width: Width.
         text: Lines of its description.
         folders: Lines with its sub-folders.
@@ -82,7 +82,7 @@ def draw() -> str:
     """Return the picture of the sources as they are now."""
     graph = package_graph()
     shown = [*_shown_imports(graph)]
-    rows, routes = _rows(floors(), shown)
+    rows, routes = _rows(layers(), shown)
     _sort(rows, routes)
     height = _set_positions(rows)
     places = {place.name: place for row in rows for place in row}
@@ -91,7 +91,7 @@ def draw() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height + 64:.0f}" '
         f'role="img" aria-label="the packages of {PACKAGE} and their imports">',
         f"<style>{_STYLE}</style>",
-        *map(_floor, rows),
+        *map(_layer, rows),
         *_arrows(graph, routes, places, way),
         *(_box(places[name]) for name in sorted(graph)),
         *_legend(height),
@@ -115,7 +115,7 @@ def _shown_imports(graph: nx.DiGraph[str]) -> Iterator[tuple[str, str]]:
 def _rows(
     levels: Sequence[Sequence[str]], shown: Sequence[tuple[str, str]]
 ) -> tuple[list[list[Place]], dict[tuple[str, str], list[str]]]:
-    """Return the places of each floor, and the places that each arrow passes from end to end."""
+    """Return the places of each layer, and the places that each arrow passes from end to end."""
     rows = [[_place(name) for name in level] for level in levels]
     level_of = {name: i for i, level in enumerate(levels) for name in level}
     routes = {}
@@ -136,7 +136,7 @@ def _place(name: str) -> Place:
 
 
 def _sort(rows: list[list[Place]], routes: dict[tuple[str, str], list[str]]) -> None:
-    """Sort each floor by the mean x of its neighbours, sweeping down and up, so that few cross."""
+    """Sort each layer by the mean x of its neighbours, sweeping down and up, so that few cross."""
     neighbours: dict[str, list[str]] = {}
     for route in routes.values():
         for one, other in pairwise(route):
@@ -155,7 +155,7 @@ def _sort(rows: list[list[Place]], routes: dict[tuple[str, str], list[str]]) -> 
 
 
 def _set_positions(rows: list[list[Place]]) -> float:
-    """Place all floors below one another; return the y below the last one."""
+    """Place all layers below one another; return the y below the last one."""
     top = float(_MARGIN)
     for row in rows:
         _set_lefts(row)
@@ -167,7 +167,7 @@ def _set_positions(rows: list[list[Place]]) -> float:
 
 
 def _set_lefts(row: Sequence[Place]) -> None:
-    """Place a floor from left to right, centred in the picture."""
+    """Place a layer from left to right, centred in the picture."""
     filled, gaps = sum(place.width for place in row), max(len(row) - 1, 1)
     gap = min(_GAP_X, (_WIDTH - 2 * _MARGIN - filled) / gaps)
     left = (_WIDTH - filled - gap * (len(row) - 1)) / 2
@@ -176,10 +176,10 @@ def _set_lefts(row: Sequence[Place]) -> None:
         left += place.width + gap
 
 
-def _floor(row: Sequence[Place]) -> str:
+def _layer(row: Sequence[Place]) -> str:
     top, height = row[0].top - 9, row[0].height + 18
     return (
-        f'<rect class="floor" x="0" y="{top:.1f}" width="{_WIDTH}" height="{height:.1f}" rx="8"/>'
+        f'<rect class="layer" x="0" y="{top:.1f}" width="{_WIDTH}" height="{height:.1f}" rx="8"/>'
     )
 
 
@@ -222,7 +222,7 @@ def _arrows(
         for lane in lanes:
             path += _curve(x, y, lane.centre, lane.top) + f" V{lane.top + lane.height:.1f}"
             x, y = lane.centre, lane.top + lane.height
-        if source.top == target.top:  # neighbours on one floor: below both
+        if source.top == target.top:  # neighbours on one layer: below both
             path += f" C{x:.1f},{y + 26:.1f} {end:.1f},{y + 26:.1f} {end:.1f},{y + 7:.1f}"
             head = f"M{end - 5:.1f},{y + 8:.1f} h10 l-5,-7 z"
         else:

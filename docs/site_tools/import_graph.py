@@ -1,4 +1,4 @@
-"""The import graph of `stepgraph/`, its floors, and the contents of its folders, from the sources.
+"""The import graph of `stepgraph/`, its layers, and the contents of its folders, from the sources.
 
 Nothing is imported: files are parsed, so that imports under `if TYPE_CHECKING` count too.
 """
@@ -48,7 +48,7 @@ def circles(root: Path = ROOT) -> list[list[str]]:
 
 def package_graph(root: Path = ROOT) -> nx.DiGraph[str]:
     """Return the imports between packages; `lines` of an edge is its number of import lines."""
-    files, names = modules(root), {name for floor in floors(root) for name in floor}
+    files, names = modules(root), {name for layer in layers(root) for name in layer}
     lines: Counter[tuple[str, str]] = Counter()
     for name, path in files.items():
         source = _part_of(name)
@@ -62,16 +62,16 @@ def package_graph(root: Path = ROOT) -> nx.DiGraph[str]:
     return graph
 
 
-def floors(root: Path = ROOT) -> list[list[str]]:
-    """Return the packages of each floor that exist, top floor first, from the import contract."""
-    layers = _LAYERS.search((root / "pyproject.toml").read_text(encoding="utf-8"))
-    assert layers is not None, "pyproject.toml has no import contract with layers"
+def layers(root: Path = ROOT) -> list[list[str]]:
+    """Return the packages of each layer that exist, top layer first, from the import contract."""
+    contract = _LAYERS.search((root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert contract is not None, "pyproject.toml has no import contract with layers"
     files = modules(root)
     found = []
-    for line in re.findall(r'^\s*"([^"]+)"', layers[1], re.MULTILINE):
+    for line in re.findall(r'^\s*"([^"]+)"', contract[1], re.MULTILINE):
         names = [name.strip(" ()") for name in re.split(r"[|:]", line)]
         found.append([name for name in names if f"{PACKAGE}.{name}" in files])
-    return [floor for floor in found if floor]
+    return [layer for layer in found if layer]
 
 
 def folders(root: Path = ROOT) -> list[Path]:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from docs.site_tools import draw_architecture
-from docs.site_tools.import_graph import PACKAGE, ROOT, circles, entries, floors, folders, listed
+from docs.site_tools.import_graph import PACKAGE, ROOT, circles, entries, folders, layers, listed
 
 FOLDERS = {str(folder.relative_to(ROOT)): folder for folder in folders()}
 PACKAGES = [name for name, folder in FOLDERS.items() if (folder / "__init__.py").exists()]
@@ -23,7 +23,7 @@ def test_a_folder_has_at_most_12_entries(name):
 def test_the_top_folder_holds_the_floors_of_the_import_contract_and_nothing_else():
     parts = {entry.removesuffix("/").removesuffix(".py") for entry in entries(FOLDERS[PACKAGE])}
 
-    assert parts - {"__init__", "py.typed"} == {name for floor in floors() for name in floor}
+    assert parts - {"__init__", "py.typed"} == {name for layer in layers() for name in layer}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
