@@ -1,9 +1,8 @@
-"""`optimizer.step()` as one call for each param group, in fused CPU kernels: ours, or torch's.
+"""`optimizer.step()` in fused CPU kernels, this package's or torch's: one call per param group.
 
-They round in other places than the loops that torch runs by default, so they belong to backends
-that may round. Everything they need is read when they run: hyper-parameters, state, which
-gradients exist. Whatever does not fit them - no state yet, another layout, a hook - is left to the
-optimizer's own `step()`, which is always right.
+The kernels round differently from the loops that torch runs by default, so only backends that may
+round use them. Hyper-parameters, state and gradients are read when an update runs. If they do not
+fit a kernel (no state yet, strides that differ, a hook), the optimizer's own `step()` runs.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
 
 
 class FusedUpdate:
-    """Runs an optimizer's update in fused kernels where they fit, else its own `step()`.
+    """Updates an optimizer's parameters in fused kernels where they fit, else by its own `step()`.
 
-    The first update that fits is a trial: the kernels run on copies, `step()` on the real tensors,
-    and only when both agree (see `closeness`) are later updates fused. Torch's kernels and ours
-    each have one.
+    The first update that fits is a trial: the kernels run on copies and `step()` on the real
+    tensors. Later updates are fused only if both results are close (see `closeness`). Each kind of
+    kernel has a trial.
 
     Args:
         optimizer: An optimizer for which `misfit` returned None.
-        masters: Float32 copies, where the parameters should have some.
-        part: The part of a `step()` to stand for, or None for all of it.
-        kernels: Our compiled kernels; None for torch's.
+        masters: Float32 copies of the parameters and the state, or None to work without.
+        part: The part of a `step()` that this update replaces, or None for all of it.
+        kernels: The compiled kernels of this package, or None to use torch's.
 
     Attributes:
         refusal: Why the latest update was not fused, or None.
@@ -87,14 +86,14 @@ class FusedUpdate:
         self._update(None)
 
     def clipped(self, factor: Tensor) -> None:
-        """Multiply the gradients by `factor`, `[]`, then update; the kernels do both at once."""
+        """Multiply the gradients by `factor`, `[]`, and update; the kernels do both in one pass."""
         self._update(factor)
 
     def scaled(self, scaler: Any) -> None:
         """Run `scaler.step(optimizer)`, which updates if all gradients are finite.
 
-        The scaler unscales in a pass of its own. It has to see all gradients before the first
-        weight is written, and writes them then: a kernel that unscales would save nothing.
+        The scaler unscales in a separate pass, because it must check all gradients before the
+        first weight is written. That pass writes them, so a kernel that unscales saves nothing.
         """
         owner = self._optimizer
         update = partial(self._update, None)
@@ -120,12 +119,12 @@ class FusedUpdate:
         self.note_step()
 
     def note_step(self) -> None:
-        """Show a schedule that the optimizer stepped."""
+        """Record for a schedule that the optimizer has stepped."""
         if self._own_step is not None and self._counts:
             mark_stepped(self._optimizer)
 
     def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
-        """Return a fused update of the parameters at `places`; see the marker `step_part`."""
+        """Return the fused update of the parameters at `places`; see the effect `step_part`."""
         key = tuple(places), last
         if key not in self._parts:
             own = PartOfStep(self._optimizer, places, last=last)
@@ -137,17 +136,17 @@ class FusedUpdate:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Whose kernels it has tried, parts included: of `compiled`, `torch`, `triton`."""
+        """The kinds of kernels that have had a trial: of `compiled`, `torch`, `triton`."""
         tried = (update._tried for update in (self, *self._parts.values()))
         return tuple(sorted(set().union(*tried)))
 
     def why_not(self) -> NotFused | None:
-        """Return why the latest update, or a part of it, was not fused; None if it was."""
+        """Return why the latest update, or a part of it, was not fused, or None."""
         refusals = (part.refusal for part in self._parts.values())
         return self.refusal or next(filter(None, refusals), None)
 
     def _eagerly(self, factor: Tensor | None) -> None:
-        """Do what the captured step does: clip, then the optimizer's own `step()`."""
+        """Clip, then run the optimizer's own `step()`, as the captured step does."""
         if factor is not None:
             groups = (group["params"] for group in self._optimizer.param_groups)
             grads = [p.grad for params in groups for p in params if p.grad is not None]
@@ -176,11 +175,11 @@ class FusedUpdate:
         optimizer = self._optimizer
         if has_hooks(optimizer) or vars(optimizer).get("step") is not self._own_step:
             raise DoesNotFit(Obstacle.HOOKS)
-        self._look_up_states()
+        self._bind_states()
         launches = []
         for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
             known = self._compiled.get(i)
-            if known is None or not known.remembers(group):
+            if known is None or not known.has_options_of(group):
                 if obstacle := self._misfit_of_group(group):
                     raise DoesNotFit(obstacle)
                 if known is not None:
@@ -188,15 +187,17 @@ class FusedUpdate:
             params = group["params"]
             if self._part is not None:
                 params, states = self._part.of(i, params), self._part.of(i, states)
-            launch = None if known is None else known.again(params, states)
+            launch = None if known is None else known.launch_as_before(params, states)
             if launch is None:
-                launch = self._first(i, group, params, states)
+                launch = self._new_launch(i, group, params, states)
             if launch is not None:
                 launches.append(launch)
         return launches
 
-    def _first(self, number: int, group: Group, params: list[Tensor], states: list[State]) -> Any:
-        """Return the launch for a param group that is not laid out as before; None for none."""
+    def _new_launch(
+        self, number: int, group: Group, params: list[Tensor], states: list[State]
+    ) -> Any:
+        """Return the launch for a param group whose tensors changed; None without gradients."""
         given = self._grads
         grads: list[Any] = [p.grad if given is None else given.get(id(p)) for p in params]
         if any(map(operator.is_, grads, repeat(None))):
@@ -209,8 +210,8 @@ class FusedUpdate:
     def _misfit_of_group(self, group: Mapping[str, Any]) -> Obstacle | None:
         return misfit_of_group(group)
 
-    def _look_up_states(self) -> None:
-        """Bind the state of every parameter; again when the optimizer holds other dicts."""
+    def _bind_states(self) -> None:
+        """Find the state of every parameter; only if the optimizer holds other dicts now."""
         held, groups = self._optimizer.state, self._optimizer.param_groups
         same = len(held) == len(self._known) and len(groups) == len(self._order)
         if same and all(map(operator.is_, held.values(), self._known)):
@@ -235,7 +236,7 @@ class FusedUpdate:
             raise DoesNotFit(Obstacle.NO_STATE) from None
         if not all(isinstance(t, Tensor) for t in launch.written()):
             raise DoesNotFit(Obstacle.STATE_NOT_TENSORS)
-        if not _belong_together(launch.tensors):
+        if not _elements_correspond(launch.tensors):
             raise DoesNotFit(Obstacle.STRIDES_DIFFER)
         launch.masters = self.masters
         if self._kernels is None or self.masters is not None:
@@ -244,7 +245,7 @@ class FusedUpdate:
         if compiled is None:
             compiled = self._compiled[number] = CompiledKernel(self._kernels, rule)
             compiled.read(group)
-        return compiled.first(launch) or launch
+        return compiled.launch_first(launch) or launch
 
 
 def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedUpdate | NotFused:
@@ -258,7 +259,7 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
 
 
 def misfit(optimizer: Optimizer) -> NotFused | None:
-    """Return why no fused kernel does what `optimizer.step()` does, or None."""
+    """Return why no fused kernel can replace `optimizer.step()`, or None."""
     if facts_of(optimizer).fused_cpu is None:
         return NotFused(Obstacle.NO_CPU_KERNEL, type(optimizer).__name__)
     own_step = vars(optimizer).get("step")
@@ -276,7 +277,7 @@ def misfit(optimizer: Optimizer) -> NotFused | None:
 
 
 def misfit_of_group(group: Mapping[str, Any]) -> Obstacle | None:
-    """Return which option of a param group stands against a fused kernel, or None."""
+    """Return which option of a param group prevents a fused kernel, or None."""
     if group.get("fused") is False or group.get("foreach"):
         return Obstacle.IMPLEMENTATION_CHOSEN
     if group.get("differentiable") or group.get("capturable"):
@@ -285,7 +286,7 @@ def misfit_of_group(group: Mapping[str, Any]) -> Obstacle | None:
 
 
 def has_hooks(optimizer: Optimizer) -> bool:
-    """Return whether code of the user's runs before or after `step()`."""
+    """Return whether user code, or a scaler, takes part in `step()`."""
     own = vars(optimizer)
     return bool(
         optimizer_has_hooks(optimizer)
@@ -296,7 +297,7 @@ def has_hooks(optimizer: Optimizer) -> bool:
 
 @contextlib.contextmanager
 def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
-    """Scope in which `optimizer.step()`, called once, is `step`, which sees the original there."""
+    """Scope in which the first `optimizer.step()` calls `step`; during it the original is back."""
     attributes: dict[str, Any] = vars(optimizer)
     had, original = "step" in attributes, attributes.get("step")
 
@@ -316,19 +317,19 @@ def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
         restore()
 
 
-def _belong_together(tensors: Sequence[list[Tensor]]) -> bool:
-    """Return whether kernels that see nothing but memory find elements that belong together."""
+def _elements_correspond(tensors: Sequence[list[Tensor]]) -> bool:
+    """Return whether elements with one index are at one offset of the memory of all tensors."""
     params, *others = filter(None, tensors)
     sizes = [*map(Tensor.numel, params)]
     if any([*map(Tensor.numel, several)] != sizes for several in others):
         return False
     if all(map(Tensor.is_contiguous, chain(*tensors))):
-        return True  # nearly always, and what it costs is paid in every call
-    return all(_same_layout(params, several) for several in (params, *others))
+        return True  # nearly always, and this check runs in every call
+    return all(_have_same_strides(params, several) for several in (params, *others))
 
 
-def _same_layout(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Return whether elements that belong together lie at the same place of their memory."""
+def _have_same_strides(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether the tensors of each pair have equal shapes and dense, equal strides."""
     return all(
         p.shape == other.shape
         and (

@@ -1,13 +1,13 @@
 """`optimizer.step()` in the Triton kernels, for parameters on a GPU.
 
-All groups of an optimizer are one table on the device and two launches. Hyper-parameters are rows
-in device memory, compared and copied per call, so a schedule recompiles nothing. The trial of
-`FusedUpdate` holds here too: it costs a copy of what the update writes and a wait for the device,
-in one call.
+An update of all param groups is one table on the device and two launches. Hyper-parameters are
+rows in device memory, compared and copied in each call, so a schedule recompiles nothing. The
+trial of `FusedUpdate` happens in one call; it copies what the update writes and waits for the
+device.
 
-The kernels need the counters of a state beside their parameter, where torch's own `fused=True` has
-them. Torch creates them on the CPU by default; the first fused update moves them, and `step()` of
-torch goes on from there.
+The kernels need the step counters on the device of their parameters, as torch's own `fused=True`
+has them. Torch creates them on the CPU by default; the first fused update moves them, which
+torch's `step()` accepts.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from stepgraph.torch_private import is_wrapped_by_schedule, scaling_in_step
 
 
 class KernelLaunch:
-    """One update of any number of tensors by the kernels; what `Launch` is on a CPU.
+    """One update of any number of tensors by the kernels; for a GPU what `Launch` is for a CPU.
 
     Args:
-        family: The kernel's optimizer, with all its options.
-        targets: The kernel's targets: parameters with gradient, state and row of hyper-parameters.
+        family: The kernels of the optimizer.
+        targets: Parameters, each with its gradient, state and row of hyper-parameters.
         groups: The `param_groups` of the optimizer.
-        made: Tables that exist already, by what becomes of the gradients. Filled.
+        made: The tables that exist already, by whether gradients are clipped. Filled.
     """
 
     kind = "triton"
@@ -59,9 +59,9 @@ class KernelLaunch:
         """Advance the counters and update.
 
         Args:
-            factor: What the gradients are multiplied by first, `[]`, or None.
-            scale: What they are divided by, `[]` float32, or None. Not together with `factor`.
-            found_inf: Not zero: nothing is done. `[]` float32, or None.
+            factor: A factor for the gradients, `[]`, or None.
+            scale: A divisor for the gradients, `[]` float32, or None. Not together with `factor`.
+            found_inf: `[]` float32: nothing is updated if it is not zero; or None.
         """
         grads = "keep" if factor is None and scale is None else "clipped"
         if self._prepared != grads:
@@ -69,10 +69,10 @@ class KernelLaunch:
         self.launch(factor, scale, found_inf)
 
     def prepare(self, *, clipped: bool) -> None:
-        """Bring to the device what a launch reads there: addresses and hyper-parameters.
+        """Copy to the device what a launch reads: addresses and hyper-parameters.
 
         Args:
-            clipped: Whether the launch will multiply the gradients, and store what comes out.
+            clipped: Whether the launch will multiply the gradients and store the products.
 
         Raises:
             ValueError: The kernels cannot take a tensor; nothing has been written.
@@ -93,7 +93,7 @@ class KernelLaunch:
         self._prepared = grads
 
     def set_hyper(self) -> None:
-        """Bring hyper-parameters to the device that changed since it was prepared."""
+        """Copy the hyper-parameters to the device that have changed since `prepare`."""
         self._made[self._prepared or "keep"].set_hyper(self._groups)
 
     def launch(
@@ -102,7 +102,7 @@ class KernelLaunch:
         scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """Update what was prepared. Nothing waits for the device or is copied to it."""
+        """Launch the prepared update, without a copy to the device or a wait for it."""
         if factor is not None:
             scale = factor.to(torch.float32).reciprocal()
         update = self._made["keep" if scale is None else "clipped"]
@@ -110,7 +110,7 @@ class KernelLaunch:
 
     @property
     def tables(self) -> object:
-        """What a recorded launch depends on besides addresses: another value, another recording."""
+        """The identity of the tables: a recorded launch is valid as long as this value is equal."""
         update = self._made[self._prepared or "keep"]
         return (id(update), update.builds, self._family.name)
 
@@ -129,7 +129,7 @@ class KernelLaunch:
         return KernelLaunch(self._family, targets, self._groups, {})
 
     def written(self) -> Iterable[Tensor]:
-        """Return what it writes: gradients, too, where they are clipped."""
+        """Return the tensors that it writes, and the gradients, written where they are clipped."""
         for target in self._targets:
             yield from (target.param, target.grad)
             yield from (value for value in target.state.values() if isinstance(value, Tensor))
@@ -137,7 +137,7 @@ class KernelLaunch:
 
 @dataclass(frozen=True)
 class _Latest:
-    """A launch that was prepared, and what it relies on."""
+    """A prepared launch, and the values it was prepared from."""
 
     launch: KernelLaunch
     clipped: bool
@@ -146,12 +146,12 @@ class _Latest:
 
 
 class KernelUpdate(FusedUpdate):
-    """Runs an optimizer's update in the Triton kernels where they fit, else its own `step()`.
+    """Updates parameters in the Triton kernels where they fit, else by the own `step()`.
 
     Args:
         optimizer: An optimizer for which `kernel_misfit` returned None.
-        masters: None: the kernels are not given float32 copies yet.
-        part: Which of its parameters, or None for all.
+        masters: Must be None: the kernels do not take float32 copies yet.
+        part: The part of a `step()` that this update replaces, or None for all of it.
     """
 
     def __init__(
@@ -170,25 +170,25 @@ class KernelUpdate(FusedUpdate):
 
     @property
     def recordable(self) -> bool:
-        """Whether all that it does is launches."""
+        """Whether it consists of launches only, which a CUDA graph can record."""
         return bool(hasattr(_catalogue().update_class(self._family), "builds"))
 
     @property
     def tried(self) -> bool:
-        """Whether the trial is over and the kernels are used."""
+        """Whether the trial has passed, so that updates run in the kernels."""
         return bool(self._tried) and not self._failed
 
     def prepared(
         self, *, clipped: bool, grads: Mapping[int, Tensor] | None = None
     ) -> KernelLaunch | None:
-        """Return what updates now, its tables on the device; None with the reason in `refusal`.
+        """Return the launch of this update, prepared; or None, with the reason in `refusal`.
 
         Args:
-            clipped: Whether the gradients will be multiplied, and stored as they come out.
-            grads: By `id` of a parameter, a gradient to use in the place of its `.grad`.
+            clipped: Whether the launch will multiply the gradients and store the products.
+            grads: Gradients to use instead of `.grad`, by `id` of their parameter.
         """
         latest = self._latest
-        if latest is not None and grads is not None and self._holds(latest, clipped, grads):
+        if latest is not None and grads is not None and self._is_current(latest, clipped, grads):
             latest.launch.set_hyper()
             return latest.launch
         self._clips, self._grads = clipped, grads
@@ -204,18 +204,18 @@ class KernelUpdate(FusedUpdate):
             self._latest = _Latest(launch, clipped, grads, self._facts())
         return next(iter(launches), None)
 
-    def _holds(self, latest: _Latest, clipped: bool, grads: Mapping[int, Tensor]) -> bool:
-        """Return whether a launch that was prepared needs nothing but hyper-parameters."""
+    def _is_current(self, latest: _Latest, clipped: bool, grads: Mapping[int, Tensor]) -> bool:
+        """Return whether only hyper-parameters may have changed since a launch was prepared."""
         optimizer = self._optimizer
         if latest.clipped != clipped or latest.grads is not grads or has_hooks(optimizer):
             return False
         if vars(optimizer).get("step") is not self._own_step:
             return False
-        self._look_up_states()
+        self._bind_states()
         return latest.facts == self._facts()
 
     def _facts(self) -> tuple[Any, ...]:
-        """Return what tables depend on, as cheaply as can be: addresses, options, membership."""
+        """Return what the tables depend on: addresses, options, members of param groups."""
         groups = self._optimizer.param_groups
         addresses = [param.data_ptr() for param, _ in self._pairs]
         for name in self._names:
@@ -235,9 +235,9 @@ class KernelUpdate(FusedUpdate):
         return (*states, *self._family.counters)
 
     def scaled(self, scaler: Any) -> None:
-        """Run `scaler.step(optimizer)`; whether to skip is decided on the device.
+        """Run `scaler.step(optimizer)`; the device decides whether to skip the update.
 
-        The scaler's own code runs: it is shown an optimizer that looks at `found_inf` itself.
+        The scaler's own code runs, with an optimizer whose `step()` checks `found_inf` itself.
         """
         owner: Any = self._optimizer
         if not self.tried or has_hooks(owner):
@@ -288,7 +288,7 @@ class KernelUpdate(FusedUpdate):
         grads: list[Tensor],
         states: list[State],
     ) -> Any:
-        """Return the kernel's targets of one group."""
+        """Return the targets of one param group."""
         names = self._family.rule(group).states
         for state in states:
             self._check_state(state, names)
@@ -314,11 +314,11 @@ class KernelUpdate(FusedUpdate):
 
 
 def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> NotFused | None:
-    """Return why no Triton kernel does what `optimizer.step()` does, or None.
+    """Return why no Triton kernel can replace `optimizer.step()`, or None.
 
     Args:
         optimizer: The optimizer.
-        interpreted: Take parameters on a CPU, for Triton's interpreter. For tests.
+        interpreted: Accept parameters on a CPU, for tests in Triton's interpreter.
     """
     try:
         families = _catalogue().FAMILIES
@@ -342,14 +342,14 @@ def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> NotFuse
 
 
 def misfit_of_group(group: Mapping[str, Any]) -> Obstacle | None:
-    """Return which option of a param group stands against the kernels, or None."""
+    """Return which option of a param group prevents the kernels, or None."""
     if group.get("fused") is False or group.get("foreach"):
         return Obstacle.IMPLEMENTATION_CHOSEN
     return Obstacle.DIFFERENTIABLE if group.get("differentiable") else None
 
 
 def _catalogue() -> Any:
-    """Return the catalogue of kernels; triton is imported for those who have a GPU."""
+    """Return the catalogue of kernels, imported only here because it imports triton."""
     return importlib.import_module("stepgraph_kernels.catalogue")
 
 

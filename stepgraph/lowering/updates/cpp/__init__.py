@@ -1,11 +1,11 @@
-"""Optimizer updates in C++ of our own, for CPUs: what torch's kernels cost for each tensor is gone.
+"""Optimizer updates in C++, for CPUs, without the time that torch's kernels spend on each tensor.
 
-Torch's fused CPU kernels take microseconds for a tensor however small it is. These take tens of
-nanoseconds, and the same time as torch's where tensors are large.
+Torch's fused CPU kernels take microseconds for each tensor, also for small ones. These take tens
+of nanoseconds, and as long as torch's for large tensors.
 
 Files, in reading order:
 
-    kernel.py    which tensors the kernels take, and their calls
+    kernel.py    calls of the kernels, and checks of their tensors
     updates.cpp  the kernels
 """
 

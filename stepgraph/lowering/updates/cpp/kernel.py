@@ -1,4 +1,4 @@
-"""The compiled kernels, and which tensors they take."""
+"""Calls of the compiled kernels, and the checks of the tensors that they are given."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def compiled_kernels() -> ModuleType | str:
 
 @dataclass
 class CompiledLaunch:
-    """One call of a compiled kernel; what `Launch` is for torch's.
+    """One call of a compiled kernel; for these what `Launch` is for torch's.
 
     Attributes:
-        kernel: Whose layout the tensors have.
-        function: Which of the compiled functions.
+        kernel: The kernel that has checked the layout of the tensors.
+        function: The compiled function.
         tensors: Parameters, gradients, each kind of state, step counters; one after the other.
             All are written, gradients only where they are clipped.
-        options: Hyper-parameters as they are now, in the order of the function.
+        options: The hyper-parameters of this update, in the order of the function's arguments.
     """
 
     kernel: CompiledKernel
@@ -46,28 +46,28 @@ class CompiledLaunch:
     kind = "compiled"
 
     def run(self, factor: Tensor | None) -> None:
-        """Advance the counters and update, from gradients multiplied by `factor`."""
+        """Increment the counters and update, from gradients multiplied by `factor`."""
         self.kernel.run(self, factor)
 
     def copied(self) -> CompiledLaunch:
-        """Return the same call on copies of the same layout."""
+        """Return the same call on copies with the same strides."""
         copies = tuple(t.detach().clone() for t in self.tensors)
         return CompiledLaunch(self.kernel, self.function, copies, self.options)
 
     def written(self) -> Sequence[Tensor]:
-        """Return what it writes: gradients, too, where they are clipped."""
+        """Return the tensors that it writes, and the gradients, written where they are clipped."""
         return self.tensors
 
 
 class CompiledKernel:
-    """Updates the tensors of one param group, in the place of a fused kernel of torch's.
+    """Updates the tensors of one param group, instead of a fused kernel of torch's.
 
-    A kernel gets nothing but addresses, so it runs only on tensors of a layout that was looked at
-    (`first`), and every call's tensors are compared with it (`again`). The group's options are
-    read (`read`) when they are no longer what they were (`remembers`).
+    The C++ is given addresses only. `launch_first` checks the layout of the tensors, and
+    `launch_as_before` checks that of later tensors against it. The options of the param group are
+    read (`read`) when they have changed (`has_options_of`).
 
     Args:
-        kernels: Those of `compiled_kernels`.
+        kernels: The module from `compiled_kernels`.
         rule: How the optimizer's kernel is called.
     """
 
@@ -76,14 +76,14 @@ class CompiledKernel:
         self._gather, self._rule = kernels.gather, rule
         self._layout: torch_private.Layout | None = None
         self._sizes, self._is_double = b"", False
-        self._laid_out: tuple[str, ...] = ()  # names of the state whose layout was looked at
+        self._checked_names: tuple[str, ...] = ()  # of the state whose layout was checked
         self._names: tuple[str, ...] = ()
-        self._function: Callable[..., None] = _unread
+        self._function: Callable[..., None] = _not_read
         self._options: tuple[Any, ...] = ()
-        self._values: tuple[Any, ...] = ()  # of the group, when its options were read
+        self._values: tuple[Any, ...] = ()  # of the param group, when its options were read
 
-    def remembers(self, group: Group) -> bool:
-        """Return whether a param group holds the very objects that its options were read from."""
+    def has_options_of(self, group: Group) -> bool:
+        """Return whether a param group holds the same objects as when its options were read."""
         values, before = group.values(), self._values
         return len(values) == len(before) and all(map(is_, values, before))
 
@@ -96,25 +96,25 @@ class CompiledKernel:
         options = [value for key, value in group.items() if key != "params"]
         self._values = tuple(group.values()) if all(map(_is_constant, options)) else ()
 
-    def again(self, params: list[Tensor], states: list[State]) -> CompiledLaunch | None:
-        """Return the launch for tensors that are laid out as before, or None.
+    def launch_as_before(self, params: list[Tensor], states: list[State]) -> CompiledLaunch | None:
+        """Return the launch for tensors with the layout that was checked, or None for others.
 
         Args:
-            params: The parameters of the group; those without a gradient are left out.
+            params: The parameters of the param group. Those without a gradient are skipped.
             states: The state of each.
         """
         layout, names = self._layout, self._names
-        if layout is None or names != self._laid_out:
+        if layout is None or names != self._checked_names:
             return None
         tensors = self._gather(params, states, names, layout.count, layout.check)
         return None if tensors is None else self._launch(tensors)
 
-    def first(self, launch: Launch) -> CompiledLaunch | None:
-        """Look at the tensors of a launch; return the same with this kernel if it takes them.
+    def launch_first(self, launch: Launch) -> CompiledLaunch | None:
+        """Check the tensors of a launch; return the launch of this kernel, or None if unfit.
 
         Args:
-            launch: Dense tensors; those that belong together have one size and one order of
-                elements.
+            launch: Dense tensors; each parameter has the sizes and strides of its gradient and
+                state.
         """
         self._layout = None
         params = launch.tensors[0]
@@ -123,23 +123,23 @@ class CompiledKernel:
         counters = all(s.dtype is torch.float32 and s.numel() == 1 for s in launch.steps)
         if params[0].dtype not in _DTYPES or len({t.dtype for t in numbers}) > 1 or not counters:
             return None
-        if not all(map(_is_plain, tensors)):
+        if not all(map(_is_ordinary, tensors)):
             return None
         sizes = [p.numel() for p in params]
         self._sizes = pack(f"{len(sizes)}q", *sizes)
         self._is_double = params[0].dtype is torch.float64
-        self._layout, self._laid_out = torch_private.Layout(tensors), self._names
+        self._layout, self._checked_names = torch_private.Layout(tensors), self._names
         return self._launch(tensors)
 
     def _launch(self, tensors: tuple[Tensor, ...]) -> CompiledLaunch:
         return CompiledLaunch(self, self._function, tensors, self._options)
 
     def run(self, launch: CompiledLaunch, factor: Tensor | None) -> None:
-        """Advance the counters and update.
+        """Increment the counters and update.
 
         Args:
-            launch: Tensors of the layout that was looked at; written.
-            factor: What gradients are multiplied by first, `[]`, or None.
+            launch: Tensors of the layout that was checked. Written.
+            factor: A factor for the gradients, `[]`, or None.
         """
         launch.function(
             self._sizes,
@@ -153,18 +153,18 @@ class CompiledKernel:
         )
 
 
-def _unread(*_: Any) -> None:
+def _not_read(*_: Any) -> None:
     raise AssertionError("options are read before a launch")
 
 
 def _is_constant(value: Any) -> bool:
-    """Return whether a hyper-parameter stays what it is as long as it is the same object."""
+    """Return whether a hyper-parameter is immutable, so that one object has one value."""
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Return whether memory and strides are all there is to a tensor."""
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Return whether memory and strides describe a tensor: no subclass, no negative bit."""
     strided = tensor.layout is torch.strided and tensor.device.type == "cpu"
     return strided and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()
