@@ -90,7 +90,7 @@ def _report(variant: Variant) -> VariantReport:
 
 
 def _place(call_options: CallOptions) -> str:
-    """Return which calls of a window have these call_options."""
+    """Return a description of the calls of a window that have these options."""
     if call_options.micro_batches == 1:
         return ""
     if call_options.clears:
@@ -101,7 +101,7 @@ def _place(call_options: CallOptions) -> str:
 
 
 def _note(variant: Variant, subject: TrackedOptimizer) -> str:
-    """Return what there is to say about an optimizer's update: whose kernel, which masters."""
+    """Return a note on an optimizer's update: the origin of its kernels, its master weights."""
     update = _update(variant, subject.number)
     if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
         if isinstance(update, FusedUpdate) and update.why_not() is None:
@@ -109,11 +109,11 @@ def _note(variant: Variant, subject: TrackedOptimizer) -> str:
         return ""
     if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
         return "float32 master weights and state"
-    return "no float32 master weights: updates round to the type of the parameters"
+    return "no float32 master weights: updates round to the dtype of the parameters"
 
 
 def _whose(kinds: Sequence[str]) -> str:
-    """Return whose kernels run an update, in words; empty before its trial."""
+    """Return the origin of the kernels of an update, as text; empty before its first run."""
     names = {"compiled": "stepgraph's own", "torch": "torch's", "triton": "Triton"}
     return f"in {' and '.join(names[kind] for kind in kinds)} kernels" if kinds else ""
 
@@ -124,7 +124,7 @@ def _why_not_fused(variant: Variant, number: int) -> str | None:
 
 
 def _update(variant: Variant, number: int) -> FusedUpdate | str:
-    """Return what updates in the place of an optimizer's own `step()`, or why nothing does."""
+    """Return the fused update that replaces an optimizer's `step()`, or why there is none."""
     updates = variant.rewritten.lowered.updates
     return updates.get(number, "the eager backend runs the optimizer's own step()")
 

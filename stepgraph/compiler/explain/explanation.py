@@ -1,4 +1,4 @@
-"""`Explanation`: what `CompiledStep.explain()` returns."""
+"""`Explanation`: the result of `CompiledStep.explain()`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation(ExplanationData):
-    """What `CompiledStep.explain()` returns; prints itself.
+    """The result of `CompiledStep.explain()`; prints itself.
 
     Attributes:
         name: The step's name.
@@ -30,7 +30,7 @@ class Explanation(ExplanationData):
         fallback_reason: The latest reason to run eagerly, or None.
         fallbacks: All reasons, with counts.
         variants: One report for each variant.
-        closures: Explanations of the closures of optimizers that keep their own loop (LBFGS).
+        closures: Explanations of the closures of optimizers with their own loop (LBFGS).
         first_call_ms: Time of the first, eager call; includes lazy set-up, not comparable.
         options: The options of `compile` that are not the default.
         graphs: For each variant the step graph as captured and the one after the passes.
@@ -40,28 +40,28 @@ class Explanation(ExplanationData):
 
     @cached_property
     def advice(self) -> tuple[Advice, ...]:
-        """What the user could change to get more."""
+        """Changes with which the step would run faster or use less memory."""
         return advice(self)
 
     @property
     def verdict(self) -> str:
-        """What was captured, in a few words."""
+        """A summary of what was captured."""
         return verdict(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the explanation, but for its graphs, as dicts, lists, strings and numbers."""
+        """Return the explanation without its graphs, as dicts, lists, strings and numbers."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self._without_graphs()))
         for variant, own in zip(plain["variants"], self.variants, strict=True):
             variant["sentence"] = own.sentence
         return plain | {"advice": [dataclasses.asdict(one) for one in self.advice]}
 
     def to_html(self, path: str | Path, profile: Any = None) -> None:
-        """Write a report to look at in a browser: one file that needs nothing else.
+        """Write a self-contained HTML report.
 
         Args:
-            path: Where to; replaced if it exists.
-            profile: A `Profile` of the step: its times stand at the nodes, and there is a timeline
-                and a table of operators.
+            path: The file to write; replaced if it exists.
+            profile: A `Profile` of the step: adds the times of nodes, a timeline and a table of
+                operators.
 
         Raises:
             OSError: The file cannot be written.
@@ -81,7 +81,7 @@ class Explanation(ExplanationData):
 
 
 def _plain(value: Any) -> Any:
-    """Return `value` with lists in the place of tuples, as JSON has them."""
+    """Return `value` with tuples converted to lists, as in JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
