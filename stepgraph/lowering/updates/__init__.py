@@ -2,8 +2,8 @@
 
 Files, in reading order:
 
-    choose.py          which kernels an optimizer gets, or why none
-    cpu.py             updates on a CPU, tried beside `step()` first
+    choose.py          the kernels for an optimizer, or why there are none
+    cpu.py             updates on a CPU, compared with `step()` in a trial
     torch_fused.py     torch's fused CPU kernels
     cpp/               CPU kernels of this package
     triton.py          updates on a GPU

@@ -1,4 +1,4 @@
-"""Which fused update an optimizer gets: torch's on a CPU, the Triton kernels on a GPU."""
+"""Choice of the fused update of an optimizer: CPU kernels, or Triton kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
 
 
 def misfit(optimizer: Optimizer) -> str | None:
-    """Return why no fused update does what `optimizer.step()` does, or None."""
+    """Return why no fused update can replace `optimizer.step()`, or None."""
     return kernel_misfit(optimizer) if _on_gpu(optimizer) else cpu.misfit(optimizer)
 
 

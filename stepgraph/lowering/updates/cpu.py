@@ -1,9 +1,9 @@
 """`optimizer.step()` as one call for each param group, in fused CPU kernels: ours, or torch's.
 
-They round in other places than the loops that torch runs by default, so they belong to backends
-that may round. Everything they need is read when they run: hyper-parameters, state, which
-gradients exist. Whatever does not fit them - no state yet, another layout, a hook - is left to the
-optimizer's own `step()`, which is always right.
+Their rounding differs from that of torch's default loops, so they are for backends that may round
+differently. They read everything when they run: hyper-parameters, state, which gradients exist. In
+cases that they do not support - no state yet, another layout, a hook - the optimizer's own `step()`
+runs.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from stepgraph.torch_private import (
 
 
 class DoesNotFit(Exception):  # noqa: N818  (a decision, not an error)
-    """This call is left to the optimizer's own step."""
+    """The optimizer's own `step()` must run in this call, for the reason in the message."""
 
 
 class FusedUpdate:
-    """Runs an optimizer's update in fused kernels where they fit, else its own `step()`.
+    """Runs an optimizer's update in fused kernels if they fit, else its own `step()`.
 
     The first update that fits is a trial: the kernels run on copies, `step()` on the real tensors,
-    and only when both agree (see `closeness`) are later updates fused. Torch's kernels and ours
-    each have one.
+    and later updates are fused only if both agree (see `closeness`). Torch's kernels and ours each
+    have a trial.
 
     Args:
         optimizer: An optimizer for which `misfit` returned None.
-        masters: Float32 copies, where the parameters should have some.
-        part: The part of a `step()` to stand for, or None for all of it.
+        masters: Float32 copies of the parameters and state, or None.
+        part: The part of a `step()` that it performs, or None for all of it.
         kernels: Our compiled kernels; None for torch's.
 
     Attributes:
@@ -82,14 +82,14 @@ class FusedUpdate:
         self._update(None)
 
     def clipped(self, factor: Tensor) -> None:
-        """Multiply the gradients by `factor`, `[]`, then update; the kernels do both at once."""
+        """Multiply the gradients by `factor`, `[]`, then update, in one kernel."""
         self._update(factor)
 
     def scaled(self, scaler: Any) -> None:
         """Run `scaler.step(optimizer)`, which updates if all gradients are finite.
 
-        The scaler unscales in a pass of its own. It has to see all gradients before the first
-        weight is written, and writes them then: a kernel that unscales would save nothing.
+        The scaler unscales separately. It must check all gradients before the first weight is
+        written, and writes them in the same pass: a kernel that unscales would save nothing.
         """
         owner = self._optimizer
         update = partial(self._update, None)
@@ -115,12 +115,12 @@ class FusedUpdate:
         self.note_step()
 
     def note_step(self) -> None:
-        """Show a schedule that the optimizer stepped."""
+        """Record that the optimizer has stepped, for the check in `scheduler.step()`."""
         if self._own_step is not None and self._counts:
             mark_stepped(self._optimizer)
 
     def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
-        """Return a fused update of the parameters at `places`; see the marker `step_part`."""
+        """Return a fused update of some parameters, by position; see the marker `step_part`."""
         key = tuple(places), last
         if key not in self._parts:
             own = PartOfStep(self._optimizer, places, last=last)
@@ -132,7 +132,7 @@ class FusedUpdate:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Whose kernels it has tried, parts included: of `compiled`, `torch`, `triton`."""
+        """The kinds of kernels it has tried, parts included: of `compiled`, `torch`, `triton`."""
         tried = (update._tried for update in (self, *self._parts.values()))
         return tuple(sorted(set().union(*tried)))
 
@@ -142,7 +142,7 @@ class FusedUpdate:
         return self.refusal or next(filter(None, refusals), None)
 
     def _eagerly(self, factor: Tensor | None) -> None:
-        """Do what the captured step does: clip, then the optimizer's own `step()`."""
+        """Clip, then run the optimizer's own `step()`, as the captured step does."""
         if factor is not None:
             groups = (group["params"] for group in self._optimizer.param_groups)
             grads = [p.grad for params in groups for p in params if p.grad is not None]
@@ -174,7 +174,7 @@ class FusedUpdate:
         launches = []
         for i, (group, states) in enumerate(zip(optimizer.param_groups, self._order, strict=True)):
             known = self._compiled.get(i)
-            if known is None or not known.remembers(group):
+            if known is None or not known.has_same_options(group):
                 if reason := self._misfit_of_group(group):
                     raise DoesNotFit(reason)
                 if known is not None:
@@ -190,7 +190,7 @@ class FusedUpdate:
         return launches
 
     def _first(self, number: int, group: Group, params: list[Tensor], states: list[State]) -> Any:
-        """Return the launch for a param group that is not laid out as before; None for none."""
+        """Return the launch for a param group with a new layout; None if there is nothing to do."""
         given = self._grads
         grads: list[Any] = [p.grad if given is None else given.get(id(p)) for p in params]
         if any(map(operator.is_, grads, repeat(None))):
@@ -204,7 +204,7 @@ class FusedUpdate:
         return misfit_of_group(group)
 
     def _look_up_states(self) -> None:
-        """Bind the state of every parameter; again when the optimizer holds other dicts."""
+        """Look up the state of every parameter; again if the optimizer has replaced the dicts."""
         held, groups = self._optimizer.state, self._optimizer.param_groups
         same = len(held) == len(self._known) and len(groups) == len(self._order)
         if same and all(map(operator.is_, held.values(), self._known)):
@@ -228,9 +228,9 @@ class FusedUpdate:
         except KeyError:
             raise DoesNotFit("it has not stepped every parameter yet") from None
         if not all(isinstance(t, Tensor) for t in launch.written()):
-            raise DoesNotFit("its state holds something else than tensors")
+            raise DoesNotFit("its state contains values that are not tensors")
         if not _belong_together(launch.tensors):
-            raise DoesNotFit("parameters, gradients and state are laid out differently")
+            raise DoesNotFit("the strides of parameters, gradients and state differ")
         launch.masters = self.masters
         if self._kernels is None or self.masters is not None:
             return launch
@@ -252,7 +252,7 @@ def fused_update(optimizer: Optimizer, masters: Masters | None = None) -> FusedU
 
 
 def misfit(optimizer: Optimizer) -> str | None:
-    """Return why no fused kernel does what `optimizer.step()` does, or None."""
+    """Return why no fused kernel can replace `optimizer.step()`, or None."""
     if facts_of(optimizer).fused_cpu is None:
         return f"no fused CPU kernel for {type(optimizer).__name__}"
     own_step = vars(optimizer).get("step")
@@ -265,12 +265,12 @@ def misfit(optimizer: Optimizer) -> str | None:
         if len(kinds) > 1:
             return "a param group of several dtypes"
         if any(d != "cpu" or not t.is_floating_point for t, d, _ in kinds):
-            return "parameters that are no real numbers on the CPU"
+            return "parameters that are not real floating-point tensors on the CPU"
     return None
 
 
 def misfit_of_group(group: Mapping[str, Any]) -> str | None:
-    """Return which option of a param group stands against a fused kernel, or None."""
+    """Return which option of a param group excludes a fused kernel, or None."""
     if group.get("fused") is False or group.get("foreach"):
         return "its options choose another implementation"
     if group.get("differentiable") or group.get("capturable"):
@@ -290,7 +290,7 @@ def has_hooks(optimizer: Optimizer) -> bool:
 
 @contextlib.contextmanager
 def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
-    """Scope in which `optimizer.step()`, called once, is `step`, which sees the original there."""
+    """Scope in which one call of `optimizer.step()` runs `step`, which may call the original."""
     attributes: dict[str, Any] = vars(optimizer)
     had, original = "step" in attributes, attributes.get("step")
 
@@ -311,18 +311,18 @@ def replaced_step(optimizer: Any, step: Callable[[], None]) -> Iterator[None]:
 
 
 def _belong_together(tensors: Sequence[list[Tensor]]) -> bool:
-    """Return whether kernels that see nothing but memory find elements that belong together."""
+    """Return whether corresponding elements have the same offset in memory, as kernels assume."""
     params, *others = filter(None, tensors)
     sizes = [*map(Tensor.numel, params)]
     if any([*map(Tensor.numel, several)] != sizes for several in others):
         return False
     if all(map(Tensor.is_contiguous, chain(*tensors))):
-        return True  # nearly always, and what it costs is paid in every call
+        return True  # the usual case, made fast because every call checks it
     return all(_same_layout(params, several) for several in (params, *others))
 
 
 def _same_layout(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Return whether elements that belong together lie at the same place of their memory."""
+    """Return whether corresponding elements have the same offset in their memories."""
     return all(
         p.shape == other.shape
         and (

@@ -1,8 +1,9 @@
-"""Float32 copies of low-precision weights and optimizer state, kept from update to update.
+"""Float32 copies of low-precision weights and optimizer state, kept between updates.
 
-In bfloat16 an update that is less than a 256th of its weight rounds away, and an average with
-`beta = 0.999` stands still. So the update works on float32 copies, and the optimizer's own tensors
-hold what these round to: the optimizer, its `state_dict()` and the model never see them.
+In bfloat16 an update of less than 1/256 of its weight is lost by rounding, and an average with
+`beta = 0.999` does not change. So the update runs on float32 copies, and the optimizer's own
+tensors hold the rounded values. The optimizer, its `state_dict()` and the model do not contain the
+copies.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from stepgraph.torch_private import version_of
 
 
 class Masters:
-    """The float32 copies behind the parameters and the state of optimizers, by tensor.
+    """The float32 copies of the parameters and the state of optimizers, by tensor.
 
-    A copy counts as long as nobody else has written its tensor: after a `load_state_dict()`, or
-    an update that ran elsewhere, it is made anew from what is there. The copies end with their
-    tensors.
+    A copy is valid until other code writes its tensor: after a `load_state_dict()`, or an update
+    that ran elsewhere, it is made again from the tensor. A copy is freed with its tensor.
 
     Example:
         >>> masters, weight = Masters(), torch.ones(1, dtype=torch.bfloat16)
@@ -34,10 +34,10 @@ class Masters:
         self._kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def of(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Return the float32 copy of each tensor, not to be written by anybody but an update.
+        """Return the float32 copy of each tensor; only an update may write it.
 
         Args:
-            tensors: In bfloat16 or another floating-point type; a float32 one stands for itself.
+            tensors: In bfloat16 or another floating-point dtype; a float32 one is its own copy.
         """
         return [t if t.dtype is torch.float32 else self._of(t) for t in tensors]
 
@@ -54,7 +54,7 @@ class Masters:
         kept: tuple[Tensor, int] | None = self._kept.get(tensor)
         if kept is not None:
             master, version = kept
-            # a write through `.data` has no version: it shows in the values
+            # a write through `.data` does not change the version, so values are compared
             if version == version_of(tensor) and torch.equal(master.to(tensor.dtype), tensor):
                 return master
         return tensor.detach().float()

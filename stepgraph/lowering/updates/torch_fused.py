@@ -22,14 +22,14 @@ _KERNELS = {name: getattr(torch, f"_fused_{name}_") for name in FUSED_CPU_KERNEL
 
 @dataclass
 class Launch:
-    """One call of a fused kernel of torch's.
+    """One call of one of torch's fused kernels.
 
     Attributes:
-        kernel: Takes lists of tensors, then options.
+        kernel: The kernel: takes lists of tensors, then options.
         tensors: The lists: parameters, gradients, then state. Parameters and state are written.
         steps: The step counters, advanced with the update; the last list, or empty.
-        options: Hyper-parameters as they are now.
-        masters: Float32 copies to work on, or None to work on the tensors themselves.
+        options: Current hyper-parameters.
+        masters: Float32 copies to update, or None to update the tensors themselves.
     """
 
     kernel: Callable[..., Any]
@@ -45,7 +45,7 @@ class Launch:
         if self.masters is not None:
             self._run_on_masters(self.masters, factor)
         elif factor is not None and factor.dtype is torch.float32:
-            # kernels divide by a float32, and store what they have divided
+            # kernels divide by a float32 and store the divided gradients
             self._call(self.tensors, {**self.options, "grad_scale": factor.reciprocal()})
         else:
             self._scale(factor)
@@ -68,17 +68,17 @@ class Launch:
             self.kernel(*tensors, self.steps, **options)
         else:
             self.kernel(*tensors, **options)
-        torch_private.written([*chain(*tensors)])  # torch's fused kernels do not tell
+        torch_private.written([*chain(*tensors)])  # torch's fused kernels do not bump versions
 
     def copied(self) -> Launch:
-        """Return the same call on copies of the same layout, with masters of their own."""
+        """Return the same call on copies of the same layout, with new masters."""
         tensors = tuple([t.detach().clone() for t in several] for several in self.tensors)
         masters = None if self.masters is None else Masters()
         steps = [t.clone() for t in self.steps]
         return Launch(self.kernel, tensors, steps, self.options, masters)
 
     def written(self) -> Iterable[Tensor]:
-        """Return what it writes: gradients, too, where they are clipped."""
+        """Return the tensors it writes, gradients included because clipping writes them."""
         return chain(*self.tensors, self.steps)
 
 
@@ -92,7 +92,7 @@ def launch_of(
     """Return the call for tensors of a param group.
 
     Args:
-        rule: How the kernel is called.
+        rule: The signature of the kernel.
         group: The param group.
         params: Parameters. Written when the call runs.
         grads: Their gradients.

@@ -1,13 +1,13 @@
 """`optimizer.step()` in the Triton kernels, for parameters on a GPU.
 
 All groups of an optimizer are one table on the device and two launches. Hyper-parameters are rows
-in device memory, compared and copied per call, so a schedule recompiles nothing. The trial of
-`FusedUpdate` holds here too: it costs a copy of what the update writes and a wait for the device,
-in one call.
+in device memory, compared and copied per call, so a schedule recompiles nothing. The first update
+is a trial, as in `FusedUpdate`: in that call it copies the tensors that the update writes and
+waits for the device.
 
-The kernels need the counters of a state beside their parameter, where torch's own `fused=True` has
-them. Torch creates them on the CPU by default; the first fused update moves them, and `step()` of
-torch goes on from there.
+The kernels need the step counters of the state on the device of the parameter, as torch's own
+`fused=True` has them. Torch creates them on the CPU by default; the first fused update moves them,
+and torch's `step()` then uses them there.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from stepgraph.torch_private import is_wrapped_by_schedule, scaling_in_step
 
 
 class KernelLaunch:
-    """One update of any number of tensors by the kernels; what `Launch` is on a CPU.
+    """One update of any number of tensors by the kernels; corresponds to `Launch` on a CPU.
 
     Args:
         family: The kernel's optimizer, with all its options.
         targets: The kernel's targets: parameters with gradient, state and row of hyper-parameters.
         groups: The `param_groups` of the optimizer.
-        made: Tables that exist already, by what becomes of the gradients. Filled.
+        made: Tables that exist already, by the treatment of gradients. Filled.
     """
 
     kind = "triton"
@@ -58,9 +58,9 @@ class KernelLaunch:
         """Advance the counters and update.
 
         Args:
-            factor: What the gradients are multiplied by first, `[]`, or None.
-            scale: What they are divided by, `[]` float32, or None. Not together with `factor`.
-            found_inf: Not zero: nothing is done. `[]` float32, or None.
+            factor: The factor by which gradients are multiplied first, `[]`, or None.
+            scale: The divisor of the gradients, `[]` float32, or None. Not together with `factor`.
+            found_inf: `[]` float32, or None. If it is not zero, nothing is written.
         """
         grads = "keep" if factor is None and scale is None else "clipped"
         if self._prepared != grads:
@@ -68,13 +68,13 @@ class KernelLaunch:
         self.launch(factor, scale, found_inf)
 
     def prepare(self, *, clipped: bool) -> None:
-        """Bring to the device what a launch reads there: addresses and hyper-parameters.
+        """Copy to the device what a launch reads there: addresses and hyper-parameters.
 
         Args:
-            clipped: Whether the launch will multiply the gradients, and store what comes out.
+            clipped: Whether the launch will multiply the gradients and store the products.
 
         Raises:
-            ValueError: The kernels cannot take a tensor; nothing has been written.
+            ValueError: The kernels do not support a tensor; nothing has been written.
         """
         for target in self._targets:
             for name in self._family.counters:
@@ -92,7 +92,7 @@ class KernelLaunch:
         self._prepared = grads
 
     def set_hyper(self) -> None:
-        """Bring hyper-parameters to the device that changed since it was prepared."""
+        """Copy the hyper-parameters to the device that have changed since `prepare`."""
         self._made[self._prepared or "keep"].set_hyper(self._groups)
 
     def launch(
@@ -101,7 +101,7 @@ class KernelLaunch:
         scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """Update what was prepared. Nothing waits for the device or is copied to it."""
+        """Launch the prepared update, without a wait for the device or a copy to it."""
         if factor is not None:
             scale = factor.to(torch.float32).reciprocal()
         update = self._made["keep" if scale is None else "clipped"]
@@ -109,7 +109,7 @@ class KernelLaunch:
 
     @property
     def tables(self) -> object:
-        """What a recorded launch depends on besides addresses: another value, another recording."""
+        """A value on which a recorded launch depends: if it changes, the recording is invalid."""
         update = self._made[self._prepared or "keep"]
         return (id(update), update.builds, self._family.name)
 
@@ -128,7 +128,7 @@ class KernelLaunch:
         return KernelLaunch(self._family, targets, self._groups, {})
 
     def written(self) -> Iterable[Tensor]:
-        """Return what it writes: gradients, too, where they are clipped."""
+        """Return the tensors it writes, gradients included because clipping writes them."""
         for target in self._targets:
             yield from (target.param, target.grad)
             yield from (value for value in target.state.values() if isinstance(value, Tensor))
@@ -136,7 +136,7 @@ class KernelLaunch:
 
 @dataclass(frozen=True)
 class _Latest:
-    """A launch that was prepared, and what it relies on."""
+    """A prepared launch, and the values on which it depends."""
 
     launch: KernelLaunch
     clipped: bool
@@ -145,12 +145,12 @@ class _Latest:
 
 
 class KernelUpdate(FusedUpdate):
-    """Runs an optimizer's update in the Triton kernels where they fit, else its own `step()`.
+    """Runs an optimizer's update in the Triton kernels if they fit, else its own `step()`.
 
     Args:
         optimizer: An optimizer for which `kernel_misfit` returned None.
-        masters: None: the kernels are not given float32 copies yet.
-        part: Which of its parameters, or None for all.
+        masters: None: the kernels do not support float32 copies yet.
+        part: The parameters to update, or None for all.
     """
 
     def __init__(
@@ -169,22 +169,22 @@ class KernelUpdate(FusedUpdate):
 
     @property
     def recordable(self) -> bool:
-        """Whether all that it does is launches."""
+        """Whether it consists of launches only."""
         return bool(hasattr(_catalogue().update_class(self._family), "builds"))
 
     @property
     def tried(self) -> bool:
-        """Whether the trial is over and the kernels are used."""
+        """Whether the trial has passed and the kernels are used."""
         return bool(self._tried) and not self._failed
 
     def prepared(
         self, *, clipped: bool, grads: Mapping[int, Tensor] | None = None
     ) -> KernelLaunch | None:
-        """Return what updates now, its tables on the device; None with the reason in `refusal`.
+        """Return the launch with its tables on the device, or None with the reason in `refusal`.
 
         Args:
-            clipped: Whether the gradients will be multiplied, and stored as they come out.
-            grads: By `id` of a parameter, a gradient to use in the place of its `.grad`.
+            clipped: Whether the launch will multiply the gradients and store the products.
+            grads: By `id` of a parameter, a gradient to use instead of its `.grad`.
         """
         latest = self._latest
         if latest is not None and grads is not None and self._holds(latest, clipped, grads):
@@ -204,7 +204,7 @@ class KernelUpdate(FusedUpdate):
         return next(iter(launches), None)
 
     def _holds(self, latest: _Latest, clipped: bool, grads: Mapping[int, Tensor]) -> bool:
-        """Return whether a launch that was prepared needs nothing but hyper-parameters."""
+        """Return whether a prepared launch is valid up to its hyper-parameters."""
         optimizer = self._optimizer
         if latest.clipped != clipped or latest.grads is not grads or has_hooks(optimizer):
             return False
@@ -214,7 +214,7 @@ class KernelUpdate(FusedUpdate):
         return latest.facts == self._facts()
 
     def _facts(self) -> tuple[Any, ...]:
-        """Return what tables depend on, as cheaply as can be: addresses, options, membership."""
+        """Return the values on which tables depend: addresses, options, membership of groups."""
         groups = self._optimizer.param_groups
         addresses = [param.data_ptr() for param, _ in self._pairs]
         for name in self._names:
@@ -234,9 +234,9 @@ class KernelUpdate(FusedUpdate):
         return (*states, *self._family.counters)
 
     def scaled(self, scaler: Any) -> None:
-        """Run `scaler.step(optimizer)`; whether to skip is decided on the device.
+        """Run `scaler.step(optimizer)`; the device decides whether to skip the update.
 
-        The scaler's own code runs: it is shown an optimizer that looks at `found_inf` itself.
+        The scaler's own code runs, with an optimizer that checks `found_inf` itself.
         """
         owner: Any = self._optimizer
         if not self.tried or has_hooks(owner):
@@ -313,11 +313,11 @@ class KernelUpdate(FusedUpdate):
 
 
 def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> str | None:
-    """Return why no Triton kernel does what `optimizer.step()` does, or None.
+    """Return why no Triton kernel can replace `optimizer.step()`, or None.
 
     Args:
         optimizer: The optimizer.
-        interpreted: Take parameters on a CPU, for Triton's interpreter. For tests.
+        interpreted: Accept parameters on a CPU, for Triton's interpreter. For tests.
     """
     try:
         families = _catalogue().FAMILIES
@@ -340,14 +340,14 @@ def kernel_misfit(optimizer: Optimizer, *, interpreted: bool = False) -> str | N
 
 
 def misfit_of_group(group: Mapping[str, Any]) -> str | None:
-    """Return which option of a param group stands against the kernels, or None."""
+    """Return which option of a param group excludes the kernels, or None."""
     if group.get("fused") is False or group.get("foreach"):
         return "its options choose another implementation"
     return "differentiable" if group.get("differentiable") else None
 
 
 def _catalogue() -> Any:
-    """Return the catalogue of kernels; triton is imported for those who have a GPU."""
+    """Return the catalogue of kernels, imported on first use: only with a GPU."""
     return importlib.import_module("stepgraph_kernels.catalogue")
 
 

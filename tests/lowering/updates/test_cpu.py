@@ -144,7 +144,7 @@ def test_a_part_that_is_left_to_step_is_named():
     both()
     twins.own.step()
 
-    assert "laid out differently" in update.why_not()
+    assert "strides of parameters" in update.why_not()
     twins.close()
 
 
@@ -160,7 +160,7 @@ def test_another_layout_of_a_gradient_is_left_to_step():
     update()
     twins.own.step()
 
-    assert "laid out differently" in update.refusal
+    assert "strides of parameters" in update.refusal
     twins.close()
 
 

@@ -1,11 +1,11 @@
-"""Optimizer updates in C++ of our own, for CPUs: what torch's kernels cost for each tensor is gone.
+"""Optimizer updates in our own C++, for CPUs: faster than torch's kernels for small tensors.
 
-Torch's fused CPU kernels take microseconds for a tensor however small it is. These take tens of
-nanoseconds, and the same time as torch's where tensors are large.
+Torch's fused CPU kernels take microseconds for each tensor, however small. These take tens of
+nanoseconds, and the same time as torch's for large tensors.
 
 Files, in reading order:
 
-    kernel.py    which tensors the kernels take, and their calls
+    kernel.py    the tensors that the kernels accept, and their calls
     updates.cpp  the kernels
 """
 

@@ -1,4 +1,4 @@
-"""The compiled kernels, and which tensors they take."""
+"""The compiled kernels, and the tensors that they accept."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def compiled_kernels() -> ModuleType | str:
 
 @dataclass
 class CompiledLaunch:
-    """One call of a compiled kernel; what `Launch` is for torch's.
+    """One call of a compiled kernel; corresponds to `Launch` for torch's.
 
     Attributes:
-        kernel: Whose layout the tensors have.
-        function: Which of the compiled functions.
+        kernel: The kernel that has checked the layout of the tensors.
+        function: The number of the compiled function.
         tensors: Parameters, gradients, each kind of state, step counters; one after the other.
             All are written, gradients only where they are clipped.
-        options: Hyper-parameters as they are now, in the order of the function.
+        options: Current hyper-parameters, in the order of the function.
     """
 
     kernel: CompiledKernel
@@ -55,20 +55,20 @@ class CompiledLaunch:
         return CompiledLaunch(self.kernel, self.function, copies, self.options)
 
     def written(self) -> Sequence[Tensor]:
-        """Return what it writes: gradients, too, where they are clipped."""
+        """Return the tensors it writes, gradients included because clipping writes them."""
         return self.tensors
 
 
 class CompiledKernel:
-    """Updates the tensors of one param group, in the place of a fused kernel of torch's.
+    """Updates the tensors of one param group, instead of a fused kernel of torch's.
 
-    A kernel gets nothing but addresses, so it runs only on tensors of a layout that was looked at
-    (`first`), and every call's tensors are compared with it (`again`). The group's options are
-    read (`read`) when they are no longer what they were (`remembers`).
+    A kernel receives only addresses, so it runs only on tensors whose layout was checked
+    (`first`), and the tensors of every call are compared with that layout (`again`). The group's
+    options are read (`read`) if they are no longer the same objects (`has_same_options`).
 
     Args:
-        kernels: Those of `compiled_kernels`.
-        rule: How the optimizer's kernel is called.
+        kernels: The result of `compiled_kernels`.
+        rule: The signature of the optimizer's kernel.
     """
 
     def __init__(self, kernels: ModuleType, rule: FusedCpuRule) -> None:
@@ -76,14 +76,14 @@ class CompiledKernel:
         self._gather, self._rule = kernels.gather, rule
         self._layout: torch_private.Layout | None = None
         self._sizes, self._is_double = b"", False
-        self._laid_out: tuple[str, ...] = ()  # names of the state whose layout was looked at
+        self._layout_names: tuple[str, ...] = ()  # names of the state in `_layout`
         self._names: tuple[str, ...] = ()
         self._function: Callable[..., None] = _unread
         self._options: tuple[Any, ...] = ()
-        self._values: tuple[Any, ...] = ()  # of the group, when its options were read
+        self._values: tuple[Any, ...] = ()  # values of the group, when its options were read
 
-    def remembers(self, group: Group) -> bool:
-        """Return whether a param group holds the very objects that its options were read from."""
+    def has_same_options(self, group: Group) -> bool:
+        """Return whether a param group has the same option objects as when they were read."""
         values, before = group.values(), self._values
         return len(values) == len(before) and all(map(is_, values, before))
 
@@ -97,24 +97,24 @@ class CompiledKernel:
         self._values = tuple(group.values()) if all(map(_is_constant, options)) else ()
 
     def again(self, params: list[Tensor], states: list[State]) -> CompiledLaunch | None:
-        """Return the launch for tensors that are laid out as before, or None.
+        """Return the launch for tensors of the checked layout, or None.
 
         Args:
-            params: The parameters of the group; those without a gradient are left out.
+            params: The parameters of the group that have a gradient.
             states: The state of each.
         """
         layout, names = self._layout, self._names
-        if layout is None or names != self._laid_out:
+        if layout is None or names != self._layout_names:
             return None
         tensors = self._gather(params, states, names, layout.count, layout.check)
         return None if tensors is None else self._launch(tensors)
 
     def first(self, launch: Launch) -> CompiledLaunch | None:
-        """Look at the tensors of a launch; return the same with this kernel if it takes them.
+        """Check the tensors of a launch; return the same launch with this kernel, or None.
 
         Args:
-            launch: Dense tensors; those that belong together have one size and one order of
-                elements.
+            launch: Dense tensors; a parameter, its gradient and its state have equal sizes and the
+                same order of elements.
         """
         self._layout = None
         params = launch.tensors[0]
@@ -128,7 +128,7 @@ class CompiledKernel:
         sizes = [p.numel() for p in params]
         self._sizes = pack(f"{len(sizes)}q", *sizes)
         self._is_double = params[0].dtype is torch.float64
-        self._layout, self._laid_out = torch_private.Layout(tensors), self._names
+        self._layout, self._layout_names = torch_private.Layout(tensors), self._names
         return self._launch(tensors)
 
     def _launch(self, tensors: tuple[Tensor, ...]) -> CompiledLaunch:
@@ -138,8 +138,8 @@ class CompiledKernel:
         """Advance the counters and update.
 
         Args:
-            launch: Tensors of the layout that was looked at; written.
-            factor: What gradients are multiplied by first, `[]`, or None.
+            launch: Tensors of the checked layout; written.
+            factor: The factor by which gradients are multiplied first, `[]`, or None.
         """
         launch.function(
             self._sizes,
@@ -158,13 +158,13 @@ def _unread(*_: Any) -> None:
 
 
 def _is_constant(value: Any) -> bool:
-    """Return whether a hyper-parameter stays what it is as long as it is the same object."""
+    """Return whether a hyper-parameter is immutable."""
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
     return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return whether memory and strides are all there is to a tensor."""
+    """Return whether a tensor is fully described by its memory and strides."""
     strided = tensor.layout is torch.strided and tensor.device.type == "cpu"
     return strided and type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_neg()
