@@ -1,4 +1,4 @@
-"""Optimizers that keep their own loop: the step stays eager, its closure is captured."""
+"""Optimizers with their own loop, such as LBFGS: the step is eager, its closure is captured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ClosureSteps:
 
     @property
     def all(self) -> tuple[Any, ...]:
-        """The compiled closures, in the order they were met."""
+        """The compiled closures, in the order of their first call."""
         return tuple(self._by_code.values())
 
     @contextlib.contextmanager

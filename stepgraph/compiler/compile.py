@@ -30,11 +30,10 @@ def compile(
 ) -> Any:
     """Compile a training step: forward, backward, optimizers, schedulers, all of it.
 
-    The first call runs eagerly. The second is captured and rehearsed: its program runs once, what
-    it wrote is put back, the call runs eagerly, and both are compared. Later calls replay the
-    captured graph. Every path through the step's Python is a variant
-    of its own. A step that cannot be captured whole runs eagerly whole, with a reason in
-    `explain()`.
+    The first call runs eagerly. The second is captured and rehearsed: its program runs once, its
+    writes are undone, the call runs eagerly, and both are compared. Later calls replay the
+    captured graph. Every path through the step's Python is a separate variant. A step that cannot
+    be captured as a whole runs eagerly as a whole, with a reason in `explain()`.
 
     Args:
         step: A function, a bound method, or a function in a class body. Without it, returns a
@@ -46,23 +45,23 @@ def compile(
             arguments, and run the step for each part with the activations of one alive at a
             time. `zero_grad()` acts in the first part, updates, schedules, averages and clipping
             in the last; every backward is seeded with the part's share of the samples, so the
-            loss is to be a mean. Returned scalars are averaged, other tensors concatenated. A
-            step to which the whole batch means more than its parts is refused;
-            `stepgraph.Microbatches` lets some of that pass.
+            loss must be a mean. Returned scalars are averaged, other tensors concatenated. A
+            step whose result depends on how the batch is split is refused;
+            `stepgraph.Microbatches` allows some of these differences.
         precision: None; `"bf16-mixed"`, autocast to bfloat16; `"16-mixed"`, autocast to float16
-            with a loss scale of the step's own. Backward and updates are not autocast.
+            with a loss scale that belongs to the step. Backward and updates are not autocast.
             `"bf16-true"`, for a model in bfloat16: floating-point arguments are cast to it.
-            Fused updates work on float32 copies of weights and state that the step keeps.
+            Fused updates use float32 copies of weights and state that the step keeps.
         clip_norm: Clip the norm of each optimizer's gradients right before its `step()`.
         clip_value: Clip the absolute values of the gradients right before `step()`.
-        backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles what
-            stands between effects, forward and backward together; it needs a C++ compiler and
+        backend: `"eager"` replays ATen operators without autograd. `"inductor"` compiles the
+            operators between effects, forward and backward together; it needs a C++ compiler and
             rounds differently. `"auto"` chooses; today it is `"eager"`.
-        keep_grads: False promises that nobody reads `.grad` between calls. Gradients that the
-            next call clears unread are then not computed, and others end where they are read
-            last: `.grad` is None.
-        verify: For the first n replays of each variant, run the program, put everything back, run
-            the user's Python, and compare.
+        keep_grads: False promises that no code reads `.grad` between calls. Gradients that the
+            next call clears unread are then not computed, and others are freed after their last
+            use: `.grad` is None.
+        verify: For the first n replays of each variant, run the program, undo its writes, run the
+            user's Python, and compare.
         on_fallback: What to do when the step must run eagerly: `"warn"` once per reason, raise an
             `"error"` (`CaptureError`), or `"silent"`.
         passes: Rewrites of the step graph: a `stepgraph.passes.Pipeline`, or a function that
@@ -72,8 +71,8 @@ def compile(
         A `CompiledStep` that is called like `step`, or a decorator that makes one.
 
     Raises:
-        ConfigurationError: An option has no meaning or is not implemented, or `step` is not a
-            Python function or method.
+        ConfigurationError: An option is invalid or not implemented, or `step` is not a Python
+            function or method.
 
     Example:
         >>> import torch, stepgraph
@@ -120,7 +119,7 @@ def _decorate(options: Options) -> Callable[[Any], CompiledStep]:
 
 
 def _runs_later(function: FunctionType) -> bool:
-    """Return whether calling `function` only makes a generator or a coroutine."""
+    """Return whether a call of `function` only makes a generator or a coroutine."""
     return inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)
 
 
@@ -139,6 +138,6 @@ def _not_a_step(step: Any) -> ConfigurationError:
 
 
 def with_backend(step: CompiledStep, backend: str) -> CompiledStep:
-    """Return the same step, compiled anew with another backend; its refusals are silent."""
+    """Return the same step, compiled again with another backend; its refusals are silent."""
     options = dataclasses.replace(step._options, backend=backend, on_fallback="silent")
     return CompiledStep(step._plain, options, step._owner)

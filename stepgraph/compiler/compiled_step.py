@@ -1,4 +1,4 @@
-"""`CompiledStep`: what `stepgraph.compile` returns."""
+"""`CompiledStep`: the result of `stepgraph.compile`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from stepgraph.capture import (
 from stepgraph.compiler import extensions
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explain import Explanation, explain
-from stepgraph.compiler.fallbacks import Fallbacks, no_meaning
+from stepgraph.compiler.fallbacks import Fallbacks, options_not_applicable
 from stepgraph.compiler.flush import flush, no_flush
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
-from stepgraph.compiler.variants.capture_session import Capturing
+from stepgraph.compiler.variants.capture_session import CaptureSession
 from stepgraph.compiler.variants.cuda_recording import CudaGraphRecorder
 from stepgraph.compiler.variants.rewrite import check_dropped
 from stepgraph.compiler.variants.variant import TIMED, Variant, build, release
@@ -45,12 +45,12 @@ Owner = Callable[[], Any]
 class CompiledStep:
     """A training step that is captured on its second call and replayed from then on.
 
-    Behaves like the function it wraps. In a class body it is a descriptor: every instance gets
-    a compiled step of its own, with variants of its own.
+    Behaves like the function it wraps. In a class body it is a descriptor: every instance has its
+    own compiled step, with its own variants.
 
     Args:
         function: The user's step, unbound. Not changed.
-        options: What `stepgraph.compile` was called with.
+        options: The options of `stepgraph.compile`.
         owner: For a method, returns the object it is bound to.
     """
 
@@ -59,31 +59,31 @@ class CompiledStep:
     ) -> None:
         functools.update_wrapper(self, function)
         self._options = options
-        self._terms = options.call_options()
-        self._is_plain = self._terms.is_default
+        self._call_options = options.call_options()
+        self._is_plain = self._call_options.is_default
         self._owner = owner
-        self._take(function)
+        self._set_function(function)
         self._instances: dict[int, tuple[weakref.ref[Any], CompiledStep]] = {}
-        self._start_over()
+        self._drop_variants()
 
-    def _take(self, function: FunctionType) -> None:
-        """Run another function: as it is, or for every part of a split batch."""
+    def _set_function(self, function: FunctionType) -> None:
+        """Use `function` as the step: as it is, or looped over the parts of a split batch."""
         self._plain = function
         self._split = self._options.split.of(function, bound=self._owner is not None)
         self._function = looped(function, self._split) if self._split.splits else function
 
-    def _start_over(self) -> None:
+    def _drop_variants(self) -> None:
         self._variants: list[Variant] = []
-        self._capturing = Capturing(self._options)
+        self._capturing = CaptureSession(self._options)
         self._recorder = CudaGraphRecorder()
         self._fallbacks = Fallbacks(self._function.__qualname__, self._options.on_fallback)
         self._closures = ClosureSteps(lambda closure: CompiledStep(closure, self._options))
         self._loops: list[Any] = []
-        self._window = Window(self._terms)
+        self._window = Window(self._call_options)
         self._scope = scope_reader(self._function)
         self._calls = self._replays = 0
-        self._dropped: frozenset[str] = frozenset()  # gradients that the latest call left out
-        self._observed: list[Any] = []  # guards of paths whose subjects are known
+        self._dropped: frozenset[str] = frozenset()  # gradients that the latest call did not keep
+        self._observed: list[Any] = []  # guards of paths whose tracked objects are known
         self._first_call_ms: float | None = None
         self._release = weakref.finalize(self, release, self._capturing.subjects, self._variants)
 
@@ -105,14 +105,14 @@ class CompiledStep:
             return self._plain(*self._bound(args), **kwargs)  # part of a larger trace
         call_options = self._window.call_options
         if not self._is_plain:
-            return self._call_on_terms(args, kwargs, call_options)
+            return self._call_with_options(args, kwargs, call_options)
         bound = args if self._owner is None else self._bound(args)
         return self._call(bound, kwargs, call_options)
 
-    def _call_on_terms(
+    def _call_with_options(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
     ) -> Any:
-        """Call the step as its options want it, and count the call in its window."""
+        """Call the step with options that are not the default; count the call in its window."""
         args, kwargs = call_options.cast(args, kwargs)
         if call_options.autocast is None:
             result = self._call(self._bound(args), kwargs, call_options)
@@ -155,7 +155,7 @@ class CompiledStep:
         owner = self._owner()
         if owner is None:
             raise ConfigurationError(
-                f"{self._function.__qualname__} belongs to an object that is gone",
+                f"{self._function.__qualname__} belongs to an object that no longer exists",
                 why="a compiled step does not keep the object alive whose method it is",
                 hint="keep a reference to it: model = Model(); model.training_step(...)",
             )
@@ -163,15 +163,15 @@ class CompiledStep:
 
     @property
     def owner(self) -> Any:
-        """The object whose method the step is; None for a function, or if the object is gone."""
+        """The object whose method the step is; None for a function, or if it no longer exists."""
         return None if self._owner is None else self._owner()
 
     def eager(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the user's Python once, as the plain step it is: outside of any window."""
+        """Run the user's Python once, without any option and outside of any window."""
         return self._plain(*self._bound(args), **kwargs)
 
     def explain(self) -> Explanation:
-        """Return what was captured, and why not where it was not."""
+        """Return a report of what was captured, with the reasons of eager calls."""
         return explain(
             name=self._function.__qualname__,
             variants=self._variants,
@@ -185,12 +185,12 @@ class CompiledStep:
         )
 
     def profile(self, *args: Any, steps: int = 20, **kwargs: Any) -> Any:
-        """Measure the step for these arguments: eager beside compiled, and every node of it.
+        """Measure the step for these arguments: eager, compiled, and each node.
 
-        What the step writes is as before afterwards, random state included: nothing is trained.
-        What else the user's Python does - prints, attributes of its own - it does in each eager
-        call. A step that is not captured for these arguments yet is called as usual until it is,
-        up to three times; these calls train.
+        State that the step writes is restored, random state included: nothing is trained. Other
+        actions of the user's Python - prints, writes to attributes - happen in each eager call. A
+        step that is not captured for these arguments yet is called as usual until it is, up to
+        three times; these calls train.
 
         Args:
             *args: Arguments of the step.
@@ -201,9 +201,10 @@ class CompiledStep:
             A `stepgraph.profiling.Profile`.
 
         Raises:
-            ConfigurationError: The step runs eagerly for these arguments, or `steps` is no number.
+            ConfigurationError: The step runs eagerly for these arguments, or `steps` is not a
+                positive integer.
         """
-        return extensions.profile(Probe(self, *self._terms.cast(args, kwargs)), steps)
+        return extensions.profile(Probe(self, *self._call_options.cast(args, kwargs)), steps)
 
     @property
     def captured_graphs(self) -> tuple[StepGraph, ...]:
@@ -216,20 +217,20 @@ class CompiledStep:
         return tuple(variant.graph for variant in self._variants)
 
     def flush(self) -> bool:
-        """Update from a window that has not come to its end.
+        """Update from a window that is not complete.
 
-        The gradients are multiplied by n/m for a window of m calls instead of n; then everything
-        that waits for the last call of a window is done: clipping, updates, schedules, averages.
+        The gradients are multiplied by n/m for a window of m calls instead of n; then the actions
+        of the last call of a window run: clipping, updates, schedules, averages.
 
         Returns:
-            Whether there was anything to do.
+            Whether a window was open.
 
         Raises:
             ConfigurationError: The update uses a value that only a whole call computes.
         """
         if self._window.index == 0:
             return False
-        call_options, (args, kwargs) = self._window.last_terms, self._window.latest
+        call_options, (args, kwargs) = self._window.last_call_options, self._window.latest
         with call_options.casting():
             try:
                 captured = self._capturing.capture(
@@ -248,15 +249,15 @@ class CompiledStep:
         return self._window.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a position and a loss scale that `state_dict` has returned.
+        """Restore a position and a loss scale returned by `state_dict`.
 
         Raises:
-            CheckpointError: It belongs to a window of another length.
+            CheckpointError: The state belongs to a window of another length.
         """
         self._window.load_state_dict(state)
 
     def reset(self) -> None:
-        """Forget all variants and observations; the next call is eager again.
+        """Drop all variants and observations; the next call is eager again.
 
         Raises:
             ConfigurationError: A window is open.
@@ -264,15 +265,15 @@ class CompiledStep:
         if self._window.index:
             raise ConfigurationError(
                 f"{self._function.__qualname__} cannot be reset now",
-                found=f"gradients of {self._window.index} calls that wait for their update",
+                found=f"gradients of {self._window.index} calls that are not used yet",
                 hint="flush() first",
             )
         self._release()
-        self._start_over()
+        self._drop_variants()
 
     def rebind(self, function: FunctionType) -> None:
-        """Take another function of the same code, with closure variables of its own."""
-        self._take(function)
+        """Use another function with the same code and other closure variables."""
+        self._set_function(function)
         self._scope = scope_reader(self._function)
         for variant in self._variants:
             variant.rebind(self._function)
@@ -284,7 +285,7 @@ class CompiledStep:
         call_options: CallOptions,
         refused: str | None = None,
     ) -> Any:
-        """Capture a new variant, or say why not; either way this call runs eagerly."""
+        """Capture a new variant, or record why not; in both cases this call runs eagerly."""
         if is_compiling():
             return self._function(*args, **kwargs)  # part of a larger trace, without Dynamo
         if call_options.split.splits:
@@ -296,7 +297,7 @@ class CompiledStep:
         if reason := refused or entry_reason():
             return self._fall_back(Refusal(reason), args, kwargs, call_options)
         scope = self._scope(args, kwargs)
-        self._capturing.note_what_varies(self._function, args, kwargs, self._variants, scope)
+        self._capturing.record_varying_numbers(self._function, args, kwargs, self._variants, scope)
         if self._first_call_ms is None:
             return self._first_call(args, kwargs, call_options)
         if self._loops:
@@ -306,7 +307,7 @@ class CompiledStep:
     def _first_call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
     ) -> Any:
-        """Run eagerly: optimizers and scalers make their state themselves."""
+        """Run eagerly, so that optimizers and scalers create their state."""
         start = time.perf_counter()
         result = self._eagerly(args, kwargs, call_options)
         self._first_call_ms = (time.perf_counter() - start) * 1e3
@@ -347,7 +348,7 @@ class CompiledStep:
         """Run the user's Python, with the options of this call.
 
         Raises:
-            ConfigurationError: It is not known what the options are about; nothing has run.
+            ConfigurationError: The objects that the options act on are unknown; nothing has run.
         """
         if call_options.is_default:
             return self._function(*args, **kwargs)
@@ -356,14 +357,14 @@ class CompiledStep:
             try:
                 captured = self._capturing.capture(self._function, args, kwargs, call_options)
             except Refusal as refusal:
-                raise no_meaning(self._function.__qualname__, refusal) from refusal
+                raise options_not_applicable(self._function.__qualname__, refusal) from refusal
             captured.around.release()
             self._observed.append(captured.guards)
         with with_call_options(call_options, self._capturing.subjects):
             return self._function(*args, **kwargs)
 
     def _call_with_closures(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run eagerly, with the closures of LBFGS and its like compiled."""
+        """Run eagerly, with the closures of optimizers such as LBFGS compiled."""
         with self._closures.in_place(self._loops):
             return self._function(*args, **kwargs)
 
@@ -379,7 +380,7 @@ class CompiledStep:
         return self._eagerly(args, kwargs, call_options)
 
     def _verify(self, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a variant and put everything back, then the user's Python, and compare.
+        """Run a variant and undo its writes, then run the user's Python, and compare.
 
         Raises:
             VerificationError: They differ. The results of the user's Python stay.

@@ -1,7 +1,7 @@
-"""What higher floors add to compiled steps and explanations: measuring them and drawing them.
+"""Methods of compiled steps and explanations that packages on higher floors implement.
 
-Imports only go down, and these methods are the compiler's. `stepgraph/__init__.py`, which is
-imported before any part of the package, registers the functions behind them.
+The methods belong to the compiler, which must not import these packages. `stepgraph/__init__.py`,
+which is imported before any part of the package, registers the functions that implement them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def register(**functions: Callable[..., Any]) -> None:
 
 
 def profile(probe: Any, steps: int) -> Any:
-    """Measure what `probe` runs."""
+    """Measure the step of `probe`."""
     return _registered["profile"](probe, steps)
 
 
@@ -29,5 +29,5 @@ def to_html(explanation: Any, path: str | Path, profile: Any = None) -> None:
 
 
 def to_rich(thing: Any) -> Any:
-    """Return what a terminal shows of an explanation or a profile."""
+    """Return an explanation or a profile as a Rich renderable."""
     return _registered["to_rich"](thing)

@@ -1,4 +1,4 @@
-"""The reasons a step ran eagerly, counted, and told the user as they asked."""
+"""The reasons why a step ran eagerly, counted, and reported according to `on_fallback`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Fallbacks:
     """Records refusals of one compiled step.
 
     Attributes:
-        counts: How often each refusal occurred, in the order they were met.
+        counts: How often each refusal occurred, in the order of their first occurrence.
         latest: The latest refusal, or None.
     """
 
@@ -34,7 +34,7 @@ class Fallbacks:
         self._warned: set[str] = set()
 
     def mismatch(self, where: str) -> None:
-        """Record that a new program would have computed something else than eager did.
+        """Record that the result of a new program differs from eager's.
 
         Raises:
             VerificationError: `on_fallback` is "error". The call has run, eagerly.
@@ -43,20 +43,20 @@ class Fallbacks:
             raise VerificationError(
                 f"{self._step_name} is captured wrongly",
                 at=where,
-                found="other bits than the eager step",
+                found="results that differ from the eager step",
                 why="the program was rehearsed before its first use and is discarded",
                 hint='report it; on_fallback="warn" runs the step eagerly',
             )
         self.note(Refusal(f"differs from eager at {where}"))
 
     def count(self, refusal: Refusal) -> None:
-        """Record a refusal that the user has asked for; what is kept of it holds no frames."""
+        """Count a refusal without a warning or an error; it is stored without its frames."""
         kept = refusal.without_frames()
         self.counts[kept] += 1
         self.latest = kept
 
     def note(self, refusal: Refusal) -> None:
-        """Record a refusal; warn once per reason, or raise, as `on_fallback` says.
+        """Count a refusal; warn once per reason, or raise, according to `on_fallback`.
 
         Raises:
             CaptureError: `on_fallback` is "error".
@@ -88,12 +88,12 @@ def _is_ours(file: str) -> bool:
     return file.startswith((_PACKAGE, contextlib.__file__))
 
 
-def no_meaning(step: str, refusal: Refusal) -> ConfigurationError:
-    """Return the error of options without a capture that says what they are about."""
+def options_not_applicable(step: str, refusal: Refusal) -> ConfigurationError:
+    """Return the error for options without a capture that finds the objects they act on."""
     return ConfigurationError(
-        f"the options of {step} cannot be honoured",
+        f"the options of {step} cannot be applied",
         at=refusal.at,
         found=refusal.reason,
-        why="without a capture it is not known what they are about",
-        hint=refusal.hint or "write in the step what the options say",
+        why="without a capture the objects that they act on are unknown",
+        hint=refusal.hint or "write in the step itself what the options do",
     )

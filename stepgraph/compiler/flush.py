@@ -11,12 +11,12 @@ from stepgraph.runtime import Program, autocast_devices
 
 
 def flush(captured: Captured, *, factor: float) -> None:
-    """Do what waits for the last call of a window.
+    """Run the actions of the last call of a window: clipping, updates, schedules, averages.
 
     Args:
         captured: The step, traced with the options of the last call. Its tracked objects and the
             parameters that it updates are changed.
-        factor: By what the gradients are multiplied before.
+        factor: The factor by which the gradients are multiplied first.
 
     Raises:
         ConfigurationError: The update uses a value that only a whole call computes.
@@ -27,11 +27,11 @@ def flush(captured: Captured, *, factor: float) -> None:
 
 
 def no_flush(step: str, refusal: Refusal) -> ConfigurationError:
-    """Return the error of a window that cannot be flushed, for want of a capture."""
+    """Return the error for a window that cannot be flushed because there is no capture."""
     return ConfigurationError(
         f"the window of {step} cannot be flushed",
         at=refusal.at,
         found=refusal.reason,
-        why="what waits for the last call is found by tracing the latest one again",
-        hint="call the step once in this process before, or come to the end of the window",
+        why="the actions of the last call are found by tracing the latest call again",
+        hint="call the step once in this process before, or complete the window",
     )

@@ -1,4 +1,4 @@
-"""What `stepgraph.compile` can be told."""
+"""The options of `stepgraph.compile`."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ class Options:
         """How the batch of a call is split.
 
         Raises:
-            ConfigurationError: The option is no number of parts.
+            ConfigurationError: The option is not a number of parts.
         """
         given = self.microbatches
         return given if isinstance(given, Microbatches) else Microbatches(given)
 
     def call_options(self) -> CallOptions:
-        """Return the options of every call, but for its place in the window.
+        """Return the options of every call, except for its position in the window.
 
-        With a scaler of their own: every compiled step has its own loss scale.
+        They contain a new scaler: every compiled step has its own loss scale.
         """
         return CallOptions(
             micro_batches=self.accumulate,
@@ -77,7 +77,7 @@ class Options:
         )
 
     def masters(self) -> Masters | None:
-        """Return what keeps the float32 copies of weights and state, if fused updates should."""
+        """Return the store of float32 copies for fused updates, or None."""
         return Masters() if self.precision == "bf16-true" else None
 
     def pipeline(self) -> Pipeline:

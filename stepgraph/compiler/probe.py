@@ -1,4 +1,4 @@
-"""A probe: runs one call of a compiled step again and again, without training."""
+"""A probe: repeats one call of a compiled step, without training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from stepgraph.lowering import Section
 from stepgraph.runtime import Snapshot, restored_rng
 
 _WARM_UP = 3
-"""Calls, for every place in a window, after which a step that can be captured has replayed."""
+"""Calls, for every position in a window, after which a step that can be captured has replayed."""
 
 
 class ProbedStep(Protocol):
-    """The state of a `CompiledStep` that a probe reads, and puts back afterwards."""
+    """The state of a `CompiledStep` that a probe reads and restores."""
 
     _variants: list[Variant]
     _window: Window
@@ -45,7 +45,7 @@ class ProbedStep(Protocol):
         """Describe the step."""
 
     def _bound(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments, the owner of a method in front."""
+        """Return the arguments, preceded by the owner of a method."""
 
     def _eagerly(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], call_options: CallOptions
@@ -57,12 +57,12 @@ class Probe:
     """One call of a compiled step, to be measured.
 
     Args:
-        step: The compiled step. If no variant fits the arguments it is called, as a user would.
+        step: The compiled step. If no variant fits the arguments, it is called, and trains.
         args: Arguments of the call.
         kwargs: More arguments of the call.
 
     Attributes:
-        warm_up_calls: How often the step was called, and trained, until it had replayed.
+        warm_up_calls: Number of calls, which trained, until the step replayed.
 
     Raises:
         ConfigurationError: The step runs eagerly for these arguments.
@@ -72,7 +72,7 @@ class Probe:
         self._step, self._args, self._kwargs = step, args, kwargs
         self.warm_up_calls = 0
         self._variant = self._warmed_up()
-        self._terms = self._variant.call_options
+        self._call_options = self._variant.call_options
         self._before = _Before(step, self._variant, step._bound(args), kwargs)
 
     @property
@@ -82,12 +82,12 @@ class Probe:
 
     @property
     def variant(self) -> int:
-        """Which of the step's variants it is, in the order they were made."""
+        """The index of the variant among those of the step, in the order they were made."""
         return self._step._variants.index(self._variant)
 
     @property
     def flat(self) -> GraphModule:
-        """The flat graph of the step, all of it operators and effects."""
+        """The flat graph of the step after the passes: operators and effects only."""
         return self._variant.rewritten.flat
 
     @property
@@ -97,12 +97,12 @@ class Probe:
 
     @property
     def lowered(self) -> GraphModule:
-        """The flat graph that is replayed, where runs of operators may be compiled regions."""
+        """The flat graph that is replayed; runs of operators may be compiled regions."""
         return self._variant.rewritten.lowered.flat
 
     @property
     def subjects(self) -> Mapping[int, TrackedObject]:
-        """The objects behind the markers in the graph."""
+        """The tracked objects that the markers in the graph act on, by number."""
         return self._variant.subjects
 
     @property
@@ -112,21 +112,21 @@ class Probe:
 
     @property
     def place(self) -> str | None:
-        """Which call of a window it is; None where every call is alike."""
+        """The position of the call in its window; None if there is no window."""
         window = self._step._window
         return f"{window.index + 1} of {window.length}" if window.length > 1 else None
 
     def eager(self) -> None:
         """Run the user's Python, with the options of the call."""
         step = self._step
-        with self._terms.casting():
-            step._eagerly(step._bound(self._args), self._kwargs, self._terms)
+        with self._call_options.casting():
+            step._eagerly(step._bound(self._args), self._kwargs, self._call_options)
 
     def replay(self) -> None:
         """Make the call.
 
         Raises:
-            ConfigurationError: It was no replay.
+            ConfigurationError: The call was not a replay.
         """
         replays = self._step._replays
         self._step(*self._args, **self._kwargs)
@@ -134,10 +134,10 @@ class Probe:
             raise self._runs_eagerly()
 
     def marked(self, mark: Callable[[int], None], cut: Sequence[Section]) -> Callable[[], None]:
-        """Return a `replay` that calls `mark(i)` ahead of section i, and once at the end.
+        """Return a `replay` that calls `mark(i)` before section i, and once at the end.
 
         Args:
-            mark: What is called.
+            mark: The function to call.
             cut: Sections of `lowered`.
         """
         program = self._variant.with_marks(mark, cut)
@@ -150,7 +150,7 @@ class Probe:
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Scope after which all that the step writes is as it was when the probe was made."""
+        """Scope that restores everything the step writes to its state when the probe was made."""
         with restored_rng():
             self._before.skip_first_replays()
             try:
@@ -185,17 +185,17 @@ class Probe:
         explanation = self._step.explain()
         reason = explanation.fallback_reason
         if explanation.closures:
-            reason = "an optimizer keeps its own loop; only its closure is captured"
+            reason = "an optimizer has its own loop; only its closure is captured"
         return ConfigurationError(
             f"{self.name} has nothing to profile",
             found=reason or "no variant for these arguments",
-            why="a profile is of a captured step, with its eager self beside it",
-            hint="explain() says what to change",
+            why="a profile compares a captured step with the same step in eager mode",
+            hint="explain() lists what to change",
         )
 
 
 class _Before:
-    """What a step may write, as it is now."""
+    """The present values of everything that a step may write."""
 
     def __init__(
         self, step: ProbedStep, variant: Variant, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -215,7 +215,7 @@ class _Before:
         self._place = step._window.index, step._window.latest
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Restore these values."""
         self._snapshot.restore()
         for values, items in self._lists:
             values.clear()
@@ -227,6 +227,6 @@ class _Before:
         self._variant.program.calls = self._replayed
 
     def skip_first_replays(self) -> None:
-        """The first replays are verified and timed; until `restore`, calls are later ones."""
+        """Skip verification and timing of the first replays, until `restore`."""
         least = max(self._step._options.verify, TIMED)
         self._variant.program.calls = max(self._replayed, least)

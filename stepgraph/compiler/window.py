@@ -1,4 +1,4 @@
-"""The window of calls that make one update."""
+"""The window: the calls that make one update together."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from stepgraph.errors import CheckpointError
 
 
 class Window:
-    """Where a compiled step is between two updates.
+    """The position of a compiled step between two updates.
 
     Args:
-        call_options: What holds for every call: all but the place in the window.
+        call_options: The options that do not depend on the position in the window.
 
     Attributes:
-        index: Calls of the present window so far.
-        call_options: The options of the next call. One object for each place, so that `is`
+        index: Number of calls of the present window so far.
+        call_options: The options of the next call. One object for each position, so that `is`
             compares them.
         latest: Arguments of the latest call, kept while the window is open.
     """
@@ -31,12 +31,12 @@ class Window:
         self.restart(0)
 
     @property
-    def last_terms(self) -> CallOptions:
+    def last_call_options(self) -> CallOptions:
         """The options of the call that updates."""
         return self._last
 
     def restart(self, index: int) -> None:
-        """Go to a place in the window."""
+        """Set the position in the window."""
         self.index = index
         if index == self.length - 1:
             self.call_options = self._last
@@ -53,16 +53,16 @@ class Window:
                 self.latest = args, kwargs
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the window, and the loss scale if there is one."""
+        """Return the position in the window, and the loss scale if there is one."""
         state = {"position": self.index, "accumulate": self.length}
         scaler = self.call_options.scaler
         return state if scaler is None else {**state, "scaler": scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place and a loss scale that `state_dict` has returned.
+        """Restore a position and a loss scale returned by `state_dict`.
 
         Raises:
-            CheckpointError: It belongs to a window of another length.
+            CheckpointError: The state belongs to a window of another length.
         """
         if state["accumulate"] != self.length:
             raise CheckpointError(

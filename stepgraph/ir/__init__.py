@@ -1,14 +1,14 @@
-"""The step graph: what a captured training step is, and what its nodes read and write.
+"""The step graph: the nodes of a captured training step, and what they read and write.
 
 Files, in reading order:
 
-    signature.py      slots and their roles: what an input is
+    signature.py      slots: the inputs of a step and their roles
     schema.py         what an operator reads, writes and returns, from its schema
     effect_nodes.py   nodes that call the operator of an effect
-    memory_access.py  which memories a node refers to, reads and writes
+    memory_access.py  the storages that a node refers to, reads and writes
     resources.py      names for everything whose order of reads and writes matters
-    cut.py            which nodes of a flat graph are one node of a step graph
-    region.py         the typed graph, and back to the flat one
+    cut.py            grouping of the nodes of a flat graph into nodes of a step graph
+    region.py         conversion between the flat and the typed graph
     step_graph.py     `StepGraph`; `partition` and `flatten`
     views/            dependencies, verification, text, Graphviz
     build.py          flat graphs from a few lines of Python, for tests

@@ -37,13 +37,13 @@ def flat_graph(
     *,
     labels: Mapping[int, str] | None = None,
 ) -> GraphModule:
-    """Trace `function` into a flat graph, as a capture would give it.
+    """Trace `function` into a flat graph of the same form as a capture's.
 
     Args:
         function: Called with the values of `inputs` by position; marks its parts with `part` and
             its effects with the functions of this module, or with any marker.
         inputs: The inputs by slot: `"param:w"`, `"grad:w"`, `"batch:x"`, ... They are not changed.
-        labels: What people call the subjects, by number.
+        labels: Display names of the tracked objects, by number.
 
     Returns:
         A graph whose placeholders have slots and whose markers have labels.
@@ -70,11 +70,11 @@ def flat_graph(
 
 @contextmanager
 def part(kind: Kind, phase: int = 0) -> Iterator[None]:
-    """Say what the operators traced inside are for.
+    """Scope that sets the kind and phase of the operators traced in it.
 
     Args:
-        kind: What they do in the step.
-        phase: The backward they lead or belong to.
+        kind: Their kind.
+        phase: The number of the backward that they belong to or precede.
     """
     graph = _graph()
     first = graph._root.prev
@@ -87,7 +87,7 @@ def part(kind: Kind, phase: int = 0) -> Iterator[None]:
 
 
 def store(param: Tensor, value: Tensor) -> Tensor:
-    """Store a gradient in an empty `.grad`; return what is stored."""
+    """Store a gradient in an empty `.grad`; return the stored tensor."""
     grad: Tensor = OPS.first_grad.default(param.detach(), value.detach())
     OPS.set_grad.default(param.detach(), grad)
     return grad
@@ -114,7 +114,7 @@ def set_lr(value: Tensor, subject: int = 0) -> None:
 
 
 def lr(subject: int = 0) -> Tensor:
-    """Return the learning rate of an optimizer, as it is when the step gets here."""
+    """Return the learning rate of an optimizer at this point of the step."""
     value: Tensor = OPS.hyper.default(subject, 0, "lr")
     return value
 
@@ -125,7 +125,7 @@ def log(value: Tensor, subject: int = 1) -> None:
 
 
 def transparent(flat: GraphModule) -> GraphModule:
-    """Declare that every update of `flat` touches only what its marker names: no barrier."""
+    """Declare that every update of `flat` accesses only the arguments of its marker: no barrier."""
     for node in flat.graph.nodes:
         effect = node_effect(node)
         if effect is not None and effect.update is not None:

@@ -1,4 +1,4 @@
-"""cut: which nodes of a flat graph belong together."""
+"""Group the nodes of a flat graph into the nodes of a step graph."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Unit:
 
     Attributes:
         name: The name of that node.
-        kind: What it does in the step; None for placeholders, glue and the output.
-        phase: The backward it leads or belongs to.
-        nodes: In program order.
-        is_region: Whether it is a run of computing nodes; anything else is one node alone.
+        kind: Its kind; None for placeholders, glue and the output.
+        phase: The number of the backward that it belongs to or precedes.
+        nodes: The nodes of the flat graph, in program order.
+        is_region: Whether it is a run of computing nodes; any other unit is a single node.
     """
 
     name: str
@@ -36,9 +36,9 @@ def cut(graph: Graph) -> list[Unit]:
     """Cut a flat graph into units, in program order.
 
     A region is a maximal run of computing nodes of one kind and phase between two effects. Views
-    and sizes make no region of their own: they go with the computation beside them.
+    and sizes make no region of their own: they join the computation beside them.
 
-    Every node that is part of a typed node has its name in `meta["stepgraph.node"]` afterwards.
+    Stores in `meta["stepgraph.node"]` of every node the name of its typed node.
 
     Cost: O(nodes).
     """
@@ -55,7 +55,7 @@ def cut(graph: Graph) -> list[Unit]:
 
 
 class _Cutter:
-    """Collects runs; glue waits until it is clear which run it goes with."""
+    """Collects runs; keeps glue apart until its run is known."""
 
     def __init__(self) -> None:
         self.units: list[Unit] = []
@@ -76,7 +76,7 @@ class _Cutter:
             self._compute(node)
 
     def _belongs(self, glue: Node) -> bool:
-        """Return whether a piece of glue clearly is part of the open run."""
+        """Return whether a glue node certainly belongs to the open run."""
         if self.run is None or self.waiting:
             return False
         piece = glue.target is operator.getitem and glue.args[0] in self.run.nodes[-1:]
@@ -97,8 +97,8 @@ class _Cutter:
         self.run, self.waiting = None, []
 
     def _before_run(self, unit: Unit) -> None:
-        place = len(self.units) if self.run is None else self.units.index(self.run)
-        self.units.insert(place, unit)
+        position = len(self.units) if self.run is None else self.units.index(self.run)
+        self.units.insert(position, unit)
 
 
 def _key(node: Node) -> tuple[Kind, int | None]:

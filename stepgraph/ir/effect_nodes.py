@@ -1,4 +1,4 @@
-"""Nodes that call the operator of an effect: which effect, of what kind, with which arguments."""
+"""Nodes that call the operator of an effect: their effect, kind and arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def marker_kind(node: Node) -> Kind | None:
 
 
 def is_update(node: Node) -> bool:
-    """Return whether `node` runs an optimizer's `step()` with nothing that decides whether."""
+    """Return whether `node` runs an optimizer's `step()` unconditionally."""
     effect = effect_of(node.target)
     return effect is not None and effect.update == "always"
 

@@ -1,8 +1,8 @@
-"""Which storages the nodes of a flat graph stand for, read and write.
+"""The storages that the nodes of a flat graph refer to, read and write.
 
-The answers come from operator schemas, so a new operator needs no entry anywhere. What schemas
-leave out is listed in `schema.py`. Where an answer is not known - a Python function, a higher-order
-operator - it errs on the safe side: its results may share memory with all its arguments, and it
+They follow from operator schemas, so a new operator needs no entry. Exceptions that schemas do not
+state are listed in `schema.py`. A node without a schema - a Python function, a higher-order
+operator - is treated conservatively: its results may share memory with all its arguments, and it
 may write all of them.
 """
 
@@ -26,9 +26,9 @@ def storages_of(node: Node) -> frozenset[Node]:
     """Return the nodes that allocated the memory `node` refers to.
 
     Views and in-place operators refer to the memory of an argument; following those back ends at
-    placeholders or at operators that allocate. A piece of a tuple that an operator allocated
-    stands for itself: the first `getitem` of that piece. A result that may be one of several
-    memories has all of them.
+    placeholders or at operators that allocate. An item of a tuple that an operator allocated is
+    represented by the first `getitem` of that item. A result that may share one of several
+    storages has all of them.
     """
     roots, seen, todo = set(), {node}, [node]
     while todo:
@@ -45,8 +45,8 @@ def storages_of(node: Node) -> frozenset[Node]:
 def all_storages(graph: Graph) -> dict[Node, frozenset[Node]]:
     """Return the storages of every node of a flat graph.
 
-    Unlike `storages_of` it knows that two placeholders may share memory, when their fake tensors
-    do. Cost: O(nodes + edges).
+    Unlike `storages_of`, this gives one storage to placeholders whose fake tensors share memory.
+    Cost: O(nodes + edges).
     """
     found: dict[Node, frozenset[Node]] = {}
     owners: dict[int, Node] = {}
@@ -91,7 +91,7 @@ def read_arguments(node: Node) -> tuple[Node, ...]:
 
 
 def draws_random(node: Node) -> bool:
-    """Return whether `node` draws from torch's random state, and so advances it."""
+    """Return whether `node` draws from torch's random state, which advances it."""
     schema = schema_of(node.target)
     return schema is not None and schema.draws
 
@@ -105,7 +105,7 @@ def is_glue(node: Node) -> bool:
 
 
 def _sources(node: Node) -> tuple[Node, ...]:
-    """Return whose memory the result of `node` may be; `node` itself where it allocates."""
+    """Return the nodes whose memory the result of `node` may share; `node` if it allocates."""
     schema = schema_of(node.target)
     if schema is None:
         return _sources_in_python(node)
@@ -116,7 +116,7 @@ def _sources(node: Node) -> tuple[Node, ...]:
 
 
 def _sources_in_python(node: Node) -> tuple[Node, ...]:
-    """Return the same for what is no operator."""
+    """Return the same for a node that calls no operator."""
     if node.target is operator.getitem:
         return _piece(node)
     if node.op in ("placeholder", "get_attr", "output") or _is_arithmetic(node):
@@ -138,7 +138,7 @@ def _viewed(node: Node, schema: Schema) -> tuple[Node, ...]:
 
 
 def _piece(node: Node) -> tuple[Node, ...]:
-    """Return the source of an item: its list of views, or the first item of the same place."""
+    """Return the source of an item: its list of views, or the first item of the same index."""
     source = node.args[0]
     if not isinstance(source, Node):
         return (node,)

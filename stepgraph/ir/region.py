@@ -1,4 +1,4 @@
-"""Regions: the typed graph of a step, cut out of a flat graph of ATen nodes."""
+"""Regions: conversion of a flat graph of ATen nodes to the typed graph of a step, and back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stepgraph.torch_private import graph_module
 def cut_out(flat: GraphModule) -> GraphModule:
     """Build the typed graph of a flat one, keeping program order.
 
-    A region becomes a `call_module`; values that cross its border become arguments and outputs.
+    A region becomes a `call_module`; values that enter or leave it become arguments and outputs.
 
     Before::                                After::
 
@@ -51,7 +51,7 @@ def cut_out(flat: GraphModule) -> GraphModule:
 
 
 def region_of(typed: GraphModule, node: Node) -> GraphModule | None:
-    """Return the ATen nodes that a node of a typed graph stands for; None if it is no region."""
+    """Return the ATen nodes of a region of a typed graph; None if the node is no region."""
     if node.op != "call_module":
         return None
     module = typed.get_submodule(str(node.target))
@@ -152,7 +152,7 @@ class _Dissolver:
         self.values: dict[Node, Any] = {}
 
     def add(self, node: Node) -> None:
-        """Copy a top-level node, or what it stands for."""
+        """Copy a top-level node, or the nodes of its region."""
         region = region_of(self.typed, node)
         source = node.args[0] if node.target is operator.getitem else None
         if region is not None:
@@ -189,7 +189,7 @@ class _Dissolver:
 
 
 def copied(flat: GraphModule) -> GraphModule:
-    """Return a flat graph of its own, with nodes of the same names."""
+    """Return an independent copy of a flat graph, with the same node names."""
     graph = Graph()
     values: dict[Node, Node] = {}
     for node in flat.graph.nodes:

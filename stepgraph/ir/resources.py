@@ -1,14 +1,14 @@
 """The resources of a step: names for everything whose order of reads and writes matters.
 
 A resource is a slot (`param:G.0.weight`, `grad:G.0.weight`, `batch:x`), an intermediate memory
-that a later node writes (`value:relu_1`), torch's random state (`rng`), or something an effect
-acts on: the state of an optimizer (`state:Adam(d_opt)`), its hyper-parameters (`hyper:...`), a
-loss scale (`scale:...`), the finite check behind it (`found_inf:...`), the `requires_grad` flag of
-a tensor (`flag:...`), what the user gets to see (`log`).
+that a later node writes (`value:relu_1`), torch's random state (`rng`), or the target of an
+effect: the state of an optimizer (`state:Adam(d_opt)`), its hyper-parameters (`hyper:...`), a loss
+scale (`scale:...`), its finite check (`found_inf:...`), the `requires_grad` flag of a tensor
+(`flag:...`), values that are appended to the user's lists (`log`).
 
 One memory may have several names: a slot may share memory with another, and a gradient that is
-stored in the `.grad` of two parameters belongs to both. Names are only ever added, so any two
-accesses to one memory that do not commute have a name in common.
+stored in the `.grad` of two parameters belongs to both. Names are only added, never removed, so
+any two accesses to one memory that do not commute have a name in common.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OPAQUE = "opaque"
 MADE_IN_STEP = ("param:", "buffer:", "grad:", "batch:", "value:")
 """Prefixes of the resources that a placeholder or a node of the step must provide.
 
-All others exist before the step begins: optimizer state, hyper-parameters, flags, what is logged.
+All others exist before the step begins: optimizer state, hyper-parameters, flags, logs.
 """
 
 _NOTHING: frozenset[str] = frozenset()
@@ -43,7 +43,7 @@ _NOTHING: frozenset[str] = frozenset()
 
 @dataclass(frozen=True)
 class Access:
-    """What a node reads and writes."""
+    """The resources that a node reads and writes."""
 
     reads: frozenset[str] = frozenset()
     writes: frozenset[str] = frozenset()
@@ -62,13 +62,12 @@ def accesses(
     Args:
         graph: A flat graph, in program order.
         storages: The storages of every node, from `all_storages`.
-        units: Which node belongs to which unit; None where every node is one. What happens to an
-            intermediate memory inside the unit that allocated it is nobody else's business and
-            gets no name.
+        units: The unit of each node; None if every node is a unit. Accesses to an intermediate
+            memory inside the unit that allocated it are invisible outside and get no name.
 
     Returns:
-        The accesses, by node. The output reads whatever was written: when the step returns, the
-        user can look at all of it.
+        The accesses, by node. The output reads everything that was written: the user can read it
+        when the step returns.
     """
     naming = _Naming(graph, storages, units or {node: node for node in graph.nodes})
     found = {node: naming.access(node) for node in graph.nodes}
@@ -98,7 +97,7 @@ class _Naming:
             self.names.setdefault(root, set()).add(f"value:{root.name}")
 
     def access(self, node: Node) -> Access:
-        """Return what `node` reads and writes; to be asked once a node, in program order."""
+        """Return what `node` reads and writes; call this once for each node, in program order."""
         reads = self._of(_read(node))
         schema = schema_of(node.target)
         if schema is not None and schema.only_computes and node not in self.names:
@@ -126,7 +125,7 @@ class _Naming:
     def _shared_intermediates(self, graph: Graph, units: Mapping[Node, Hashable]) -> list[Node]:
         """Return the memories, slots apart, that a unit writes after another allocated them.
 
-        Those that nobody touches before they become a gradient have the name of that gradient.
+        A memory that no other node accesses before it becomes a gradient has that gradient's name.
         """
         written = self._written_elsewhere(graph, units)
         if not written:
@@ -187,7 +186,7 @@ def _of_effect(node: Node, effect: Effect) -> Access:
 
 
 def _named(node: Node, resource: Resource) -> frozenset[str]:
-    """Return the names that a resource of an effect has for one node."""
+    """Return the names of a resource of an effect for one node."""
     if resource.form == "update":
         return _NOTHING
     if resource.argument is None:
@@ -207,7 +206,7 @@ def _named(node: Node, resource: Resource) -> frozenset[str]:
 def _of_update(node: Node, label: str) -> Access:
     """Return the access of an update: it reads the slots of all its parameters.
 
-    The state of an opaque one is one resource; of any other, every parameter has a state.
+    The state of an opaque update is one resource; of any other, each parameter has its own.
     """
     opaque = node.meta.get("stepgraph.opaque", True)
     names = [slot_name(param) for param in argument(node, "params")]
@@ -217,11 +216,11 @@ def _of_update(node: Node, label: str) -> Access:
 
 
 def updates(node: Node) -> dict[str, Access] | None:
-    """Return what an update does to each of its parameters, by slot.
+    """Return the accesses of an update to each of its parameters, by slot.
 
-    None for an opaque one, for one that may be left out, and for what is no update.
+    None for an opaque update, for one that may be skipped, and for a node that is no update.
 
-    So an update is the same whether it is done at once or in parts.
+    So an update has the same accesses whether it runs at once or in parts.
     """
     effect = node_effect(node)
     if effect is None or effect.update != "always" or node.meta.get("stepgraph.opaque", True):
@@ -236,18 +235,18 @@ def updates(node: Node) -> dict[str, Access] | None:
 
 
 def _label(node: Node) -> str:
-    """Return what people call the tracked object that an effect acts on."""
+    """Return the display name of the tracked object that an effect acts on."""
     return str(node.meta.get("stepgraph.label", f"subject {argument(node, 'subject')}"))
 
 
 def _update_label(node: Node, effect: Effect) -> str:
-    """Return what people call the optimizer that updates."""
+    """Return the display name of the optimizer of an update."""
     if effect.optimizer_argument == "subject":
         return _label(node)
     return _hyper(node)[-1].removeprefix("hyper:")
 
 
 def _hyper(node: Node) -> list[str]:
-    """Return the resources of the numbers behind each tracked object that an effect names."""
+    """Return the hyper-parameter resources of each tracked object that an effect names."""
     names = node.meta.get("stepgraph.hyper") or [_label(node)]
     return [f"hyper:{name.removeprefix('hyper:')}" for name in names]

@@ -1,4 +1,4 @@
-"""What an operator does, read from its schema once: asking torch again and again is slow."""
+"""What an operator reads, writes and returns: its schema, parsed once because that is slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HIDDEN_VIEWS = {
     "aten::unsafe_split",
     "aten::unsafe_split_with_sizes",
 }
-"""Operators that return views although their schemas promise new memory."""
+"""Operators that return views although their schemas state new memory."""
 
 _MAY_COPY = {
     "aten::_autocast_to_full_precision",
@@ -53,7 +53,7 @@ _RUNNING_STATISTICS = {
     "aten::miopen_batch_norm": "training",
     "aten::native_batch_norm": "training",
 }
-"""Operators that update running statistics unannounced, and the flag that makes them do so."""
+"""Operators that update running statistics, not stated in their schemas, and the flag for it."""
 
 _NUMBERS = ("int", "SymInt", "float", "bool", "number", "Scalar")
 
@@ -64,10 +64,10 @@ class Argument:
 
     Attributes:
         name: Its name; results often have none.
-        type: Its type as the schema has it, for example `Tensor` or `List[int]`.
+        type: Its type in the schema, for example `Tensor` or `List[int]`.
         default: Its default, or None.
-        aliases: The names of the memories it may be, or None for a value of its own. Results that
-            are lists lose their names: empty means any.
+        aliases: The schema's names of the memories it may share, or None for new memory. For lists
+            of results the schema has no names: empty means any argument.
         is_written: Whether the operator writes it.
     """
 
@@ -80,25 +80,25 @@ class Argument:
 
 @dataclass(frozen=True)
 class Schema:
-    """What an operator takes, returns and does.
+    """The arguments, results and side effects of an operator.
 
     Attributes:
         operator: The operator itself.
         name: With its namespace, without its overload: `aten::add`.
         arguments: In order.
         returns: In order.
-        positions: Where each argument stands, by name.
+        positions: The position of each argument, by name.
         writes: Whether it writes an argument.
         overwrites: Whether it writes its first argument without reading it.
         statistics: The flag that makes it update running statistics, which its schema does not
-            say. Empty: it always does. None: it has none.
+            state. Empty: it always updates them. None: it has none.
         draws: Whether it draws from torch's random state.
-        has_aliases: Whether a result may be the memory of an argument.
-        is_hidden_view: Whether it returns views although its schema promises new memory.
+        has_aliases: Whether a result may share the memory of an argument.
+        is_hidden_view: Whether it returns views although its schema states new memory.
         may_copy: Whether it returns either a view or a copy.
         is_glue: Whether it computes nothing: a view, a size.
-        is_plain: Whether it returns one tensor or number of its own and does nothing else. Most
-            operators are, and need no closer look.
+        is_plain: Whether it returns one new tensor or number and has no side effect. Most
+            operators are plain and need no further analysis.
     """
 
     operator: torch._ops.OpOverload

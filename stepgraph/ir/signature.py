@@ -1,4 +1,4 @@
-"""What the inputs of a step graph are: every placeholder stands for a slot with a role."""
+"""The inputs of a step graph: every placeholder is a slot with a role."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Role(Enum):
-    """What a slot holds for the training step."""
+    """What a slot holds: a parameter, a buffer, a gradient, a batch and so on."""
 
     PARAM = "param"
     BUFFER = "buffer"
@@ -19,11 +19,11 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Slot:
-    """The place a tensor of the step lives in.
+    """The location of an input tensor of the step.
 
     Attributes:
         role: What it holds.
-        name: What people call it, for example `"D.0.weight"`. A gradient has the name of its
+        name: Its display name, for example `"D.0.weight"`. A gradient has the name of its
             parameter.
     """
 

@@ -1,4 +1,4 @@
-"""StepGraph, the one structure every other part of the library reads or returns."""
+"""`StepGraph`, the representation that passes, analyses and lowering read and return."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EDITED = tuple(
         *("label", "hyper", "opaque", "divisible", "part_of"),
     )
 )
-"""Metadata that views are built from."""
+"""The metadata from which views are built."""
 
 _SAID = "stepgraph.said"
 
@@ -49,12 +49,12 @@ class StepGraph:
     Top-level nodes are placeholders (the slots), regions of ATen nodes (`call_module`), effects
     (the markers), one output, and glue between them: `getitem` and views, which have no kind.
 
-    A step graph begins as one flat graph. The typed one is built when somebody asks for it; from
-    then on it may be edited, and is the only source of truth.
+    A step graph begins as one flat graph. The typed graph is built on first use; from then on it
+    may be edited, and the flat graph is derived from it.
 
     Args:
-        flat: ATen nodes and markers in program order, with the metadata of a capture. Belongs to
-            the step graph from now on; see `partition` for one that does not take it.
+        flat: ATen nodes and markers in program order, with the metadata of a capture. The step
+            graph owns it; `partition` copies it instead.
     """
 
     def __init__(self, flat: GraphModule) -> None:
@@ -74,7 +74,7 @@ class StepGraph:
 
     @property
     def is_typed(self) -> bool:
-        """Whether the typed graph has been built, and so may have been edited."""
+        """Whether the typed graph has been built and may have been edited."""
         return self._typed is not None
 
     @property
@@ -83,7 +83,7 @@ class StepGraph:
         return tuple(self.graph_module.graph.nodes)
 
     def kind(self, node: Node) -> Kind | None:
-        """Return what `node` does in the step; None for placeholders, glue and the output."""
+        """Return the kind of `node`; None for placeholders, glue and the output."""
         kind = node.meta.get("stepgraph.kind")
         return None if kind is None else Kind(kind)
 
@@ -97,19 +97,19 @@ class StepGraph:
         return frozenset(node.meta.get("stepgraph.writes", ()))
 
     def slot(self, placeholder: Node) -> Slot:
-        """Return what the input `placeholder` is."""
+        """Return the slot of an input."""
         slot = placeholder.meta["stepgraph.slot"]
         assert isinstance(slot, Slot)
         return slot
 
     def region(self, node: Node) -> GraphModule | None:
-        """Return the ATen nodes that `node` stands for, or None if it is no region."""
+        """Return the ATen nodes of the region `node`, or None if it is no region."""
         return region_of(self.graph_module, node)
 
     def dependencies(self) -> nx.DiGraph[Node]:
         """Return the dependency graph of the present order: a frozen view, see `dependencies.py`.
 
-        It is built once and again after any edit of the FX graph.
+        It is cached, and rebuilt after any edit of the FX graph.
         """
         view: nx.DiGraph[Node] = self._keep(
             "dependencies",
@@ -119,9 +119,9 @@ class StepGraph:
         return view
 
     def flat(self) -> GraphModule:
-        """Return the step as one flat graph, to be read only.
+        """Return the step as one flat graph; do not edit it.
 
-        It is built again after any edit of the typed graph, that of a region included.
+        It is rebuilt after any edit of the typed graph or of one of its regions.
         """
         assert self._flat is not None, "the flat graph of this step was taken to be edited"
         if self._typed is not None and (version := self.version()) != self._cut_at:
@@ -129,10 +129,10 @@ class StepGraph:
         return self._flat
 
     def take_flat(self) -> GraphModule:
-        """Return the flat graph, to be edited and made a step graph again: `StepGraph(flat)`.
+        """Return the flat graph, to be edited and made a new step graph: `StepGraph(flat)`.
 
-        A pass takes it when it has decided what to do. Nothing is copied, so this step graph must
-        not be used any more.
+        A pass takes it after its analysis. Nothing is copied, so this step graph must not be used
+        any more.
         """
         flat = self.flat()
         self._flat = self._typed = None
@@ -146,7 +146,7 @@ class StepGraph:
         return (self._typed, *filter(None, map(self.region, self.nodes)))
 
     def version(self) -> tuple[Any, ...]:
-        """Return a value that is another one after any edit of the FX graphs."""
+        """Return a value that changes with any edit of the FX graphs."""
         return tuple(
             (node, node.target, node.args, node.kwargs, *map(node.meta.get, _EDITED))
             for module in self.graphs()
@@ -154,20 +154,20 @@ class StepGraph:
         )
 
     def accesses(self) -> dict[Node, Access]:
-        """Return what every node of the flat graph reads and writes; a view, too."""
+        """Return what every node of the flat graph reads and writes; cached as a view."""
         flat = self.flat()
         return self.view("accesses", lambda: accesses(flat.graph, self.storages()))
 
     def storages(self) -> dict[Node, frozenset[Node]]:
-        """Return the storages of every node of the flat graph; a view, too."""
+        """Return the storages of every node of the flat graph; cached as a view."""
         flat = self.flat()
         return self.view("storages", lambda: all_storages(flat.graph))
 
     def view(self, name: str, build: Callable[[], View]) -> View:
-        """Return what `build` finds in the flat graph; it is found once, and again after edits.
+        """Return the result of `build`, cached until the next edit of the graph.
 
         Args:
-            name: Tells what it is: one for each `build`.
+            name: The key of the cache: a different one for each `build`.
             build: An analysis of `flat()`.
         """
         found: View = self._keep(name, self.flat(), build)
@@ -203,13 +203,13 @@ class StepGraph:
         return tuple(self.graphs()[0].meta.pop(_SAID, ()))
 
     def copy(self) -> StepGraph:
-        """Return a step graph of its own; edits of one do not show in the other."""
+        """Return an independent copy; edits of one do not change the other."""
         return StepGraph(copied(self.flat()))
 
     def reordered(self, order: Iterable[Node]) -> StepGraph:
         """Return this step with its nodes in `order`, a permutation of `nodes`.
 
-        Placeholders keep their places in front, because their order is the signature.
+        Placeholders keep their positions at the front, because their order is the signature.
         """
         inputs = [node for node in self.nodes if node.op == "placeholder"]
         rest = [node for node in order if node.op != "placeholder"]
@@ -218,10 +218,10 @@ class StepGraph:
         return self
 
     def verify(self, against: StepGraph | Meaning | None = None) -> None:
-        """Check that the graph is well formed and, given one, means what `against` means.
+        """Check that the graph is well formed and, if given, equivalent to `against`.
 
         Raises:
-            VerifyError: It is not, with the first thing found.
+            VerifyError: It is not; the message names the first violation.
         """
         verify(self, against=against)
 
@@ -240,13 +240,13 @@ def partition(flat: GraphModule) -> StepGraph:
     effects; see `cut` and `cut_out`.
 
     Args:
-        flat: With the metadata of a capture. Unchanged; edits of it do not show in the step.
+        flat: With the metadata of a capture. Copied; later edits of it do not change the step.
     """
     return StepGraph(copied(flat))
 
 
 def flatten(step: StepGraph) -> GraphModule:
-    """Return `step` as one flat graph of its own: regions dissolved, program order kept.
+    """Return `step` as an independent flat graph: regions dissolved, program order kept.
 
     Every node that belongs to a typed node has its name in `meta["stepgraph.node"]`.
     """

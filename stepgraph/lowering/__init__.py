@@ -3,13 +3,13 @@
 Files, in reading order:
 
     lower.py        replaces runs of operators by compiled regions
-    regions/        which operators a compiler gets, and what becomes of them
+    regions/        selection and compilation of runs of operators
     updates/        `optimizer.step()` in fused kernels
-    emit.py         the Python of a program
+    emit.py         the Python source of a program
     cuda/           a program as a CUDA graph
-    sections.py     where one typed node of a program ends and the next begins
-    closeness.py    when compiled results are close enough to eager ones
-    cpp_library.py  C++ of this package, compiled once
+    sections.py     the nodes of a program by typed node
+    closeness.py    comparison of compiled results with eager ones
+    cpp_library.py  compilation of the C++ sources of this package
 """
 
 from stepgraph.lowering.cuda.legality import why_not_capturable

@@ -1,25 +1,26 @@
-"""When compiled results are close enough to eager ones, from the dtype and nothing else.
+"""Comparison of compiled results with eager ones, with tolerances that depend on the dtype alone.
 
 Fused arithmetic rounds in other places and sums in another order. A result is accepted if
 
     |compiled - eager| <= sqrt(eps) * |eager|
 
-in the 2-norm over the tensor, eps of its own dtype: half of the digits agree. An error in the last
-place grows with the condition of what follows; half of the digits is what a well-posed step keeps,
-and a wrong program keeps none.
+in the 2-norm over the tensor, with eps of its dtype: half of the digits agree. A rounding error is
+amplified by the condition number of the later operators; a well-posed step keeps half of the
+digits, and a wrong program keeps none.
 
-Where that fails, exact results decide: the same operators in float64. Some gradients are zero in
-exact arithmetic - of a bias in front of a batch norm, of an attention's key bias - and eager and
-compiled results are two different roundings of it, without a digit in common. There
+If that fails, both are compared with exact results: the same operators in float64. Some gradients
+are zero in exact arithmetic - of a bias before a batch norm, of an attention's key bias - and eager
+and compiled results are two different roundings of zero, without a digit in common. Then
 
     |compiled - exact| <= sqrt(eps) * |exact| + 16 * |eager - exact|
 
-says that the compiled result is no worse than eager's own, up to four bits.
+states that the compiled result is no worse than eager's own, up to four bits.
 
-Eager's may be lucky: an activation that is zero but for rounding lies on one side of a ReLU or on
-the other, and gradients have a term more or less. Then the exact results are computed again, every
-operator's result rounded at random, two bits too early; if all compiled results are those of one
-such run, as close as above, that is what they are. Integers and booleans must be equal.
+Eager's may be exact by chance: an activation that is zero up to rounding is on one side of a ReLU
+or on the other, and gradients have one term more or less. Then the exact results are computed
+again, with every operator's result rounded at random, two bits too early; the compiled results are
+accepted if they all agree, as closely as above, with one such run. Integers and booleans must be
+equal.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from stepgraph.effects import effect_of
 from stepgraph.ir.memory_access import storages_of
 
 BITS = 16.0
-"""How much further from the exact result than eager a compiled result may be."""
+"""Largest allowed ratio of the errors of compiled and eager result."""
 
 ROUNDINGS = 16
-"""How often the exact results are computed again."""
+"""Number of runs with random rounding."""
 
 _EARLY = 4.0
-"""By how much more than its type asks for a result is rounded then."""
+"""Factor of the rounding error in these runs, relative to the dtype's."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -61,14 +62,14 @@ def difference(
     exact: Callable[[], Sequence[Any]],
     rounded: Callable[[int], Sequence[Any]] | None = None,
 ) -> str | None:
-    """Return what is wrong with compiled results, or None.
+    """Return how compiled results differ from eager ones, or None if they are close.
 
     Args:
-        compiled: The results to judge.
+        compiled: The results to check.
         eager: The results of the eager operators on the same inputs.
-        exact: Called when the two differ too much: the results in float64.
-        rounded: Called with a seed when that does not explain it: the same, every operator's
-            result rounded at random.
+        exact: Returns the results in float64. Called if the two differ too much.
+        rounded: Returns, for a seed, the results in float64 with every operator's result rounded
+            at random. Called if the exact results do not explain the difference.
     """
     far = [i for i, pair in enumerate(zip(compiled, eager, strict=True)) if not is_close(*pair)]
     if not far:
@@ -102,7 +103,7 @@ def is_close(compiled: Any, eager: Any) -> bool:
 
 
 def _allowed(compiled: Any, eager: Any, exact: Any) -> float | None:
-    """Return how far from the exact result a compiled one may be; None where it must be equal."""
+    """Return the allowed distance from the exact result; None if results must be equal."""
     if not isinstance(eager, Tensor) or not eager.is_floating_point():
         return None
     if (compiled.shape, compiled.dtype) != (eager.shape, eager.dtype):
@@ -117,7 +118,7 @@ def _is_near(compiled: Any, exact: Any, allowed: float | None) -> bool:
 
 
 def _same_specials(a: Tensor, b: Tensor) -> bool:
-    """Return whether infinities and NaN stand in the same places."""
+    """Return whether infinities and NaN are at the same positions."""
     finite = torch.isfinite(a)
     if bool(finite.all()):
         return bool(torch.isfinite(b).all())
@@ -142,7 +143,7 @@ def exact_results(
 
     Args:
         graph_module: The region.
-        inputs: Its inputs as they were. Not written.
+        inputs: Its inputs before the run. Not written.
         written: Positions of the inputs it writes.
     """
     return _run(_InFloat64(graph_module), inputs, written)
@@ -151,13 +152,13 @@ def exact_results(
 def rounded_results(
     graph_module: GraphModule, inputs: Sequence[Any], written: Sequence[int], seed: int
 ) -> list[Any]:
-    """Return the same with every operator's result rounded at random, to its own type.
+    """Return the same with every operator's result rounded at random, to its own dtype.
 
     Args:
         graph_module: The region.
-        inputs: Its inputs as they were. Not written.
+        inputs: Its inputs before the run. Not written.
         written: Positions of the inputs it writes.
-        seed: Decides the roundings.
+        seed: Seed of the random rounding.
     """
     return _run(_Rounding(graph_module, seed), inputs, written)
 
@@ -182,7 +183,7 @@ class _InFloat64(Interpreter):
 
 
 class _Rounding(_InFloat64):
-    """Rounds what an operator returns in memory of its own, in either direction."""
+    """Rounds every newly allocated result of an operator, up or down at random."""
 
     def __init__(self, graph_module: GraphModule, seed: int) -> None:
         super().__init__(graph_module)

@@ -1,4 +1,4 @@
-"""C++ of our own beside the Python that calls it, compiled once."""
+"""Compilation of C++ sources of this package, once for each."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from stepgraph import torch_private
 
 @functools.cache
 def library(source: Path, *symbols: str) -> ModuleType | str:
-    """Return a compiled extension, or why there is none; compiles in some seconds, once.
+    """Return a compiled extension, or why there is none; the first call takes some seconds.
 
     Args:
-        source: The C++.
+        source: The C++ file.
         symbols: Functions of torch's libraries that it calls; see `torch_private.load_cpp`.
     """
     text = source.read_text(encoding="utf-8")
     try:
         return torch_private.load_cpp(text, symbols)
-    except Exception as error:  # the boundary to a compiler: others can do the same
+    except Exception as error:  # the boundary to a compiler: other kernels are used instead
         return first_line(error)
 
 
 def first_line(error: Exception) -> str:
-    """Return what a compiler's error says, in a line."""
+    """Return the first relevant line of a compiler's error."""
     cause = error.__cause__ or error
     kind = type(cause).__name__
     if kind == "InvalidCxxCompiler":

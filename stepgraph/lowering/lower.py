@@ -1,4 +1,4 @@
-"""From a flat step graph to one whose runs of computation are single calls of compiled regions."""
+"""Replace the runs of computation in a flat step graph by calls of compiled regions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Compile = Callable[[GraphModule, str], CompiledRun]
 
 @dataclass(frozen=True)
 class Lowered:
-    """A flat graph to emit, and what became of its runs.
+    """A flat graph to emit, its compiled regions and its fused updates.
 
     Attributes:
         flat: The graph. Its regions are `call_function` nodes whose target is a `CompiledRun`.
@@ -45,7 +45,7 @@ class Lowered:
         return {n: u for n, u in self.updates.items() if isinstance(u, FusedUpdate)}
 
     def try_again(self) -> tuple[CompiledRun, ...]:
-        """Let the next call of every compiled region be a trial again; return them."""
+        """Make the next call of every compiled region a trial again; return them."""
         compiled = tuple(r for r in self.regions if r.tried and r.refusal is None)
         for region in compiled:
             region.try_again()
@@ -62,9 +62,9 @@ def lower(
 
     Args:
         flat: A flat step graph. Unchanged.
-        compile_region: Called with a graph of ATen operators, and of effects that may be inside.
+        compile_region: Called with a graph of ATen operators, and of effects that a region allows.
         optimizers: The optimizers that it steps, by number.
-        masters: Float32 copies for what they update, if it should have some.
+        masters: Float32 copies of weights and state for the updates, or None.
     """
     lowerer = _Lowerer(flat, compile_region)
     for item in select(flat.graph):
@@ -86,7 +86,7 @@ class _Lowerer:
         self.refused: list[tuple[int, str]] = []
 
     def add(self, item: Node | Run) -> None:
-        """Copy a node, or put a region in the place of a run."""
+        """Copy a node, or replace a run by a region."""
         if isinstance(item, Node):
             self.copy(item)
             return
@@ -123,11 +123,11 @@ class _Lowerer:
         )
 
     def is_guarded(self, node: Node, run: Run) -> bool:
-        """Return whether the layout of an input is sure: the step's own, made to order, a view."""
+        """Return whether an input has a known layout: an input of the step, new memory, a view."""
         made = node in self.values and self.values[node].target is operator.getitem
         source = self.values[node].args[0] if made else None
         of_region = isinstance(source, Node) and isinstance(source.target, CompiledRun)
-        drawn = node in run.before and draws_random(node)  # into memory made to order
+        drawn = node in run.before and draws_random(node)  # into memory allocated for it
         if of_region or drawn or node.op in ("placeholder", "get_attr"):
             return True
         is_view = node.op == "call_function" and is_glue(node)
@@ -153,7 +153,7 @@ class _Lowerer:
                 yield node
 
     def roots(self, node: Node, run: Run) -> Iterator[Node]:
-        """Yield what a region must return so that `outside` can make `node` from it."""
+        """Yield the values that a region must return so that `outside` can rebuild `node`."""
         if node not in run.inside:
             return
         if self.is_own(node):
@@ -171,7 +171,7 @@ class _Lowerer:
         return self.storages[node] == {node}
 
     def same_memory(self, node: Node) -> Node | tuple[Node, ...] | None:
-        """Return what `node` is made from: another name for it, or what it is a view of."""
+        """Return the value that `node` is equal to, or the value that it is a view of."""
         if written := written_arguments(node):
             return written[0] if len(written) == 1 else None
         first = next(iter(self.storages[node]))
@@ -182,7 +182,7 @@ class _Lowerer:
         return tuple(node.all_input_nodes) if is_glue(node) else None
 
     def outside(self, node: Node) -> Node:
-        """Return `node` in the new graph, as a view of what a region returned."""
+        """Return `node` in the new graph, as a view of a result of a region."""
         if node not in self.values:
             source = self.same_memory(node)
             if isinstance(source, Node):
@@ -218,7 +218,7 @@ class _Lowerer:
         self.values[node] = self.graph.node_copy(node, lambda n: self.values[n])
 
     def copy_before(self, node: Node, run: Run) -> None:
-        """Copy a node before its run, without the values that it takes only sizes from."""
+        """Copy a node before its run, without arguments of which it reads only the size."""
         unknown = [source for source in node.all_input_nodes if source in run.inside]
         if not unknown:
             self.copy(node)
@@ -236,7 +236,7 @@ _EMPTY_LIKE = torch.ops.aten.empty_like.default
 
 
 def _empty(graph: Graph, like: Node) -> Node:
-    """Return memory of the size, strides and type of a static tensor."""
+    """Return new memory with the size, strides and dtype of a static tensor."""
     value = like.meta["val"]
     node = graph.call_function(
         torch.ops.aten.empty_strided.default,

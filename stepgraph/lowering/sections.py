@@ -1,4 +1,4 @@
-"""Sections of a program: where one typed node ends and the next begins."""
+"""Sections of a program: its nodes by typed node."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from stepgraph.lowering.regions.compiled_run import CompiledRun
 from stepgraph.torch_private import graph_module
 
 _FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
-"""Kinds of effects of which a run is one section."""
+"""Kinds of effects whose consecutive nodes form one section."""
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Nodes of a flat graph that stand together and belong to one typed node, or to a run of them.
+    """Consecutive nodes of a flat graph that belong to one typed node, or to a run of small ones.
 
     Attributes:
-        name: The name of the typed node; a run of small ones is called by its kind and a number.
-        kind: What it is for; None for code that was compiled across typed nodes.
-        at: The user's file and line, where known.
+        name: The name of the typed node; a run of small ones is named by its kind and a number.
+        kind: Its kind; None for code that was compiled across typed nodes.
+        at: The user's file and line, if known.
         label: The object it acts on, for example `Adam(d_opt)`, or empty.
-        nodes: The nodes of the flat graph; views and sizes between sections go with the one ahead.
+        nodes: The nodes of the flat graph; views and sizes belong to the section before them.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """What a trace calls it: its name, and the object it acts on."""
+        """Its title in a profiler trace: its name, and the object it acts on."""
         return f"{self.name} {self.label}".rstrip()
 
 
@@ -56,7 +56,7 @@ def sections(flat: GraphModule) -> list[Section]:
                 runs[key] += 1
         if found:
             found[-1].nodes.append(node)
-            if found[-1].at is None:  # what splits a batch has no line
+            if found[-1].at is None:  # nodes that split a batch have no line
                 found[-1] = replace(found[-1], at=node.meta.get("stepgraph.at"))
     return found
 
@@ -64,7 +64,7 @@ def sections(flat: GraphModule) -> list[Section]:
 def operator_sections(flat: GraphModule) -> list[Section]:
     """Return a section for every node of a flat graph that computes or has an effect.
 
-    It is called what the operator is called, or the effect: `aten.addmm`, `step Adam(d_opt)`.
+    It is named after the operator or effect: `aten.addmm`, `step Adam(d_opt)`.
     """
     found: list[Section] = []
     for node in flat.graph.nodes:
@@ -79,14 +79,14 @@ def operator_sections(flat: GraphModule) -> list[Section]:
 
 
 def launched(flat: GraphModule) -> int:
-    """Return how many calls of a flat graph compute something; a compiled region is one."""
+    """Return the number of calls in a flat graph that compute something; a region is one call."""
     return sum(isinstance(node.target, CompiledRun) or launches(node) for node in flat.graph.nodes)
 
 
 def with_marks(
     flat: GraphModule, mark: Callable[[int], None], cut: Sequence[Section]
 ) -> GraphModule:
-    """Return a copy of a flat graph that calls `mark(i)` ahead of section i, and at the end.
+    """Return a copy of a flat graph that calls `mark(i)` before section i, and at the end.
 
     The copies of nodes keep their metadata; nothing else is added or moved.
 
@@ -121,7 +121,7 @@ def _operator_name(node: Node) -> str:
 
 
 def _keys(graph: Graph) -> dict[Node, object]:
-    """Return what the nodes of a section have in common; None for glue that belongs to no one."""
+    """Return a key that is equal for the nodes of a section; None for glue between sections."""
     computing = [n for n in graph.nodes if n.op not in ("placeholder", "output", "get_attr")]
     keys: dict[Node, object] = {}
     following: object = None

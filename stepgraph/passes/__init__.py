@@ -1,16 +1,16 @@
-"""Passes: rewritings of a step graph, one file each.
+"""Passes: rewrites of a step graph, one file each.
 
 Files, in reading order:
 
     base.py            `Pass`
-    pipeline.py        runs passes, verifies and records each; the default ones
-    dead_code.py       drops norms that nobody uses
-    dead_gradients.py  drops gradients that nobody reads
-    read_gradients.py  ends gradients at their last reader
+    pipeline.py        `Pipeline`: runs passes, verifies and records each
+    dead_code.py       drops unused gradient norms
+    dead_gradients.py  drops gradients that are never read
+    read_gradients.py  frees gradients after their last reader
     early_update.py    moves updates up to where their gradients are final
     memory_order.py    orders nodes for a lower peak of memory
-    fuse_tail.py       clips inside the update
-    short_window.py    the update of a window that ends early
+    fuse_tail.py       fuses clipping into the update
+    short_window.py    reduces a step to the update of a window that ends early
 """
 
 from stepgraph.passes.base import Pass
@@ -44,9 +44,9 @@ __all__ = [
 ]
 
 DEFAULT = Pipeline((DropUnusedNorm(), EarlyUpdate(), OrderForMemory()))
-"""What every captured step goes through."""
+"""The passes of every captured step."""
 
 WITHOUT_GRADIENTS = Pipeline(
     (DropUnusedNorm(), DropDeadGradients(), DropReadGradients(), EarlyUpdate(), OrderForMemory())
 )
-"""The same with `keep_grads=False`."""
+"""The passes with `keep_grads=False`."""

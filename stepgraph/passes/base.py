@@ -1,4 +1,4 @@
-"""What a pass is."""
+"""`Pass`, the base class of passes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from stepgraph.ir import StepGraph
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """A step graph in, a step graph out.
+    """A function from a step graph to a step graph.
 
     Subclasses are frozen dataclasses whose fields are the options of the pass, so that `repr`
-    names it in reports. A pass receives a step that verifies and returns one that does; doing
-    nothing is normal. It may change its argument. Timing, verifying and recording are the
-    pipeline's.
+    names it in reports. A pass receives a step that verifies and returns one that verifies, often
+    unchanged. It may change its argument. The pipeline times, verifies and records.
 
     Attributes:
-        keeps_effects: Whether the step has the same effects, in an order that computes the same.
-            The pipeline checks it. A pass that gives a step another meaning on purpose says False.
+        keeps_effects: Whether the step keeps its effects, in an order that computes the same. The
+            pipeline checks it. False for a pass that changes the effects on purpose.
     """
 
     keeps_effects: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Erase what nobody uses."""
+"""Erase unused nodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stepgraph.passes.base import Pass
 
 @dataclass(frozen=True)
 class DropUnusedNorm(Pass):
-    """Drop the computation of a gradient norm, or of a clipping factor, that nobody uses.
+    """Drop the computation of an unused gradient norm or clipping factor.
 
-    In the calls of a window that do not update, `clip_grad_norm_` clips nothing; its norm matters
-    only where the step returns or logs it. Other unused values stay: eager computes them, and
-    they may raise.
+    In the calls of a window that do not update, `clip_grad_norm_` clips nothing; its norm is used
+    only if the step returns or logs it. Other unused values stay: eager computes them, and they
+    may raise.
 
     Before::                                  After::
 
@@ -30,7 +30,7 @@ class DropUnusedNorm(Pass):
     """
 
     def __call__(self, step: StepGraph) -> StepGraph:
-        """Return the step without norms that nobody uses."""
+        """Return the step without unused norms."""
         if not any(not node.users and _is_norm(node) for node in step.flat().graph.nodes):
             return step
         flat = step.take_flat()
@@ -39,12 +39,12 @@ class DropUnusedNorm(Pass):
 
 
 def _is_norm(node: Node) -> bool:
-    """Return whether `node` only computes something for a norm, or a factor."""
+    """Return whether `node` is a pure computation of a norm or a clipping factor."""
     return node.meta.get("stepgraph.kind") in (Kind.GRAD_NORM, Kind.CLIP) and not is_effect(node)
 
 
 def erase(graph: Graph, unwanted: Callable[[Node], bool]) -> None:
-    """Erase the unwanted nodes whose values nobody uses, users first.
+    """Erase the unwanted nodes whose values are unused, users first.
 
     Cost: O(nodes).
     """
@@ -54,7 +54,7 @@ def erase(graph: Graph, unwanted: Callable[[Node], bool]) -> None:
 
 
 def is_effect(node: Node) -> bool:
-    """Return whether `node` changes something: a marker, a write, a draw of random numbers."""
+    """Return whether `node` has a side effect: a marker, a write, a draw of random numbers."""
     if node.op != "call_function":
         return False
     effect = node_effect(node)

@@ -1,4 +1,4 @@
-"""Gradients that nobody reads are not computed."""
+"""Drop gradients that are never read."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ DROPPED = "stepgraph.dropped"
 
 @dataclass(frozen=True)
 class DropDeadGradients(Pass):
-    """Drop what a backward adds to a gradient that nothing reads before it is cleared.
+    """Drop additions to a gradient that is not read before it is cleared.
 
-    In a GAN, the generator's backward runs through the discriminator and leaves gradients on its
-    weights, for which nobody asked: the next call clears them. With the additions the products
-    disappear that computed them. The gradient becomes None where it would have been added to.
+    In a GAN, the generator's backward runs through the discriminator and adds gradients to its
+    weights that are not used: the next call clears them. Without the additions, the matrix
+    products that compute them are dropped too. The gradient becomes None instead.
 
-    Legal where this step clears the slot before it does anything else with it, nothing after the
-    addition reads it, and the step does not return it. What is read *between* calls is the
-    caller's promise, `keep_grads=False`; that the next call clears first, too, is checked when it
-    comes.
+    Legal if this step clears the slot before any other use, no node after the addition reads it,
+    and the step does not return it. That no code reads it *between* calls is the caller's promise,
+    `keep_grads=False`; that the next call also clears it first is checked in that call.
 
     Before::                                After::
 
@@ -53,7 +52,7 @@ class DropDeadGradients(Pass):
     keeps_effects: ClassVar[bool] = False
 
     def __call__(self, step: StepGraph) -> StepGraph:
-        """Return the step without gradients that nobody reads."""
+        """Return the step without gradients that are never read."""
         dead = _dead_stores(step)
         if not dead:
             return step
@@ -67,7 +66,7 @@ class DropDeadGradients(Pass):
 
 
 def _dead_stores(step: StepGraph) -> list[tuple[Node, str]]:
-    """Return what stores in, or adds to, gradients that nothing reads afterwards, with slots."""
+    """Return the nodes that store or add gradients that are not read afterwards, with slots."""
     access = step.accesses()
     unread = set(cleared_first(step)) - _returned(step)
     dead: list[tuple[Node, str]] = []
@@ -79,13 +78,13 @@ def _dead_stores(step: StepGraph) -> list[tuple[Node, str]]:
             dead.append((node, slot))
             continue
         if calls(node, SET_GRAD):
-            continue  # it hands on a value that is read where it is used
+            continue  # its users read the value
         unread -= {_name(resource) for resource in access[node].reads}
     return dead
 
 
 def _returned(step: StepGraph) -> set[str]:
-    """Return the slots whose gradients the step hands to its caller, or views of them."""
+    """Return the slots whose gradients, or views of them, the step returns."""
     storages = step.storages()
     nodes = step.flat().graph.nodes
     (output,) = (node for node in nodes if node.op == "output")
@@ -100,7 +99,7 @@ def _returned(step: StepGraph) -> set[str]:
 
 
 def cleared_first(step: StepGraph) -> frozenset[str]:
-    """Return the slots whose gradients a step clears before it does anything with them."""
+    """Return the slots whose gradients a step clears before any other use."""
     touched: set[str] = set()
     cleared: set[str] = set()
     for node, access in step.accesses().items():
@@ -139,7 +138,7 @@ def _stored_slot(node: Node, access: Access) -> str | None:
 
 
 def _store_none(graph: Graph, store: Node, param: Node) -> None:
-    """Clear the slot where something would have been stored."""
+    """Clear the slot in place of a store."""
     with graph.inserting_before(store):
         cleared = graph.call_function(OPS.set_grad.default, (param, None))
     cleared.meta = {**store.meta, "val": None, DROPPED: True}
@@ -147,7 +146,7 @@ def _store_none(graph: Graph, store: Node, param: Node) -> None:
 
 
 def _is_product(node: Node) -> bool:
-    """Return whether `node` only computes something for a backward."""
+    """Return whether `node` is a pure computation of a backward."""
     return node.meta.get("stepgraph.kind") is Kind.BACKWARD and not is_effect(node)
 
 

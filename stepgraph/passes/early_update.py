@@ -1,4 +1,4 @@
-"""Updates move up to where their gradients are final, and the gradients end there."""
+"""Move updates up to where their gradients are final, and free the gradients there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stepgraph.ir.memory_access import is_glue
 from stepgraph.passes.base import Pass
 
 EARLY = "stepgraph.early"
-"""Marks what an early update has moved up."""
+"""Metadata key of nodes that this pass has moved up."""
 
 
 class WaitFor(Enum):
@@ -63,12 +63,12 @@ class Wait:
 
 @dataclass(frozen=True)
 class EarlyUpdate(Pass):
-    """Update parameters while the backward still runs, and let their gradients go.
+    """Update parameters during the backward, and free their gradients.
 
-    Eagerly all gradients are alive before the first update. Updating a parameter right behind the
-    last use of its old weight lets its gradient end there, so that the peak is that of the
-    activations alone. Parameters are updated in buckets: a call for each would cost more than it
-    gives.
+    In eager mode all gradients are alive before the first update. If a parameter is updated right
+    after the last use of its old weight, its gradient is freed there, and the peak is that of the
+    activations alone. Parameters are updated in buckets: one call for each would cost more than it
+    saves.
 
     Before::                                After::
 
@@ -81,16 +81,16 @@ class EarlyUpdate(Pass):
         w2.grad = None                          step(w1, w1.grad)
                                                 w1.grad = None
 
-    Legal for a parameter where nothing between the two places reads or writes its weight, its
-    gradient, its state or the hyper-parameters, and nothing in between may raise. It is done only
-    where this step made the gradient and clears it after the update.
+    Legal for a parameter if no node between the two positions reads or writes its weight, its
+    gradient, its state or the hyper-parameters, and none may raise. It is done only if this step
+    computes the gradient and clears it after the update.
 
-    Preserves: every result, bit for bit. What an interrupt, or running out of memory, leaves
-    behind in the middle of a backward is a step that is done in part.
+    Preserves: every result, bit for bit. After an interrupt or an out-of-memory error in the
+    middle of a backward, some parameters are already updated.
     Cost: O(nodes + edges + parameters log nodes).
 
     Attributes:
-        bucket_bytes: Bytes of gradients that are worth a call of their own.
+        bucket_bytes: Least number of gradient bytes in a bucket.
     """
 
     bucket_bytes: int = 4 * 2**20
@@ -116,7 +116,7 @@ class EarlyUpdate(Pass):
                 yield self._plan(node, timeline)
 
     def _plan(self, node: Node, timeline: _Timeline) -> _Plan:
-        """Decide for every parameter of an update."""
+        """Decide for every parameter of an update whether and where it moves."""
         plan = _Plan(node)
         if not node.meta.get("stepgraph.divisible", False):
             plan.waits[Wait(WaitFor.WHOLE_STEP)] = len(marker_argument(node, "params"))
@@ -138,14 +138,14 @@ class _Move:
     """A parameter's update that may move up.
 
     Attributes:
-        place: Its place among the parameters of the optimizer.
+        position: Its index among the parameters of the optimizer.
         grad: Its gradient.
-        behind: The node it may move up to.
-        stores: What makes the gradient of a value and stores it; moves along.
-        clearing: What clears the gradient afterwards.
+        behind: The node after which it may run.
+        stores: The nodes that make the gradient and store it; they move along.
+        clearing: The node that clears the gradient afterwards.
     """
 
-    place: int
+    position: int
     grad: Node
     behind: Node
     stores: tuple[Node, ...]
@@ -154,12 +154,12 @@ class _Move:
 
 @dataclass
 class _Plan:
-    """What is to be done with an update.
+    """The division of an update into parts.
 
     Attributes:
         node: The update.
-        buckets: What moves up, in the order of the places it moves to.
-        waits: Why parameters stay, with counts.
+        buckets: The parts that move up, in the order of their new positions.
+        waits: The reasons why parameters stay, with counts.
     """
 
     node: Node
@@ -189,7 +189,7 @@ class _Plan:
 
 
 class _Timeline:
-    """When everything happens in a flat graph."""
+    """The positions of all reads, writes and barriers in a flat graph."""
 
     def __init__(self, step: StepGraph) -> None:
         self.nodes = list(step.flat().graph.nodes)
@@ -223,7 +223,7 @@ class _Timeline:
         between = slice(bisect_left(self.computing, behind + 1), None)
         if not any(i < self.order[node] for i in self.computing[between][:1]):
             return _why(self.nodes[behind])
-        return _Move(place, grad, self.nodes[behind], stores, clearing)
+        return _Move(position, grad, self.nodes[behind], stores, clearing)
 
     def _note(self, i: int, node: Node) -> None:
         access = self.access[node]
@@ -237,22 +237,22 @@ class _Timeline:
             self.computing.append(i)
 
     def _latest(self, node: Node, grad: Node, stores: tuple[Node, ...], access: Access) -> int:
-        """Return the last place ahead of an update that it, and its stores, must stay behind."""
+        """Return the last position before an update that it and its stores must follow."""
         own = {self.order[store] for store in stores}
         touched = [self.writes[resource] for resource in sorted(access.reads | access.writes)]
         touched += [self.reads[resource] for resource in sorted(access.writes)]
-        places = [_last_before(self.order[node], own, of) for of in (*touched, self.barriers)]
+        positions = [_last_before(self.order[node], own, of) for of in (*touched, self.barriers)]
         sources = grad.all_input_nodes if stores else [grad]
-        return max(*map(self._made, sources), *places)
+        return max(*map(self._made, sources), *positions)
 
     def _made(self, node: Node) -> int:
-        """Return where the value behind `node` is computed; views of it can be anywhere later."""
+        """Return the position at which the value of `node` is computed, through views."""
         if node.op == "call_function" and is_glue(node):
             return max(map(self._made, node.all_input_nodes), default=self.order[node])
         return self.order[node]
 
     def _stores(self, node: Node, slot: str, grad: Node) -> tuple[Node, ...]:
-        """Return what stores the gradient, if nothing touches it between there and the update."""
+        """Return the nodes that store the gradient, if none accesses it before the update."""
         before = max(
             _last_before(self.order[node], (), of)
             for of in (self.reads[f"grad:{slot}"], self.writes[f"grad:{slot}"])
@@ -265,7 +265,7 @@ class _Timeline:
         return () if any(user.op != "output" for user in others) else (grad, store)
 
     def _clearing(self, node: Node, slot: str) -> Node | None:
-        """Return what clears the gradient of a slot, the first thing to touch it after `node`."""
+        """Return the `zero_grad` of a slot, if it is the first access to it after `node`."""
         resource, here = f"grad:{slot}", self.order[node]
         after = [
             _first_after(here, self.reads[resource]),
@@ -277,16 +277,16 @@ class _Timeline:
         return first
 
 
-def _last_before(here: int, besides: Collection[int], places: list[int]) -> int:
-    i = bisect_left(places, here) - 1
-    while i >= 0 and places[i] in besides:
+def _last_before(here: int, besides: Collection[int], positions: list[int]) -> int:
+    i = bisect_left(positions, here) - 1
+    while i >= 0 and positions[i] in besides:
         i -= 1
-    return places[i] if i >= 0 else -1
+    return positions[i] if i >= 0 else -1
 
 
-def _first_after(here: int, places: list[int]) -> int:
-    i = bisect_left(places, here + 1)
-    return places[i] if i < len(places) else 2**62
+def _first_after(here: int, positions: list[int]) -> int:
+    i = bisect_left(positions, here + 1)
+    return positions[i] if i < len(positions) else 2**62
 
 
 def _why(blocker: Node) -> Wait:
@@ -312,19 +312,19 @@ def _sentence(plans: list[_Plan], waits: Counter[Wait]) -> str:
 
 
 def _carry_out(plan: _Plan) -> None:
-    """Divide an update, and clear gradients where they have been used."""
+    """Divide an update, and clear each gradient after its part."""
     if not plan.buckets:
         return
     node = plan.node
     params, grads, subject = (marker_argument(node, n) for n in ("params", "grads", "subject"))
     left = dict(enumerate(params))
     for bucket in plan.buckets:
-        places = [move.place for move in bucket]
+        positions = [move.position for move in bucket]
         own = [move.grad for move in bucket]
         moved = [store for move in bucket for store in move.stores]
-        behind = _bring_behind(bucket[-1].behind, [*moved, *(params[i] for i in places)])
-        part = _insert_part(node, behind, [left.pop(i) for i in places], own, places)
-        _clear_behind(part, bucket, params)
+        behind = _move_after(bucket[-1].behind, [*moved, *(params[i] for i in positions)])
+        part = _insert_part(node, behind, [left.pop(i) for i in positions], own, positions)
+        _clear_after(part, bucket, params)
     used = {move.grad for bucket in plan.buckets for move in bucket}
     kept = [grad for grad in grads if grad not in used]
     with node.graph.inserting_before(node):
@@ -334,39 +334,39 @@ def _carry_out(plan: _Plan) -> None:
     node.graph.erase_node(node)
 
 
-def _bring_behind(behind: Node, nodes: list[Node]) -> Node:
-    """Bring nodes up behind another, in order, with the views they need; return the last of all."""
+def _move_after(behind: Node, nodes: list[Node]) -> Node:
+    """Move nodes up to follow another, in order, with the views they need; return the last."""
     for node in nodes:
         if behind < node:
             for source in node.all_input_nodes:
-                behind = _bring_behind(behind, [source])
+                behind = _move_after(behind, [source])
             behind.append(node)
             behind = node
     return behind
 
 
 def _call(graph: Graph, marker: Any, arguments: tuple[Any, ...]) -> Node:
-    """Call a marker in a node that has its name."""
+    """Add a call of a marker, in a node named after it."""
     name = marker.overloadpacket.__name__
     return graph.create_node("call_function", marker, arguments, name=name)
 
 
 def _insert_part(
-    node: Node, behind: Node, params: list[Node], grads: list[Node], places: list[int]
+    node: Node, behind: Node, params: list[Node], grads: list[Node], positions: list[int]
 ) -> Node:
     subject = marker_argument(node, "subject")
     with node.graph.inserting_after(behind):
-        arguments = (params, grads, subject, places, False)
+        arguments = (params, grads, subject, positions, False)
         part = _call(node.graph, OPS.step_part.default, arguments)
     part.meta = {**node.meta, "stepgraph.part_of": node.name, EARLY: True}
     return part
 
 
-def _clear_behind(part: Node, bucket: list[_Move], params: list[Node]) -> None:
-    """Move the clearing of the gradients of a bucket up behind their use."""
+def _clear_after(part: Node, bucket: list[_Move], params: list[Node]) -> None:
+    """Move the clearing of the gradients of a bucket up to follow their use."""
     clearings: dict[Node, list[Node]] = {}
     for move in bucket:
-        clearings.setdefault(move.clearing, []).append(params[move.place])
+        clearings.setdefault(move.clearing, []).append(params[move.position])
     for clearing, cleared in clearings.items():
         if calls(clearing, ZERO_GRAD):
             part.append(_divided(clearing, cleared))
@@ -376,7 +376,7 @@ def _clear_behind(part: Node, bucket: list[_Move], params: list[Node]) -> None:
 
 
 def _divided(clearing: Node, cleared: list[Node]) -> Node:
-    """Take parameters out of a `zero_grad`; return one for them alone."""
+    """Remove parameters from a `zero_grad`; return a new one for them alone."""
     everything, subject = (marker_argument(clearing, name) for name in ("params", "subject"))
     slots = set(map(slot_name, cleared))
     left = [param for param in everything if slot_name(param) not in slots]

@@ -1,4 +1,4 @@
-"""Clipping and update are one node, where a kernel does both."""
+"""Fuse clipping and update into one node, for kernels that do both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SCALE = torch.ops.aten._foreach_mul_.Tensor
 class FuseTail(Pass):
     """Let an update multiply its gradients by the factor that clips them.
 
-    Fused kernels take such a factor along: the gradients are read and written once, not twice.
+    Fused kernels take such a factor as an argument: gradients are read and written once, not twice.
 
     Before::                        After::
 
@@ -27,8 +27,8 @@ class FuseTail(Pass):
         w.grad *= factor                w.grad *= factor; step(w, w.grad)
         step(w, w.grad)
 
-    Legal where nothing touches the gradients between the two. It belongs to backends that have
-    such kernels, and rounds as they do.
+    Legal if no node accesses the gradients between the two. For backends that have such kernels;
+    the result is rounded as in the kernel.
 
     Preserves: every result, up to the rounding of the kernel.
     Cost: O(nodes + edges).
@@ -49,7 +49,7 @@ class FuseTail(Pass):
 
 
 def _pairs(step: StepGraph) -> Iterator[tuple[Node, Node]]:
-    """Yield each update with what scales its gradients, if nothing touches them in between."""
+    """Yield each update with the node that scales its gradients, without accesses in between."""
     touched: dict[str, Node] = {}
     for node, access in step.accesses().items():
         if calls(node, STEP) and node.meta.get("stepgraph.divisible", False):

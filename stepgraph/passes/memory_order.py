@@ -1,4 +1,4 @@
-"""Computation moves to where it keeps fewer bytes alive."""
+"""Order operators for a lower peak of memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from stepgraph.passes.base import Pass
 class OrderForMemory(Pass):
     """Order operators so that fewer bytes are alive at once.
 
-    A step that runs two forwards before their backwards holds the activations of both. Nothing
-    but the order of the program asks for that: the backward of the first can run before the
-    forward of the second.
+    A step that runs two forwards before their backwards keeps the activations of both. Often only
+    the order of the program requires that: the backward of the first can run before the forward of
+    the second.
 
     Before::                        After::
 
@@ -33,16 +33,17 @@ class OrderForMemory(Pass):
         ga = backward(a)                gb = backward(b)
 
     Legal in any order that the dependencies allow, in which effects, writes to slots, random
-    draws, and operators that may raise keep theirs. What gives back more memory comes first; among
-    equals, what goes on with the latest values. The program's own order stays unless this one
-    lowers the peak by enough; where every order has nearly all of the peak, none is tried.
+    draws, and operators that may raise keep their relative order. Operators that free more memory
+    come first; among equals, those that use the latest values. The program's own order stays
+    unless the new one lowers the peak by enough; if most of the peak is alive in every order, none
+    is tried.
 
     Preserves: every result, bit for bit.
     Cost: O(E + V log V) in the dependency graph of the operators.
 
     Attributes:
-        least_bytes: A lower peak that is not worth another order.
-        least_share: The same as a share of the peak.
+        least_bytes: Least saving, in bytes, for which the order changes.
+        least_share: Least saving as a share of the peak.
     """
 
     least_bytes: int = 2**20
@@ -69,7 +70,7 @@ class OrderForMemory(Pass):
 
 
 def _ordered(step: StepGraph, memory: Memory) -> list[Node]:
-    """Return the nodes in an order that the dependencies allow and that gives memory back soon."""
+    """Return the nodes in an order that the dependencies allow and that frees memory early."""
     nodes, access = list(step.flat().graph.nodes), step.accesses()
     dependencies = flat_dependencies(step.flat().graph, access)
     pinned = [node for node in nodes if _is_pinned(node, access[node])]
@@ -92,17 +93,17 @@ def _ordered(step: StepGraph, memory: Memory) -> list[Node]:
 
 
 def _is_constant(node: Node) -> bool:
-    """Return whether `node` is the one that a backward begins with: a number of a known size."""
+    """Return whether `node` is the seed of a backward: a constant of a known size."""
     return node.target is torch.ops.aten.ones_like.default and node.meta["val"].shape == ()
 
 
 def _needed(node: Node) -> list[Node]:
-    """Return what must be computed before `node`."""
+    """Return the nodes that must run before `node`."""
     return [] if _is_constant(node) else node.all_input_nodes
 
 
 def _apply(graph: Graph, order: Sequence[Node]) -> None:
-    """Put nodes in order; constants do not look at the loss for its size any more."""
+    """Put nodes in order; constants no longer read their size from the loss."""
     for node, following in pairwise(order):
         node.append(following)
     for node in filter(_is_constant, order):
@@ -116,7 +117,7 @@ def _apply(graph: Graph, order: Sequence[Node]) -> None:
 
 
 def _is_pinned(node: Node, access: Access) -> bool:
-    """Return whether somebody can see when a node runs, or it belongs to one of those."""
+    """Return whether the user can observe the position of a node, or it belongs to such a node."""
     if node.op in ("placeholder", "output"):
         return False
     writes = any(not name.startswith("value:") for name in access.writes)
@@ -124,13 +125,13 @@ def _is_pinned(node: Node, access: Access) -> bool:
 
 
 class _Progress:
-    """What has run so far while an order is made.
+    """The nodes that have run so far, while an order is made.
 
     Attributes:
-        used: The memories that every node reads or writes, those apart that the caller owns.
-        allocated: The bytes that every node adds when it runs; a view adds none.
-        done: The place of every node that has run.
-        waiting: How many nodes that have not run use each memory.
+        used: The memories that every node reads or writes, except those that the caller owns.
+        allocated: The bytes that every node allocates; a view allocates none.
+        done: The position of every node that has run.
+        waiting: The number of nodes that have not run and use each memory.
     """
 
     def __init__(self, nodes: Sequence[Node], memory: Memory) -> None:
@@ -145,13 +146,13 @@ class _Progress:
         self.waiting = Counter(memory for used in self.used.values() for memory in used)
 
     def run(self, node: Node) -> None:
-        """Note that a node has run."""
+        """Record that a node has run."""
         self.done[node] = len(self.done)
         for memory in self.used[node]:
             self.waiting[memory] -= 1
 
     def urgency(self, node: Node) -> tuple[int, int]:
-        """Return a number for a node: lower for what gives back more, then for what goes on."""
+        """Return a sort key: lower for nodes that free more memory, then for recent inputs."""
         used = self.used[node]
         released = sum(self.sizes[memory] for memory in used if self.waiting[memory] == 1)
         latest = max((self.done.get(memory, len(self.done)) for memory in used), default=0)

@@ -1,4 +1,4 @@
-"""The pipeline: runs passes in order, times them, verifies after each, records what they did."""
+"""The pipeline: runs passes in order, times, verifies and records each."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ NOT_IN_DICT: Mapping[str, bool] = {"stepgraph.not_in_dict": True}
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did.
+    """The changes made by one pass.
 
     Attributes:
         name: The pass with its options.
         ms: Time it took, verification not included.
-        nodes_before: Typed nodes it was given.
-        nodes_after: Typed nodes it left.
-        operators_before: ATen operators and effects it was given.
-        operators_after: ATen operators and effects it left.
-        flops_saved: Floating-point operations of products that are gone.
-        lost: Resources that the step does not write any more, for example `grad:D.0.weight`.
-        launches_saved: Operators and updates that compute something and are gone; see `Work`.
-        bytes_saved: Bytes that are not read and written any more, operators run one by one.
-        peak_bytes_before: The most bytes of the step's own that were alive at once.
+        nodes_before: Number of typed nodes before the pass.
+        nodes_after: The same, after the pass.
+        operators_before: Number of ATen operators and effects before the pass.
+        operators_after: The same, after the pass.
+        flops_saved: Floating-point operations of removed matrix products.
+        lost: Resources that the step no longer writes, for example `grad:D.0.weight`.
+        launches_saved: Number of removed operators and updates that compute something; see `Work`.
+        bytes_saved: Bytes that are no longer read and written, if operators run one by one.
+        peak_bytes_before: Largest number of bytes, allocated by the step, alive at once.
         peak_bytes_after: The same, after the pass.
         did: What the pass did, in sentences; see `StepGraph.say`.
         reasons: The values behind these sentences, for example why an update was not moved.
@@ -58,14 +58,14 @@ class PassRecord:
 
     @property
     def acted(self) -> bool:
-        """Whether the number of nodes or operators changed, or the pass says that it did."""
+        """Whether the number of nodes or operators changed, or the pass recorded a sentence."""
         before = (self.nodes_before, self.operators_before)
         return bool(self.did) or before != (self.nodes_after, self.operators_after)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in the order they run.
+    """Passes in the order in which they run.
 
     Example:
         >>> Pipeline(()).then().passes
@@ -85,20 +85,20 @@ class Pipeline:
         """Run every pass.
 
         Args:
-            step: Verifies. May be changed.
+            step: A step graph that verifies. May be changed.
 
         Returns:
             The rewritten step and one record for each pass.
 
         Raises:
-            VerifyError: A pass left a step that is malformed, or that means something else.
+            VerifyError: The result of a pass is malformed or not equivalent to its input.
         """
         with _no_garbage_collection():
             return self._run(step)
 
     def _run(self, step: StepGraph) -> tuple[StepGraph, tuple[PassRecord, ...]]:
         records = []
-        before = _Looked.at(step, step.version())
+        before = _Facts.at(step, step.version())
         for applied in self.passes:
             start = time.perf_counter()
             step = applied(step)
@@ -115,7 +115,7 @@ class Pipeline:
 def _no_garbage_collection() -> Iterator[None]:
     """Scope without garbage collections: passes make many objects and hardly any garbage.
 
-    Each collection would look at all of them; on large graphs that is a third of the time.
+    Each collection would visit all of them; on large graphs that is a third of the time.
     """
     was = gc.isenabled()
     gc.disable()
@@ -127,8 +127,8 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """What the pipeline knows of a step between two passes."""
+class _Facts:
+    """The properties of a step between two passes that a record compares."""
 
     version: tuple[Any, ...]
     meaning: Meaning
@@ -137,7 +137,7 @@ class _Looked:
     operators: int
 
     @classmethod
-    def at(cls, step: StepGraph, version: tuple[Any, ...]) -> _Looked:
+    def at(cls, step: StepGraph, version: tuple[Any, ...]) -> _Facts:
         nodes, operators = _size(step)
         return cls(version, meaning(step), work(step), nodes, operators)
 
@@ -171,10 +171,10 @@ def _lost(before: Meaning, after: Meaning) -> tuple[str, ...]:
 
 def _verified(
     step: StepGraph, version: tuple[Any, ...], applied: Pass, expected: Meaning
-) -> _Looked:
+) -> _Facts:
     try:
         step.verify()
-        found = _Looked.at(step, version)
+        found = _Facts.at(step, version)
         if applied.keeps_effects:
             compare(found.meaning, expected)
     except VerifyError as error:

@@ -1,4 +1,4 @@
-"""Gradients that have been read for the last time end there."""
+"""Free gradients after their last use."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from stepgraph.passes.dead_gradients import DROPPED, cleared_first, parameters
 
 @dataclass(frozen=True)
 class DropReadGradients(Pass):
-    """Clear a gradient behind the last node that reads it.
+    """Clear a gradient right after the last node that reads it.
 
-    Eagerly, `.grad` keeps its memory until the next call clears it. Freed here, it makes room for
-    what comes later, and an update may take it along when it moves up.
+    In eager mode, `.grad` keeps its memory until the next call clears it. Freed here, the memory
+    can be reused in the rest of the step, and the clearing can move up together with an update.
 
-    Legal where this step clears the slot before it does anything else with it. What is read
-    *between* calls is the caller's promise, `keep_grads=False`; that the next call clears first,
-    too, is checked when it comes.
+    Legal if this step clears the slot before any other use. That no code reads it *between* calls
+    is the caller's promise, `keep_grads=False`; that the next call also clears it first is checked
+    in that call.
 
     Before::                                After::
 
@@ -45,7 +45,7 @@ class DropReadGradients(Pass):
     keeps_effects: ClassVar[bool] = False
 
     def __call__(self, step: StepGraph) -> StepGraph:
-        """Return the step that leaves no gradient behind that it has used."""
+        """Return the step with every gradient cleared after its last use."""
         found = _last_readers(step)
         if not found:
             return step
@@ -53,14 +53,14 @@ class DropReadGradients(Pass):
         params = parameters(flat.graph)
         n_bytes = sum(size_of(params[slot].meta.get("val")) for slot in found)
         for slot, reader in found.items():
-            _clear_behind(reader, params[slot])
+            _clear_after(reader, params[slot])
         cleared = StepGraph(flat)
-        cleared.say(f"{len(found)} gradients of {n_bytes:,} bytes end where they are read last")
+        cleared.say(f"{len(found)} gradients of {n_bytes:,} bytes are freed after their last use")
         return cleared
 
 
 def _last_readers(step: StepGraph) -> dict[str, Node]:
-    """Return the last node to touch each gradient that the step stores and leaves behind."""
+    """Return the last node that accesses each gradient that the step stores and does not clear."""
     stored: set[str] = set()
     last: dict[str, Node] = {}
     for node, access in step.accesses().items():
@@ -84,7 +84,7 @@ def _reads(node: Node) -> bool:
     return marker_kind(node) is not Kind.ZERO_GRAD
 
 
-def _clear_behind(reader: Node, param: Node) -> None:
+def _clear_after(reader: Node, param: Node) -> None:
     with reader.graph.inserting_after(reader):
         cleared = reader.graph.call_function(OPS.set_grad.default, (param, None))
     at = reader.meta.get("stepgraph.at")

@@ -1,4 +1,4 @@
-"""The update of a window of micro-batches that ended early."""
+"""Reduce a step to the update of a window of micro-batches that ends early."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from stepgraph.passes.base import Pass
 from stepgraph.passes.dead_code import erase, is_effect
 
 _UPDATE_KINDS = (Kind.UNSCALE, Kind.GRAD_NORM, Kind.CLIP)
-"""Kinds of operators, no effects of their own, that belong to an update."""
+"""Kinds of operators, other than effects, that belong to an update."""
 
 
 @dataclass(frozen=True)
 class UpdateFromShortWindow(Pass):
-    """Keep of the last call of a window only the update, on corrected gradients.
+    """Keep only the update of the last call of a window, on corrected gradients.
 
-    The gradients of a window were seeded with 1/n. When it ends after m calls, they are n/m times
-    too small.
+    The gradients of a window were seeded with 1/n. If it ends after m calls, they are too small by
+    the factor m/n.
 
     Before::                       After::
 
@@ -39,7 +39,7 @@ class UpdateFromShortWindow(Pass):
         step(w, w.grad)                w.grad = None
         w.grad = None
 
-    Preserves: what the update does, given its gradients.
+    Preserves: the update as a function of its gradients.
     Cost: O(nodes + edges).
 
     Attributes:
@@ -54,7 +54,7 @@ class UpdateFromShortWindow(Pass):
         """Return the update alone; the step returns nothing.
 
         Raises:
-            ConfigurationError: The update uses what only the forward pass gives.
+            ConfigurationError: The update uses a value that only the forward pass computes.
         """
         flat = step.take_flat()
         graph = flat.graph
@@ -74,7 +74,7 @@ class UpdateFromShortWindow(Pass):
         return StepGraph(flat)
 
     def _correct(self, graph: Graph) -> None:
-        """Multiply the gradients in front of everything else."""
+        """Multiply the gradients before everything else."""
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         gradients = [n for n in inputs if n.meta["stepgraph.slot"].role is Role.GRAD]
         with graph.inserting_after(inputs[-1]):
@@ -108,12 +108,12 @@ def _not_alone(node: Node) -> ConfigurationError:
         at=node.meta.get("stepgraph.at"),
         found=f"the update uses {node.name}, which only a whole call computes",
         why="a flush updates from the gradients alone",
-        hint="step what watches the loss outside of the step",
+        hint="call a schedule that reads the loss outside of the step",
     )
 
 
 def _forget_missing_gradients(graph: Graph) -> None:
-    """Take gradients that do not exist yet out of the arguments of updates."""
+    """Remove gradients that do not exist yet from the arguments of updates."""
     for node in graph.nodes:
         effect = node_effect(node)
         if effect is not None and effect.short_window == "runs":

@@ -80,7 +80,7 @@ def test_refuses_a_read_moved_before_the_update_it_saw(step):
     captured = step.copy()
     node(step, "step").prepend(node(step, "forward_1"))
 
-    with pytest.raises(VerifyError, match=r"mm_2 reads \w+:?\w* as .* left it"):
+    with pytest.raises(VerifyError, match=r"mm_2 reads \w+:?\w* as written by"):
         step.verify(against=captured)
 
 
@@ -99,7 +99,7 @@ def test_refuses_a_doubled_effect(step):
     with graph.inserting_after(effect):
         graph.node_copy(effect)
 
-    with pytest.raises(VerifyError, match=r"doubled or invented: clear"):
+    with pytest.raises(VerifyError, match=r"doubled or added: clear"):
         step.verify(against=captured)
 
 
@@ -118,14 +118,14 @@ def test_refuses_a_region_that_writes_in_silence():
     step = partition(b.flat_graph(writes, inputs()))
     node(step, "forward_0").meta["stepgraph.writes"] = ()
 
-    with pytest.raises(VerifyError, match=r"(?s)writes an argument in silence.*forward_0"):
+    with pytest.raises(VerifyError, match=r"(?s)undeclared write.*forward_0"):
         step.verify()
 
 
 def test_refuses_a_region_that_draws_in_silence(step):
     node(step, "forward_0").meta["stepgraph.writes"] = ()
 
-    with pytest.raises(VerifyError, match="draws random numbers in silence"):
+    with pytest.raises(VerifyError, match="draws random numbers without declaring it"):
         step.verify()
 
 

@@ -312,7 +312,7 @@ def test_reading_ends_where_it_is_said():
     graph, (record,) = Pipeline((DropReadGradients(),))(graph)
 
     assert str(graph).splitlines()[-1].endswith(" w.grad, v.grad = None")
-    assert record.did == ("2 gradients of 48 bytes end where they are read last",)
+    assert record.did == ("2 gradients of 48 bytes are freed after their last use",)
 
 
 def test_what_is_not_cleared_first_is_kept():

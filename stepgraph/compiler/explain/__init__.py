@@ -1,12 +1,12 @@
-"""What `explain()` returns: a description of a compiled step, as data and as text.
+"""The result of `explain()`: a description of a compiled step, as data and as text.
 
 Files, in reading order:
 
     reports.py      variants, optimizers, regions and fallbacks as data
-    advice.py       what a user could change to get more
+    advice.py       changes with which a step would run faster or use less memory
     text.py         an explanation as text
     explanation.py  `Explanation`
-    build.py        makes one from the state of a compiled step
+    build.py        makes an explanation from the state of a compiled step
 """
 
 from stepgraph.compiler.explain.advice import Advice

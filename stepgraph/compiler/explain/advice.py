@@ -1,4 +1,4 @@
-"""What a user could change to get more out of a step."""
+"""Changes with which a step would run faster or use less memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from stepgraph.optimizer_facts import with_fused_cpu_kernel
 from stepgraph.passes import WITHOUT_GRADIENTS, DropDeadGradients, WaitFor, dropped_gradients
 
 _WORTH = 2**20
-"""Bytes at the peak that are worth advice."""
+"""Saving at the peak, in bytes, above which there is advice."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Something that holds a step back.
+    """An obstacle to a faster or smaller step.
 
     Attributes:
-        what: What that is.
-        hint: What to change, and what that gives.
+        what: The obstacle.
+        hint: What to change, and what it saves.
     """
 
     what: str
@@ -30,9 +30,9 @@ class Advice:
 
 
 def advice(explanation: ExplanationData) -> tuple[Advice, ...]:
-    """Return what would make a captured step cheaper, the most general first.
+    """Return changes that would make a captured step cheaper, the most general first.
 
-    Reasons to run eagerly are not repeated: they carry hints of their own.
+    Reasons of eager calls are not repeated: they have their own hints.
     """
     found: dict[Advice, None] = dict.fromkeys(_of_backend(explanation.variants))
     for variant, (captured, after) in zip(explanation.variants, explanation.graphs, strict=False):
@@ -45,13 +45,13 @@ def advice(explanation: ExplanationData) -> tuple[Advice, ...]:
 
 
 def _of_backend(variants: Sequence[VariantReport]) -> Iterator[Advice]:
-    """The eager backend calls every operator by itself."""
+    """Yield advice against the eager backend, which calls every operator separately."""
     eager = [variant for variant in variants if variant.backend == "eager"]
     if not eager:
         return
     optimizers = [one for variant in eager for one in variant.optimizers]
     fitting = list(dict.fromkeys(one.label for one in optimizers if not one.misfit))
-    gain = "compiles what lies between effects"
+    gain = "compiles the operators between effects"
     if fitting:
         gain += f" and runs {_listed(fitting)} in fused kernels"
     most = max(variant.launches for variant in eager)
@@ -104,7 +104,7 @@ def _of_waiting(variant: VariantReport) -> Iterator[Advice]:
 
 
 def _of_gradients(captured: StepGraph, after: StepGraph) -> Iterator[Advice]:
-    """Gradients that the next call clears need not be computed, or not be kept until then."""
+    """Yield what `keep_grads=False` saves: gradients that are only kept to be cleared."""
     step, dropped = partition(flatten(captured)), frozenset[str]()
     for applied in WITHOUT_GRADIENTS:
         step = applied(step)

@@ -103,7 +103,7 @@ def _optimizer(variant: Variant, tracked: TrackedOptimizer) -> OptimizerReport:
 
 
 def _place(call_options: CallOptions) -> str:
-    """Return which calls of a window have these call_options."""
+    """Return a description of the calls of a window that have these options."""
     if call_options.micro_batches == 1:
         return ""
     if call_options.clears:
@@ -114,7 +114,7 @@ def _place(call_options: CallOptions) -> str:
 
 
 def _note(variant: Variant, subject: TrackedOptimizer) -> str:
-    """Return what there is to say about an optimizer's update: whose kernel, which masters."""
+    """Return a note on an optimizer's update: the origin of its kernels, its master weights."""
     update = _update(variant, subject.number)
     if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
         if isinstance(update, FusedUpdate) and update.why_not() is None:
@@ -122,11 +122,11 @@ def _note(variant: Variant, subject: TrackedOptimizer) -> str:
         return ""
     if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
         return "float32 master weights and state"
-    return "no float32 master weights: updates round to the type of the parameters"
+    return "no float32 master weights: updates round to the dtype of the parameters"
 
 
 def _whose(kinds: Sequence[str]) -> str:
-    """Return whose kernels run an update, in words; empty before its trial."""
+    """Return the origin of the kernels of an update, as text; empty before its first run."""
     names = {"compiled": "stepgraph's own", "torch": "torch's", "triton": "Triton"}
     return f"in {' and '.join(names[kind] for kind in kinds)} kernels" if kinds else ""
 

@@ -1,4 +1,4 @@
-"""`Explanation`: what `CompiledStep.explain()` returns."""
+"""`Explanation`: the result of `CompiledStep.explain()`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation(ExplanationData):
-    """What `CompiledStep.explain()` returns; prints itself.
+    """The result of `CompiledStep.explain()`; prints itself.
 
     Attributes:
         name: The step's name.
@@ -31,7 +31,7 @@ class Explanation(ExplanationData):
         fallback_reason: The latest reason to run eagerly, or None.
         fallbacks: All reasons, with counts.
         variants: One report for each variant.
-        closures: Explanations of the closures of optimizers that keep their own loop (LBFGS).
+        closures: Explanations of the closures of optimizers with their own loop (LBFGS).
         first_call_ms: Time of the first, eager call; includes lazy set-up, not comparable.
         options: The options of `compile` that are not the default.
         graphs: For each variant the step graph as captured and the one after the passes.
@@ -41,12 +41,12 @@ class Explanation(ExplanationData):
 
     @cached_property
     def advice(self) -> tuple[Advice, ...]:
-        """What the user could change to get more."""
+        """Changes with which the step would run faster or use less memory."""
         return advice(self)
 
     @property
     def verdict(self) -> str:
-        """What was captured, in a few words."""
+        """A summary of what was captured."""
         return verdict(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,12 +57,12 @@ class Explanation(ExplanationData):
         return plain | {"advice": [dataclasses.asdict(one) for one in self.advice]}
 
     def to_html(self, path: str | Path, profile: Any = None) -> None:
-        """Write a report to look at in a browser: one file that needs nothing else.
+        """Write a self-contained HTML report.
 
         Args:
-            path: Where to; replaced if it exists.
-            profile: A `Profile` of the step: its times stand at the nodes, and there is a timeline
-                and a table of operators.
+            path: The file to write; replaced if it exists.
+            profile: A `Profile` of the step: adds the times of nodes, a timeline and a table of
+                operators.
 
         Raises:
             OSError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""What an explanation says of variants, optimizers, regions and fallbacks, as data."""
+"""The parts of an explanation as data: variants, optimizers, regions and fallbacks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stepgraph.passes import NOT_IN_DICT, PassRecord
 
 @dataclass(frozen=True)
 class OptimizerReport:
-    """An optimizer of a variant: how many tensors and elements, and how it is run.
+    """An optimizer of a variant: its numbers of tensors and elements, and how it is run.
 
     Attributes:
-        label: Its class and what the user calls it.
-        tensors: Parameters that it updates.
-        elements: Elements of those.
+        label: Its class and the user's name for it.
+        tensors: Number of parameters that it updates.
+        elements: Number of their elements.
         fused: Whether its update runs in a fused kernel.
         why: Why it does not, or empty.
         misfit: Why no backend could run it in a fused kernel, or empty.
@@ -38,10 +38,10 @@ class OptimizerReport:
 
 @dataclass(frozen=True)
 class RegionReport:
-    """A run of operators that was given to a compiler.
+    """A run of operators that was passed to a compiler.
 
     Attributes:
-        operators: How many.
+        operators: Number of operators.
         compiled: Whether it is compiled.
         why: Why it is not, or empty.
         undriven: Why its kernels are called from Python one by one, or empty.
@@ -54,7 +54,7 @@ class RegionReport:
 
     @property
     def how(self) -> str:
-        """How it is run, in words."""
+        """How it is run, as text."""
         if not self.compiled:
             return f"eager: {self.why}"
         return f"compiled, kernel by kernel: {self.undriven}" if self.undriven else "compiled"
@@ -65,20 +65,20 @@ class VariantReport:
     """A variant: nodes by kind, passes, optimizers, compiled regions, times in milliseconds.
 
     Attributes:
-        nodes: How many nodes there are of each kind.
-        operators: ATen operators and effects.
-        optimizers: What updates in it.
+        nodes: Number of nodes of each kind.
+        operators: Number of ATen operators and effects.
+        optimizers: The optimizers that it updates.
         capture_ms: Time it took to trace, rewrite and lower.
         replay_ms: The shortest of the first replays, or None.
-        replays: How often it was replayed.
-        passes: What each pass did.
-        regions: What was given to a compiler.
-        backend: What runs it: `eager` or `inductor`.
-        launches: Operators and updates that compute something, after lowering: a compiled region
-            and an optimizer are one each.
-        place: Which calls of a window it is for; empty where every call is alike.
-        parts: Into how many parts it splits the batch of a call.
-        cuda_graph: What became of its CUDA graph; empty where there is no GPU.
+        replays: Number of replays.
+        passes: The record of each pass.
+        regions: The runs of operators that were passed to a compiler.
+        backend: `eager` or `inductor`.
+        launches: Number of operators and updates that compute something, after lowering: a
+            compiled region and an optimizer count one each.
+        place: The calls of a window that it is for; empty if all calls are the same.
+        parts: Number of parts into which it splits the batch of a call.
+        cuda_graph: The state of its CUDA graph; empty without a GPU.
     """
 
     nodes: dict[str, int]
@@ -97,7 +97,7 @@ class VariantReport:
 
     @property
     def sentence(self) -> str:
-        """What was captured, in the words of training."""
+        """What was captured, as one sentence."""
         return sentence(self)
 
 
@@ -139,7 +139,7 @@ class ExplanationData:
 
 
 def sentence(variant: VariantReport) -> str:
-    """Return what was captured, in the words of training.
+    """Return what was captured, as one sentence.
 
     For example "captured whole: 2 forward, 2 backward, Adam(d_opt, 6 tensors) fused; removed 9
     operators; early update 121 of 148 (27 wait for: gradient norm)".
@@ -159,7 +159,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def _updates(optimizers: Sequence[OptimizerReport]) -> Iterator[str]:
-    """Yield how the optimizers are run; those with one reason not to be fused together."""
+    """Yield how the optimizers are run, grouped by the reason why they are not fused."""
     reasons: dict[str, list[str]] = {}
     for one in optimizers:
         kind, _, name = one.label.partition("(")

@@ -1,4 +1,4 @@
-"""An explanation in words."""
+"""An explanation as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WIDTH, _INDENT = 100, 15
 
 
 def verdict(explanation: ExplanationData) -> str:
-    """Return what was captured, in a few words."""
+    """Return a summary of what was captured."""
     if explanation.closures:
         return "an optimizer keeps its own loop; its closure is captured"
     if explanation.captured:
@@ -33,7 +33,7 @@ def verdict(explanation: ExplanationData) -> str:
 
 
 def describe(explanation: ExplanationData, advice: Sequence[Advice]) -> str:
-    """Return an explanation as plain text, with what could be changed to get more."""
+    """Return an explanation as plain text, with its advice."""
     lines = [f"{explanation.name}: {verdict(explanation)}", *_calls(explanation)]
     for number, variant in enumerate(explanation.variants):
         lines += _titled(f"variant {number}", variant_lines(variant))
@@ -50,7 +50,7 @@ def describe(explanation: ExplanationData, advice: Sequence[Advice]) -> str:
 
 
 def variant_lines(variant: VariantReport) -> list[str]:
-    """Return what there is to say about a variant, a line each."""
+    """Return the lines about a variant."""
     nodes = ", ".join(f"{count} {kind}" for kind, count in variant.nodes.items())
     lines = [f"for {variant.place}"] if variant.place else []
     lines += [variant.sentence, f"nodes: {nodes}"]
@@ -68,7 +68,7 @@ def variant_lines(variant: VariantReport) -> list[str]:
 
 
 def optimizer_lines(optimizers: Sequence[OptimizerReport]) -> Iterator[str]:
-    """Yield for each optimizer what it updates and how it is run."""
+    """Yield one line for each optimizer: its tensors and how it is run."""
     for one in optimizers:
         how = "fused" if one.fused else f"not fused: {one.why}"
         tensors = count_of(one.tensors, "tensor")
@@ -77,7 +77,7 @@ def optimizer_lines(optimizers: Sequence[OptimizerReport]) -> Iterator[str]:
 
 
 def pass_line(record: PassRecord) -> str:
-    """Return what a pass did, in numbers and in its own words."""
+    """Return what a pass changed, in numbers and in the sentences it recorded."""
     said = f": {'; '.join(record.did)}" if record.did else ""
     changed = "; ".join(pass_differences(record))
     return f"{record.name}{said}{'; ' if said and changed else ': ' if changed else ''}{changed}"
@@ -121,7 +121,7 @@ def _fallback(fallback: FallbackReport) -> list[str]:
 
 
 def _titled(title: str, paragraphs: Sequence[str]) -> list[str]:
-    """Return paragraphs, wrapped, behind a title."""
+    """Return paragraphs, wrapped, after a title."""
     lines: list[str] = []
     for paragraph in paragraphs:
         own = " " * (len(paragraph) - len(paragraph.lstrip()))

@@ -1,4 +1,4 @@
-"""The captures of one compiled step: what they need to know of each other, and their limits."""
+"""The captures of one compiled step: their shared state and their limits."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from stepgraph.compiler.variants.variant import Variant
 from stepgraph.errors import ConfigurationError, GuardError
 
 
-class Capturing:
+class CaptureSession:
     """Captures calls of a function and prepares them to be replayed.
 
-    Whatever fails on the way is a `Refusal`, and counted.
+    Every failure becomes a `Refusal` and is counted.
 
     Args:
-        options: What `stepgraph.compile` was called with.
+        options: The options of `stepgraph.compile`.
 
     Attributes:
-        subjects: The optimizers, schedulers and whatever else the captured calls act on.
-        done: How many captures are replayed.
-        failures: How many have failed.
+        subjects: The tracked objects of all captured calls.
+        done: Number of captures that are replayed.
+        failures: Number of captures that have failed.
     """
 
     def __init__(self, options: Options) -> None:
@@ -53,12 +53,12 @@ class Capturing:
 
         Args:
             function: The step.
-            latest: Why the latest capture has failed, if one has.
-            variants: How many there are.
+            latest: Why the latest capture failed, if one did.
+            variants: The number of variants.
 
         Raises:
-            Refusal: The latest one, or that this torch is not supported, or the number of variants.
-            GuardError: Of that number, if no call may run eagerly.
+            Refusal: `latest`, or this torch is not supported, or there are too many variants.
+            GuardError: There are too many variants and no call may run eagerly.
         """
         if not self_test().passed:
             raise Refusal(f"this torch is not supported: {self_test().reason}")
@@ -76,7 +76,7 @@ class Capturing:
             )
         raise VariantLimit(f"no variant for these inputs, and {limits.max_variants} exist already")
 
-    def note_what_varies(
+    def record_varying_numbers(
         self,
         function: FunctionType,
         args: tuple[Any, ...],
@@ -84,7 +84,10 @@ class Capturing:
         variants: Sequence[Variant],
         scope: dict[str, Any] | None,
     ) -> None:
-        """Let numbers that vary between calls become symbolic: arguments, attributes, globals."""
+        """Record numbers that vary between calls, to trace them as symbols from then on.
+
+        They may be arguments, attributes or globals.
+        """
         for name, value in scalars_in(function, args, kwargs).items():
             if self._scalars.setdefault(name, value) != value:
                 self._dynamic[name] = None
@@ -100,10 +103,10 @@ class Capturing:
         kwargs: dict[str, Any],
         call_options: CallOptions,
     ) -> Captured:
-        """Trace a call; nothing of it runs.
+        """Trace a call without running it.
 
         Raises:
-            Refusal: It cannot be captured.
+            Refusal: The call cannot be captured.
         """
         captured: Captured = self._attempt(
             lambda: capture(
@@ -130,16 +133,16 @@ class Capturing:
         return rewritten
 
     def rehearsed(self, rewritten: Rewritten, call_options: CallOptions) -> RehearsedCall:
-        """Return the call of a new variant, which runs beside the eager one.
+        """Return a call that runs a new variant and the user's Python, and compares them.
 
         Raises:
-            Refusal: It cannot be emitted.
+            Refusal: No program can be emitted.
         """
         call: RehearsedCall = self._attempt(RehearsedCall, rewritten, call_options, self.subjects)
         return call
 
     def _attempt(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Do part of a capture; whatever fails there is a refusal, and counted."""
+        """Run a stage of a capture; any failure becomes a refusal and is counted."""
         try:
             return work(*args)
         except ConfigurationError:
@@ -147,6 +150,6 @@ class Capturing:
         except Refusal:
             self.failures += 1
             raise
-        except Exception as error:  # the capture boundary: the eager call shows its own error
+        except Exception as error:  # the capture boundary: the eager call raises the user's errors
             self.failures += 1
             raise refusal_of(error) from error

@@ -1,4 +1,4 @@
-"""CUDA graphs of whole variants: whether there is one, and why not."""
+"""The CUDA graph of a whole variant, or the reasons why there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepgraph.runtime import Buffers, CudaDevice, GraphDevice, Graphed
 
 @dataclass(frozen=True)
 class Recording:
-    """What became of the CUDA graph of a variant.
+    """The CUDA graph of a variant, or the reasons why there is none.
 
     Attributes:
         graphed: The program that records and replays it, or None.
@@ -36,7 +36,7 @@ class Recording:
 
 
 class CudaGraphRecorder:
-    """Makes recordings of the variants of one compiled step; they share memory."""
+    """Records CUDA graphs of the variants of one compiled step, which share a memory pool."""
 
     def __init__(self) -> None:
         self._buffers: Buffers | None = None
@@ -48,13 +48,13 @@ class CudaGraphRecorder:
         inputs: Sequence[Any],
         ordinary: Callable[..., Any],
     ) -> Recording | None:
-        """Return the recording of a variant; None where there is no GPU to record.
+        """Return the recording of a variant; None without a GPU.
 
         Args:
-            lowered: What is emitted.
-            subjects: The objects behind its markers, by number.
+            lowered: The lowered graph.
+            subjects: The tracked objects that its markers act on, by number.
             inputs: The inputs of the traced call.
-            ordinary: The program as it runs without a graph.
+            ordinary: The program that runs without a CUDA graph.
         """
         device = device_of(inputs)
         if device is None:
@@ -69,7 +69,7 @@ class CudaGraphRecorder:
             made = graphed(
                 lowered.flat, subjects, lowered.updates, ordinary=ordinary, buffers=self._buffers
             )
-        except Exception as error:  # there is a program that runs without it
+        except Exception as error:  # `ordinary` runs without a CUDA graph
             return Recording(None, (f"{type(error).__name__}: {error}",))
         return Recording(made)
 
@@ -81,5 +81,5 @@ def device_of(inputs: Sequence[Any]) -> torch.device | None:
 
 
 def graph_device(device: torch.device) -> GraphDevice:
-    """Return what records on a device."""
+    """Return the `GraphDevice` that records on `device`."""
     return CudaDevice(device)

@@ -1,4 +1,4 @@
-"""A call of the user's Python that a rehearsed program is compared with."""
+"""Rehearsal: run a new program, then the user's Python, and compare the results."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from stepgraph.runtime import (
 
 
 class RehearsedCall:
-    """Runs a program once without a trace, then the user's Python, and compares the two.
+    """Runs a program once and undoes its writes, then runs the user's Python, and compares.
 
     Args:
-        rewritten: The step, with the inputs of the call. Everything the program writes is put
-            back before the user's Python runs.
+        rewritten: The step, with the inputs of the call. Everything the program writes is restored
+            before the user's Python runs.
         call_options: The options of the call.
-        subjects: All subjects of the step.
+        subjects: All tracked objects of the step.
 
     Attributes:
-        difference: The first thing that differed, or None. Known after the call.
-        refusal: Why the program must not be used although nothing differed, or None.
+        difference: The first value that differs, or None. Set by the call.
+        refusal: Why the program must not be used although nothing differs, or None.
     """
 
     def __init__(
         self, rewritten: Rewritten, call_options: CallOptions, subjects: TrackedObjects
     ) -> None:
-        self._rewritten, self._terms, self._subjects = rewritten, call_options, subjects
+        self._rewritten, self._call_options, self._subjects = rewritten, call_options, subjects
         self._retried = rewritten.lowered.try_again()
         self._rehearsed = _rehearse(rewritten)
         self.difference: str | None = None
@@ -57,14 +57,14 @@ class RehearsedCall:
     def __call__(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Run `function`, once, and return what it returns."""
+        """Run `function` once and return its result."""
         rehearsed, rehearsal = self._rehearsed, self._rehearsed.rehearsal
         optimizers = self._rewritten.captured.optimizers
         own = [s.value for s in optimizers if not s.steps_as_torch()]
         with (
             results_of(own) as returned,
             watching(rehearsed.owner, rehearsed.method, rehearsal.compare),
-            with_call_options(self._terms, self._subjects),
+            with_call_options(self._call_options, self._subjects),
         ):
             result = function(*args, **kwargs)
         if rehearsed.owner is None:
@@ -79,7 +79,7 @@ class RehearsedCall:
 
 @dataclass(frozen=True)
 class _Rehearsed:
-    """A rehearsal and the place to compare at: entry of a method, or the end of the call."""
+    """A rehearsal and the point of comparison: entry of a method, or the end of the call."""
 
     rehearsal: Rehearsal
     owner: Any = None
@@ -87,7 +87,7 @@ class _Rehearsed:
 
 
 def _rehearse(rewritten: Rewritten) -> _Rehearsed:
-    """Run a step once without a trace: whole, or on copies up to its first update."""
+    """Run a program and undo its writes: all of it, or on copies up to its first update."""
     captured, flat = rewritten.captured, rewritten.lowered.flat
     subjects, inputs, names = captured.subjects, captured.inputs, rewritten.input_names
     devices = autocast_devices()

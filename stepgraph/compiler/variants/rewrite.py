@@ -1,4 +1,4 @@
-"""A captured step after the passes."""
+"""A captured step after the passes, lowered."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from stepgraph.passes import PassRecord, Pipeline, cleared_first, dropped_gradie
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What is lowered.
+    """A captured step after the passes, and its lowered graph.
 
     Attributes:
-        captured: What the trace gave.
+        captured: The result of the trace.
         graph: The step graph after the passes.
         flat: The same, as one flat graph of ATen nodes and markers.
-        records: What each pass did.
-        dropped: Parameters whose gradients are not what eager leaves, by name.
-        clears: Parameters whose gradients are cleared before anything is done with them.
-        lowered: What is emitted: the flat graph, or one of compiled regions.
-        backend: What runs it: `eager` or `inductor`.
+        records: The record of each pass.
+        dropped: Names of the parameters whose gradients differ from eager's after the call.
+        clears: Parameters whose gradients are cleared before any other use.
+        lowered: The graph to emit: the flat graph, or one with compiled regions.
+        backend: `eager` or `inductor`.
     """
 
     captured: Captured
@@ -46,7 +46,7 @@ class Rewritten:
 
     @property
     def slots(self) -> list[Slot]:
-        """What the inputs are, in order."""
+        """The slots of the inputs, in order."""
         nodes = self.flat.graph.nodes
         return [node.meta["stepgraph.slot"] for node in nodes if node.op == "placeholder"]
 
@@ -62,13 +62,13 @@ def rewrite(
     backend: str,
     masters: Masters | None = None,
 ) -> Rewritten:
-    """Cut a captured step into typed nodes, run the passes over them and lower the result.
+    """Cut a captured step into typed nodes, run the passes and lower the result.
 
     Args:
-        captured: What the trace gave.
+        captured: The result of the trace.
         pipeline: Makes the passes to run.
         backend: `"inductor"`, or another name for eager replay.
-        masters: Float32 copies for fused updates to work on, if they should have some.
+        masters: Float32 copies of weights and state for fused updates, or None.
 
     Raises:
         VerifyError: A pass left a step graph that does not verify.

@@ -30,7 +30,7 @@ TIMED = 8
 
 
 class _Inputs(Exception):  # noqa: N818  (a signal, not an error)
-    """Carries what the Python around a graph has collected for it."""
+    """Carries the inputs that the Python around a graph has collected for it."""
 
 
 @dataclass
@@ -40,20 +40,20 @@ class Variant:
     Attributes:
         rewritten: The step graphs, without the inputs of the traced call.
         call_options: The options of the calls it is for.
-        program: What replays it.
+        program: The program to replay.
         call: The step as Python around the program: collects inputs, writes results back.
-        moment: Tells whether a call comes at a time at which it may be replayed.
+        preconditions: Checks the process state that forbids replays.
         capture_ms: Time it took to trace and lower.
         replay_ms: Shortest time among the first replays, or None.
         source: The program as Python.
-        recording: Its CUDA graph, or why there is none; None where there is no GPU.
+        recording: Its CUDA graph, or why there is none; None without a GPU.
     """
 
     rewritten: Rewritten
     call_options: CallOptions
     program: Program
     call: Callable[..., Any]
-    moment: ReplayPreconditions
+    preconditions: ReplayPreconditions
     capture_ms: float
     source: str
     recording: Recording | None = None
@@ -61,7 +61,7 @@ class Variant:
 
     @property
     def captured(self) -> Captured:
-        """What the trace gave."""
+        """The result of the trace."""
         return self.rewritten.captured
 
     @property
@@ -76,13 +76,13 @@ class Variant:
 
     @property
     def subjects(self) -> dict[int, TrackedObject]:
-        """The optimizers, schedulers and other objects it acts on."""
+        """The tracked objects it acts on, by number."""
         return self.captured.subjects
 
     def __post_init__(self) -> None:
         self.dropped = self.rewritten.dropped
         self._holds = self.captured.guards.check
-        self._may_replay = self.moment.may_replay
+        self._may_replay = self.preconditions.may_replay
         self._unchanged = [
             subject.unchanged
             for subject in self.subjects.values()
@@ -90,7 +90,7 @@ class Variant:
         ]
 
     def matches(self, scope: dict[str, Any]) -> bool:
-        """Return whether everything the trace took as a fact holds for a call."""
+        """Return whether the guards pass and the tracked objects are unchanged, for a call."""
         if not self._holds(scope) or not self._may_replay():
             return False
         for unchanged in self._unchanged:  # noqa: SIM110  (a generator would be one more frame)
@@ -99,7 +99,7 @@ class Variant:
         return True
 
     def timed(self, *args: Any, **kwargs: Any) -> Any:
-        """Replay the step and note the time it takes."""
+        """Replay the step and record the time."""
         start = time.perf_counter()
         result = self.call(*args, **kwargs)
         elapsed_ms = (time.perf_counter() - start) * 1e3
@@ -109,7 +109,7 @@ class Variant:
     def inputs(
         self, function: FunctionType, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> tuple[Any, ...]:
-        """Return what the program would be called with; nothing runs."""
+        """Return the inputs that the program would receive; nothing runs."""
 
         def collect(*inputs: Any) -> Any:
             raise _Inputs(inputs)
@@ -124,11 +124,11 @@ class Variant:
         raise AssertionError("the Python around a graph always calls it")
 
     def rebind(self, function: FunctionType) -> None:
-        """Use the closure variables of `function`, which has the code that was traced."""
+        """Use the closure variables of `function`, which has the traced code."""
         self.call = self.captured.around.function(self.program, function.__closure__)
 
     def with_marks(self, mark: Callable[[int], None], cut: Sequence[Section]) -> Program:
-        """Return a program that calls `mark(i)` ahead of section i, and once at the end."""
+        """Return a program that calls `mark(i)` before section i, and once at the end."""
         own = self.program
         function = _marked(self.rewritten, cut, mark)
         return Program(function, autocast_devices=own.autocast_devices, leaves=own.leaves)
@@ -159,7 +159,7 @@ def build(
 
     Args:
         rewritten: The step after the passes.
-        function: The user's step, whose closure the program shares.
+        function: The user's step; the program shares its closure.
         call_options: The options of the calls it is for.
         started: `time.perf_counter()` when the capture began.
         recorder: Records CUDA graphs of compiled programs.
@@ -188,7 +188,7 @@ def build(
         call_options=call_options,
         program=program,
         call=captured.around.function(program, function.__closure__),
-        moment=ReplayPreconditions(leaves.values()),
+        preconditions=ReplayPreconditions(leaves.values()),
         capture_ms=(time.perf_counter() - started) * 1e3,
         source=emitted.source,
         recording=recording,
@@ -196,7 +196,7 @@ def build(
 
 
 def release(subjects: TrackedObjects, variants: list[Variant]) -> None:
-    """Take what a compiled step put into module globals out of them."""
+    """Remove the names that a compiled step has put into module globals."""
     for subject in subjects.all:
         subject.forget()
     for variant in variants:
@@ -204,7 +204,7 @@ def release(subjects: TrackedObjects, variants: list[Variant]) -> None:
 
 
 def _spans(name: str, rewritten: Rewritten) -> Spans:
-    """Return the program with spans, for somebody who profiles."""
+    """Return the program with profiler spans."""
 
     def make(mark: Callable[[int], None]) -> tuple[list[str], Callable[..., Any]]:
         cut = sections(rewritten.lowered.flat)

@@ -1,4 +1,4 @@
-"""`verify=n`: the first replays of a variant beside the user's Python."""
+"""`verify=n`: comparison of the first replays of a variant with the user's Python."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def rehearsal_of(
     kwargs: dict[str, Any],
     subjects: TrackedObjects,
 ) -> RehearsedCall:
-    """Return a call that runs a variant and puts everything back, then runs the user's Python.
+    """Return a call that runs a variant and undoes its writes, then runs the user's Python.
 
     Args:
-        variant: One that matches the arguments.
+        variant: A variant that matches the arguments.
         function: The step.
-        args: Its arguments.
-        kwargs: More of them.
-        subjects: The optimizers, schedulers and whatever else the step acts on.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        subjects: The tracked objects of the step.
     """
     captured = replace(variant.captured, inputs=variant.inputs(function, args, kwargs))
     rewritten = replace(variant.rewritten, captured=captured)
@@ -34,16 +34,16 @@ def rehearsal_of(
 
 
 def check_same(call: RehearsedCall, function: FunctionType, calls: int) -> None:
-    """Check what a call of `rehearsal_of` has found; `calls` is what `verify` was given.
+    """Check the result of a call of `rehearsal_of`; `calls` is the option `verify`.
 
     Raises:
-        VerificationError: Variant and user's Python differ. The results of the latter stay.
+        VerificationError: Variant and user's Python differ. The results of the latter are kept.
     """
     if call.difference is not None:
         raise VerificationError(
-            f"{function.__qualname__} computes something else than the eager step",
+            f"{function.__qualname__} differs from the eager step",
             at=call.difference,
-            found="other bits",
+            found="different bits",
             why=f"verify={calls} compares the first replays with eager",
             hint="report it; STEPGRAPH_DISABLE=1 runs the step eagerly",
         )

@@ -1,10 +1,10 @@
-"""What is derived from a step graph.
+"""Views: values derived from a step graph.
 
 Files, in reading order:
 
-    protocol.py      what the views read of a step graph
+    protocol.py      the interface through which views read a step graph
     dependencies.py  the orderings that a schedule must keep
-    verify.py        whether a graph is well formed and means what another one means
-    text.py          a graph in words
+    verify.py        checks that a graph is well formed, and equivalent to another one
+    text.py          a graph as readable text
     dot.py           a graph as Graphviz text
 """

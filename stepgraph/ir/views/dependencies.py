@@ -1,4 +1,4 @@
-"""The orderings a schedule must respect, as a networkx graph."""
+"""The orderings that a schedule must keep, as a networkx graph."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def dependency_graph(step: ReadableStep) -> nx.DiGraph[Node]:
     Nodes are the top-level FX nodes. An edge `u -> v` means that u must stay before v. Its `kind`
     says why: `data` (v uses what u returned or reads what u wrote), `output` (both write the same
     resource) or `anti` (v overwrites what u reads); the strongest reason is kept. `resource` is
-    the resource it is about, None for a value that u hands to v.
+    the resource concerned, None for a value that v receives from u.
 
-    The result is a throw-away view and frozen: passes decide on it, then change the FX graph. It
+    The result is a frozen view: passes analyse it, then change the FX graph. It
     must be built *before* nodes move, because `anti` and `output` edges come from the order
     itself. The output node comes after everything.
 
@@ -53,7 +53,7 @@ def flat_dependencies(graph: Graph, access: Mapping[Node, Access]) -> nx.DiGraph
 
 
 class _Builder:
-    """Adds nodes in program order; remembers who touched each resource last."""
+    """Adds nodes in program order; keeps the last readers and writer of each resource."""
 
     def __init__(self) -> None:
         self.graph: nx.DiGraph[Node] = nx.DiGraph()
@@ -76,7 +76,7 @@ class _Builder:
             self.last_write[resource] = node
 
     def finish(self, output: Node) -> None:
-        """Put `output` behind the nodes that nothing follows yet."""
+        """Add edges from all nodes without successors to `output`."""
         for node in [n for n in self.graph if not self.graph.out_degree(n)]:
             self.edge(node, output, "data", None)
 

@@ -18,8 +18,8 @@ def to_dot(step: ReadableStep) -> str:
     """Return the typed nodes of `step` and their dependencies as Graphviz text.
 
     Nodes are coloured by kind. Data edges are solid, anti edges red and dashed, output edges blue
-    and dotted; the resource an edge is about stands beside it. Edges through glue are drawn from
-    the typed node that the value comes from.
+    and dotted, labelled with the resource concerned. Edges through glue are drawn from the typed
+    node that computes the value.
     """
     lines = [
         "digraph step {",
@@ -48,7 +48,7 @@ def _edges(step: ReadableStep) -> list[str]:
 
 
 def _origins(step: ReadableStep) -> dict[Node, tuple[Node, ...]]:
-    """Return the typed nodes that the value of each node comes from, through glue."""
+    """Return the typed nodes that compute the value of each node, through glue."""
     found: dict[Node, tuple[Node, ...]] = {}
     for node in step.nodes:
         if step.kind(node) is not None:
@@ -65,6 +65,6 @@ def _quoted(text: str) -> str:
 
 
 def _fill(kind: Kind) -> str:
-    """Return a light tint of the colour of a kind, to write black on."""
+    """Return a light tint of the colour of a kind, as a background for black text."""
     parts = (int(kind.colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{255 - (255 - part) * 3 // 10:02x}" for part in parts)

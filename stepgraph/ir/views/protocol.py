@@ -1,4 +1,4 @@
-"""What the views of a step graph read of it."""
+"""The interface through which views read a step graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ReadableStep(Protocol):
         """Whether the typed graph has been built."""
 
     def kind(self, node: Node) -> Kind | None:
-        """Return what a top-level node does."""
+        """Return the kind of a top-level node."""
 
     def reads(self, node: Node) -> frozenset[str]:
         """Return the resources that a node reads."""
@@ -34,10 +34,10 @@ class ReadableStep(Protocol):
         """Return the resources that a node writes."""
 
     def slot(self, placeholder: Node) -> Slot:
-        """Return what an input is."""
+        """Return the slot of an input."""
 
     def region(self, node: Node) -> GraphModule | None:
-        """Return the ATen nodes that a node stands for."""
+        """Return the ATen nodes of a region."""
 
     def graphs(self) -> tuple[GraphModule, ...]:
         """Return the FX graphs of the step."""

@@ -1,4 +1,4 @@
-"""A step graph in the words of training."""
+"""A step graph as text, in the terms of a training step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stepgraph.ir.views.protocol import ReadableStep
 
 
 def describe(step: ReadableStep) -> str:
-    """Return a header and one line for each typed node, for a person who knows PyTorch.
+    """Return a header and one line for each typed node.
 
     Example::
 
@@ -44,12 +44,12 @@ def describe(step: ReadableStep) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A typed node in words, or a run of small ones.
+    """The text of a typed node, or of a run of small ones.
 
     Attributes:
         kind: The kind of all of them.
         nodes: The top-level nodes, at least one.
-        text: What they do.
+        text: A description of them.
     """
 
     kind: Kind
@@ -58,7 +58,7 @@ class Line:
 
 
 def lines(step: ReadableStep) -> list[Line]:
-    """Return what `describe` has a line for, in program order."""
+    """Return the lines of `describe`, in program order."""
     typed = [node for node in step.nodes if step.kind(node) is not None]
     return [
         Line(kind, tuple(run), _sentence(step, kind, run)) for kind, run in _folded(step, typed)
@@ -96,7 +96,7 @@ def _inputs(step: ReadableStep) -> Iterator[str]:
 
 
 def _sentence(step: ReadableStep, kind: Kind, run: list[Node]) -> str:
-    """Return what the nodes of one line do."""
+    """Return the description of the nodes of one line."""
     node = run[0]
     if step.region(node) is not None:
         return _region(step, kind, node)
@@ -104,7 +104,7 @@ def _sentence(step: ReadableStep, kind: Kind, run: list[Node]) -> str:
 
 
 def _of_effects(step: ReadableStep, run: list[Node]) -> str:
-    """Return what effects that share a line do."""
+    """Return the description of effects that share a line."""
     phrases: list[Phrase] = []
     for node in run:
         effect = node_effect(node)
@@ -126,7 +126,7 @@ def _accesses(step: ReadableStep, node: Node) -> str:
 
 
 class _Words:
-    """What an effect may use to say what its node does; see `stepgraph.effects.Words`."""
+    """What an effect may use to describe its node; see `stepgraph.effects.Words`."""
 
     def __init__(self, node: Node, effect: Effect) -> None:
         self._node, self._effect = node, effect
@@ -187,7 +187,7 @@ def _targets(step: ReadableStep, backward: Node) -> list[str]:
 
 
 def _loss(step: ReadableStep, backward: Node) -> str:
-    """Return what `backward` differentiates: by its name, or by the forward that it belongs to."""
+    """Return the name of the loss of `backward`, or the name of its forward."""
     known = backward.meta.get("stepgraph.loss")
     if known is not None:
         return str(known)
@@ -199,10 +199,10 @@ def _loss(step: ReadableStep, backward: Node) -> str:
 
 
 def _result(step: ReadableStep, node: Node) -> str:
-    """Return the name of a scalar that a region computes, or how many values it hands on.
+    """Return the name of a scalar that a region computes, or the number of its results.
 
-    One that a backward differentiates comes before one that the user only has a name for, and
-    that before one that has only ours; of several the last.
+    A scalar that a backward differentiates is preferred to another one with a user's name, and
+    that to one without; among equals the last.
     """
     region = step.region(node)
     assert region is not None
@@ -220,12 +220,12 @@ def _result(step: ReadableStep, node: Node) -> str:
 
 
 def value_name(node: Node) -> str:
-    """Return what the user calls a value, or else the name of its node."""
+    """Return the user's name for a value, or else the name of its node."""
     return str(node.meta.get("stepgraph.value", node.name))
 
 
 def _resources(names: Iterable[str]) -> str:
-    """Return resources as people call them: the first of many, roles in order."""
+    """Return the display names of resources: the first of many, roles in order."""
     parts = []
     for prefix, group in groupby(sorted(set(names) - {OPAQUE}, key=_rank), key=_prefix):
         members = [name.removeprefix(f"{prefix}:") for name in group]

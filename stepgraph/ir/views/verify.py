@@ -1,4 +1,4 @@
-"""verify: a step graph is well formed, and means what the captured one means."""
+"""Check that a step graph is well formed, and equivalent to the captured one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _FOREACH_MUL = torch.ops.aten._foreach_mul_.Tensor
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a step graph does: kept while a pass edits the graph, to compare with.
+    """The effects and data flow of a step graph, to compare with the graph after a pass.
 
     Attributes:
-        effects: What the user can see: operator and resources written, with counts.
-        read_from: Who wrote last what each operator reads, by operator and resource.
+        effects: The visible effects: operator and resources written, with counts.
+        read_from: The last writer of each resource that an operator reads, by operator and
+            resource.
     """
 
     effects: Counter[tuple[str, tuple[str, ...]]]
@@ -35,26 +36,26 @@ class Meaning:
 
 
 def meaning(step: ReadableStep) -> Meaning:
-    """Return what `step` does."""
-    deeds = list(_deeds(step.accesses()))
-    return Meaning(Counter(_effects(deeds)), _read_from(deeds))
+    """Return the effects and data flow of `step`."""
+    actions = list(_actions(step.accesses()))
+    return Meaning(Counter(_effects(actions)), _read_from(actions))
 
 
 def verify(step: ReadableStep, *, against: ReadableStep | Meaning | None = None) -> None:
-    """Check that `step` is well formed and, given `against`, that it means the same.
+    """Check that `step` is well formed and, given `against`, equivalent to it.
 
-    Without a reference: the FX graphs are sound; every computing node has a kind and says what it
-    reads and writes; nothing is written in silence; every read has a writer or is an input; the
-    dependencies are acyclic. Where the typed graph has not been built, and so not been edited,
-    what it will say follows from the flat one.
+    Without a reference: the FX graphs are sound; every computing node has a kind and declares what
+    it reads and writes; no write is undeclared; every read has a writer or is an input; the
+    dependencies are acyclic. If the typed graph has not been built, it has not been edited, and
+    its declarations follow from the flat one.
 
-    With one: no effect is lost or doubled, and every operator and effect that both graphs have
-    reads, from every resource, what the same writer left there. So no node reads a weight after a
-    `step` overwrote it unless it did so in the captured program. Operators are recognised by
-    their names in the flat graph, whatever regions they are in now.
+    With a reference: no effect is lost or doubled, and every operator and effect that both graphs
+    have reads every resource after the same writer. So no node reads a weight after a `step`
+    overwrote it unless it did so in the captured program. Operators are identified by their names
+    in the flat graph, independent of their regions.
 
     Raises:
-        VerifyError: With the first thing found.
+        VerifyError: The message names the first violation.
 
     Cost: O(nodes + edges) of the flat graphs.
     """
@@ -71,10 +72,10 @@ def verify(step: ReadableStep, *, against: ReadableStep | Meaning | None = None)
 
 
 def compare(found: Meaning, expected: Meaning) -> None:
-    """Check that a step graph that means `found` means what it should.
+    """Check that the effects and data flow of a step graph are the expected ones.
 
     Raises:
-        VerifyError: It does not, with the first thing found.
+        VerifyError: They are not; the message names the first difference.
     """
     _check_effects(found, expected)
     _check_order(found, expected)
@@ -90,7 +91,7 @@ def _check_form(step: ReadableStep) -> None:
 
 
 def _check_declared(step: ReadableStep, node: Node) -> None:
-    """Check that `node` says what it is and hides no write."""
+    """Check that `node` has a kind and declares all its writes."""
     if step.kind(node) is None:
         if node.op not in ("placeholder", "output") and not is_glue(node):
             raise VerifyError("a node computes but has no kind", at=node.name)
@@ -104,10 +105,10 @@ def _check_declared(step: ReadableStep, node: Node) -> None:
     written = [n for inner in region.graph.nodes for n in _written_inputs(inner)]
     if written and not step.writes(node) - {"rng"}:
         raise VerifyError(
-            "a region writes an argument in silence", at=f"{node.name}, `{written[0].name}`"
+            "a region has an undeclared write", at=f"{node.name}, `{written[0].name}`"
         )
     if any(map(draws_random, region.graph.nodes)) and "rng" not in step.writes(node):
-        raise VerifyError("a region draws random numbers in silence", at=node.name)
+        raise VerifyError("a region draws random numbers without declaring it", at=node.name)
 
 
 def _written_inputs(node: Node) -> Iterator[Node]:
@@ -116,12 +117,12 @@ def _written_inputs(node: Node) -> Iterator[Node]:
 
 
 def _check_reads(step: ReadableStep) -> None:
-    """Check that whatever is read exists by then."""
+    """Check that every resource exists before it is read."""
     known: set[str] = set()
     for node in step.nodes:
         if node.op == "placeholder":
             slot = step.slot(node)
-            # a `.grad` that is no input is None, which can be read
+            # a `.grad` that is no input is None, and None can be read
             known |= {slot.resource, f"grad:{slot.name}"}
         known |= step.writes(node)
         for resource in sorted(step.reads(node) - known):
@@ -134,26 +135,26 @@ def _check_reads(step: ReadableStep) -> None:
 
 
 def _check_effects(found: Meaning, expected: Meaning) -> None:
-    """Check that the graphs have the same effects, each as often."""
+    """Check that the graphs have the same effects, with the same counts."""
     was, now = expected.effects, found.effects
-    for difference, what in ((was - now, "lost"), (now - was, "doubled or invented")):
+    for difference, what in ((was - now, "lost"), (now - was, "doubled or added")):
         for name, resources in difference:
             raise VerifyError(
                 f"an effect was {what}: {name}",
                 at=", ".join(resources) or None,
                 found=f"{now[name, resources]} of them, captured {was[name, resources]}",
-                why="a step that does something else trains something else",
+                why="a pass must keep all effects of the captured program",
             )
 
 
-def _effects(deeds: list[_Deed]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield what the user can see a step do: the operator, and the resources it writes."""
-    for deed in deeds:
-        if not deed.access.writes and marker_name(deed.node) is None:
+def _effects(actions: list[_Action]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the visible effects of a step: the operator, and the resources it writes."""
+    for action in actions:
+        if not action.access.writes and marker_name(action.node) is None:
             continue
-        written = tuple(sorted(r for r in deed.access.writes if not r.startswith("value:")))
-        if written or (marker_kind(deed.node) is not None and deed.node.is_impure()):
-            yield deed.what, written
+        written = tuple(sorted(r for r in action.access.writes if not r.startswith("value:")))
+        if written or (marker_kind(action.node) is not None and action.node.is_impure()):
+            yield action.what, written
 
 
 def _scaled(node: Node, access: Access) -> list[str]:
@@ -165,35 +166,35 @@ def _scaled(node: Node, access: Access) -> list[str]:
 
 
 def _check_order(found: Meaning, captured: Meaning) -> None:
-    """Check that whatever both graphs do reads what the same writer left."""
+    """Check that every action of both graphs reads every resource after the same writer."""
     was, now = captured.read_from, found.read_from
     wrong = [read for read, writer in now.items() if was.get(read, writer) != writer]
     if wrong:
         first = min(read for read in wrong if read[0] == wrong[0][0])
         name, resource = first
         raise VerifyError(
-            f"{name} reads {resource} as {_after(now[first])} left it",
-            found=f"the captured program reads what {_after(was[first])} left",
+            f"{name} reads {resource} as written by {_after(now[first])}",
+            found=f"the captured program reads what {_after(was[first])} wrote",
             why="a node was moved across one that it depends on",
         )
 
 
-def _read_from(deeds: list[_Deed]) -> dict[tuple[str, str], str]:
-    """Return, for every node and resource it reads, who wrote that resource last."""
+def _read_from(actions: list[_Action]) -> dict[tuple[str, str], str]:
+    """Return, for every node and resource it reads, the last writer of that resource."""
     found: dict[tuple[str, str], str] = {}
     writers: dict[str, str] = {}
-    for deed in deeds:
-        for resource in deed.access.reads:
-            found[deed.name, resource] = writers.get(resource, "")
-        if not is_glue(deed.node) and deed.node.op != "placeholder":
-            found[deed.name, OPAQUE] = writers.get(OPAQUE, "")
-        for resource in deed.access.writes:
-            writers[resource] = deed.name
+    for action in actions:
+        for resource in action.access.reads:
+            found[action.name, resource] = writers.get(resource, "")
+        if not is_glue(action.node) and action.node.op != "placeholder":
+            found[action.name, OPAQUE] = writers.get(OPAQUE, "")
+        for resource in action.access.writes:
+            writers[resource] = action.name
     return found
 
 
-class _Deed(NamedTuple):
-    """What a node does, or does to one parameter."""
+class _Action(NamedTuple):
+    """The accesses of a node, or its accesses to one parameter."""
 
     name: str
     what: str
@@ -201,37 +202,37 @@ class _Deed(NamedTuple):
     access: Access
 
 
-def _deeds(accessed: Mapping[Node, Access]) -> Iterator[_Deed]:
-    """Yield what is done, in order.
+def _actions(accessed: Mapping[Node, Access]) -> Iterator[_Action]:
+    """Yield the actions of a step, in order.
 
-    An update is taken apart by parameters, a clearing by gradients: whether they are done at once
-    or one by one is the same.
+    An update is divided by parameters, a clearing by gradients, so that running them at once or
+    one by one compares equal.
     """
     for node, access in accessed.items():
         if not access.writes and marker_name(node) is None:
-            yield _Deed(node.name, "compute", node, access)
+            yield _Action(node.name, "compute", node, access)
             continue
         for grad in _scaled(node, access):
             scaled = frozenset([grad])
-            yield _Deed(f"scale {grad}", "scale", node, Access(scaled, scaled))
+            yield _Action(f"scale {grad}", "scale", node, Access(scaled, scaled))
             access = Access(access.reads, access.writes - scaled)
         parts = updates(node)
         if marker_kind(node) is Kind.ZERO_GRAD:
             for resource in sorted(access.writes):
-                yield _Deed(
+                yield _Action(
                     f"clear {resource}", "clear", node, Access(writes=frozenset([resource]))
                 )
             continue
         if parts is None:
-            yield _Deed(node.name, str(node.target), node, access)
+            yield _Action(node.name, str(node.target), node, access)
             continue
         name = node.meta.get("stepgraph.part_of", node.name)
         for slot, part in parts.items():
-            yield _Deed(f"{name}[{slot}]", "update", node, part)
+            yield _Action(f"{name}[{slot}]", "update", node, part)
         reads = access.reads.difference(*(part.reads for part in parts.values()))
         writes = access.writes.difference(*(part.writes for part in parts.values()))
-        if writes:  # memory of several names
-            yield _Deed(name, "update", node, Access(reads, writes))
+        if writes:  # memory with several names
+            yield _Action(name, "update", node, Access(reads, writes))
 
 
 def _after(writer: str) -> str:

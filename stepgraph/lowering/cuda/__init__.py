@@ -2,6 +2,6 @@
 
 Files, in reading order:
 
-    legality.py  every reason why a program cannot be recorded
-    record.py    what the device records, and what the host does after it
+    legality.py  the reasons why a program cannot be recorded
+    record.py    division of a program into the recorded part and the host's part
 """

@@ -21,7 +21,7 @@ from stepgraph.lowering.updates.cpu import FusedUpdate
 from stepgraph.lowering.updates.triton import KernelUpdate
 
 FIXED = (Role.PARAM, Role.BUFFER)
-"""Inputs that a graph uses where they are; others are copied into buffers of its own."""
+"""Roles of inputs whose memory a graph uses directly; others are copied into its buffers."""
 
 _WAITS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _DETACH = torch.ops.aten.detach.default
@@ -34,7 +34,7 @@ def why_not_capturable(
 
     Args:
         flat: The lowered graph: ATen operators, regions and markers. Unchanged.
-        updates: For optimizers, by number: what updates, or why nothing but their `step()` does.
+        updates: For optimizers, by number: the fused update, or why there is none.
         device: The type of device that would record.
     """
     reasons = [
@@ -48,7 +48,7 @@ def why_not_capturable(
 
 
 def origin(node: Any) -> Any:
-    """Return what a node is another name of, through detach."""
+    """Return the node that `node` detaches, through any number of detach calls."""
     while isinstance(node, Node) and node.target is _DETACH:
         node = node.args[0]
     return node
@@ -71,7 +71,7 @@ def _in_tail(effect: Effect | None) -> bool:
 
 
 def _sets_numbers(effect: Effect | None) -> bool:
-    """Return whether an effect of the tail changes numbers that an update reads."""
+    """Return whether an effect of the tail changes hyper-parameters that an update reads."""
     if effect is None or effect.cuda_graph != "tail":
         return False
     return any(resource.form == "hyper" for resource in effect.writes)
@@ -88,7 +88,7 @@ def leaving(graph: Graph, tail: Mapping[Node, None]) -> list[Node]:
 def gradients(graph: Graph) -> dict[Node, list[tuple[Node, Node]] | None]:
     """Return for every update its parameters and their gradients, as nodes.
 
-    None where the graph does not show which gradient is whose.
+    None if the graph does not show which gradient belongs to which parameter.
     """
     slots = {n: n.meta["stepgraph.slot"] for n in graph.nodes if n.op == "placeholder"}
     named = {slot.name: n for n, slot in slots.items() if slot.role is Role.GRAD}
@@ -164,11 +164,11 @@ def _updates(graph: Graph, updates: Mapping[int, Any]) -> Iterator[str]:
         elif not update.recordable:
             yield f"{label}: its kernels are not recorded yet"
         if pairs is None:
-            yield f"{label}: which gradient is whose is known only when the step runs"
+            yield f"{label}: its gradients are assigned to parameters only when the step runs"
 
 
 def _order(graph: Graph) -> Iterator[str]:
-    """Look for what the tail would do too late."""
+    """Yield effects of the tail that would run too late."""
     changed = False
     for node in graph.nodes:
         effect = node_effect(node)
@@ -195,7 +195,7 @@ def _results(graph: Graph) -> Iterator[str]:
 
 
 def _moved_gradients(graph: Graph, storages: Mapping[Node, frozenset[Node]]) -> Iterator[str]:
-    """Look for views of gradients that an update reads: it reads a copy of them."""
+    """Yield views of gradients that are used after an update, which reads a copy of them."""
     moved: dict[Node, Node] = {}
     for node in graph.nodes:
         for source in map(origin, node.all_input_nodes):

@@ -1,4 +1,4 @@
-"""From a lowered step to one that replays a CUDA graph: what the device does, then the host."""
+"""Divide a lowered step into the part recorded as a CUDA graph and the tail run by the host."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from stepgraph.torch_private import graph_module
 
 
 class RecordedUpdate:
-    """A whole update, or a part of one, as a graph records it: launches and nothing else.
+    """An update, or a part of one, in a form that can be recorded: launches only.
 
     Args:
-        update: What updates.
+        update: The update.
         clipped: Whether gradients are multiplied by a factor first.
         grads: For each parameter, by position among the inputs: memory of its gradient.
     """
@@ -41,7 +41,7 @@ class RecordedUpdate:
         self._launch: KernelLaunch | None = None
 
     def prepare(self, inputs: Sequence[Any]) -> object:
-        """Bring to the device what the launches read; None if the kernels do not fit now."""
+        """Copy to the device what the launches read; None if the kernels do not fit now."""
         if not self._update.tried:
             return None
         ids = [id(inputs[i]) for i in self._grads]
@@ -60,7 +60,7 @@ class RecordedUpdate:
         self._launch.launch(factor)
 
     def stepped(self) -> None:
-        """Show schedules that the optimizer stepped."""
+        """Record that the optimizer has stepped, for the check in `scheduler.step()`."""
         self._update.note_step()
 
 
@@ -76,10 +76,10 @@ def graphed(
 
     Args:
         flat: A lowered step for which `why_not_capturable` has no reason. Unchanged.
-        subjects: The real objects behind its markers, by number.
-        updates: What updates, by the number of an optimizer.
-        ordinary: The program as it runs without a graph.
-        buffers: What all graphs of this compiled step share.
+        subjects: The tracked objects that its markers act on, by number.
+        updates: The update of each optimizer, by number.
+        ordinary: The program that runs without a CUDA graph.
+        buffers: The buffers that all graphs of this compiled step share.
     """
     return _Splitter(flat, subjects, updates, buffers).graphed(ordinary)
 
@@ -123,7 +123,7 @@ class _Splitter:
         return Graphed(ordinary, plan, self.buffers)
 
     def _memory(self) -> dict[Node, Tensor]:
-        """Return where every gradient that an update reads is kept."""
+        """Return the memory of every gradient that an update reads."""
         likes: dict[Node, tuple[str, Tensor]] = {}
         for pairs in self.gradients.values():
             for param, grad in pairs or ():
@@ -153,9 +153,9 @@ class _Splitter:
         values: dict[Node, Node],
         attributes: dict[str, Tensor],
     ) -> None:
-        """Copy the gradients of an update where it looks for them; from there on they live there.
+        """Copy the gradients of an update to the memory that it reads; later nodes use the copies.
 
-        One call for all; those that are inputs are there already.
+        One call for all; gradients that are inputs are not copied.
         """
         pairs = self.gradients[update] or ()
         moved = [g for _, g in pairs if g.op != "placeholder" and values[g].op != "get_attr"]
@@ -176,7 +176,7 @@ class _Splitter:
                 values[node] = renamed[origin(node)]
 
     def _record(self, node: Node, graph: Graph, values: dict[Node, Node]) -> None:
-        """Put the launches of an update in its place."""
+        """Replace an update by its launches."""
         update = self.updates[marker_argument(node, "subject")]
         if marker_argument(node, "places") is not None:
             places, last = marker_argument(node, "places"), marker_argument(node, "last")
@@ -192,7 +192,7 @@ class _Splitter:
             graph.call_function(_named(recorded.__call__), ())
 
     def _emitted_tail(self) -> Callable[..., Any]:
-        """Emit what the host does: a function of the inputs, then of what leaves the body."""
+        """Emit the host's part: a function of the inputs, then of the results of the body."""
         graph = Graph()
         values: dict[Node, Node] = {}
         for node in (*self.inputs, *self.leaving):
@@ -233,7 +233,7 @@ def _buffer(like: Tensor) -> Tensor:
 
 
 def _named(call: Callable[..., None]) -> Callable[..., None]:
-    """Return `call` as a function of its own: what is emitted tells constants apart by identity."""
+    """Return `call` wrapped in a new function: the emitter identifies constants by identity."""
 
     def run(*arguments: Any) -> None:
         call(*arguments)

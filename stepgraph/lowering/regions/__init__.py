@@ -1,10 +1,10 @@
-"""Runs of operators that a compiler gets.
+"""Regions: runs of operators that are compiled.
 
 Files, in reading order:
 
-    select.py        which nodes go to a compiler, and in which runs
-    inductor.py      compiles a run with Inductor
-    indices.py       checks of indices and divisors ahead of compiled code
-    compiled_run.py  a compiled run, tried beside its eager form first
-    driver/          calls the kernels of a region from C++
+    select.py        selection of the nodes to compile, in runs
+    inductor.py      compilation of a run with Inductor
+    indices.py       checks of indices and divisors before compiled code runs
+    compiled_run.py  `CompiledRun`: compared with its eager form in its first call
+    driver/          calls of the kernels of a region from C++
 """

@@ -1,4 +1,4 @@
-"""A run of operators as one call: its compiled form is used once it has equalled its eager form."""
+"""A run of operators as one call: compiled, after its results have equalled those of eager."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class CompiledRun:
     def _run_and_bump_versions(self, inputs: list[Any]) -> Sequence[Any]:
         """Run the compiled form, then bump the versions of the tensors that it has written.
 
-        Compiled kernels write memory without the version counters by which autograd notices that
+        Compiled kernels do not bump the version counters by which autograd detects that
         a saved tensor has changed.
         """
         written = [inputs[i] for i in self.written]
@@ -134,7 +134,7 @@ def _strides_differ(compiled: Sequence[Any], eager: Sequence[Any]) -> str | None
     """
     for i, (mine, theirs) in enumerate(zip(compiled, eager, strict=True)):
         if not isinstance(theirs, Tensor) or not theirs.numel() or mine.shape != theirs.shape:
-            continue  # comparing the values finds that
+            continue  # the comparison of values reports that
         strides = zip(theirs.shape, mine.stride(), theirs.stride(), strict=True)
         if any(a != b for n, a, b in strides if n > 1):
             return f"result {i} of {len(eager)} has other strides than in eager"

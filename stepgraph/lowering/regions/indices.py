@@ -1,12 +1,13 @@
 """Indices into tensors, and integer divisors: eager raises where compiled code ends the process.
 
-Inductor checks an index inside of a parallel loop, and an exception cannot leave one. So whatever
-a region uses as an index must be one of its inputs, and is checked before the region runs; the
-eager operators then raise what the user expects. An integer division by a tensor stays eager: by
-zero, Inductor's kernels end the process up to torch 2.11, and those that truncate later, too.
+Inductor checks an index inside a parallel loop, which an exception cannot leave. So every index
+of a region must be one of its inputs, and is checked before the region runs; for an invalid index
+the eager operators run and raise the usual error. An integer division by a tensor stays eager: on
+division by zero, Inductor's kernels end the process up to torch 2.11, and in later versions those
+that truncate.
 
-On a GPU nothing is checked here: reading the least index would wait for the device, and eager
-kernels do not raise there either. Both they and Inductor's trap on the device.
+On a GPU nothing is checked here: to read the least index would wait for the device, and eager
+kernels do not raise there either. Both eager and Inductor kernels trap on the device.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the values of an input of a region must satisfy."""
+    """The bounds of the values of an input of a region."""
 
     position: int
     low: int
@@ -44,7 +45,7 @@ class Bound:
     ignored: int | None
 
     def holds(self, inputs: Sequence[Any]) -> bool:
-        """Return whether they do."""
+        """Return whether all values are within the bounds."""
         values: Tensor = inputs[self.position]
         if values.numel() == 0:
             return True
@@ -66,7 +67,7 @@ def uses(node: Node) -> list[Use]:
 
 
 def bounds(graph_module: GraphModule) -> tuple[Bound, ...]:
-    """Return what a region asks of its inputs.
+    """Return the bounds of the inputs of a region.
 
     Raises:
         ValueError: A bound is known only when the region runs, or an index is computed in it, or

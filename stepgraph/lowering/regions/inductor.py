@@ -23,7 +23,7 @@ from stepgraph.torch_private import FakeInputs, Unreadable
 
 
 def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
-    """Return one-hot rows of classes that are known to be there."""
+    """Return one-hot rows of classes that have been checked."""
     every = torch.arange(num_classes, device=classes.device)
     return (classes.unsqueeze(-1) == every).to(torch.int64)
 
@@ -32,19 +32,19 @@ _SPELLED_OUT: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_batch_norm.default: torch.ops.aten._native_batch_norm_legit.default,
     torch.ops.aten.one_hot.default: _one_hot,
 }
-"""Operators whose schema hides what they write, or that check values first: what Inductor gets."""
+"""Replacements for operators whose schema hides a write, or that check values first."""
 
 _SHARED = 1 << 15
-"""Elements of a loop that threads share: for fewer, waiting for each other costs more."""
+"""Least number of elements for which a loop uses several threads: a barrier costs as much."""
 
 
 def compile_region(graph_module: GraphModule, name: str) -> CompiledRun:
     """Compile a run of operators.
 
     Args:
-        graph_module: ATen operators, and effects that may be inside of a region; placeholders and
-            results carry fake values. Unchanged.
-        name: What the region is called.
+        graph_module: ATen operators, and effects that a region allows; placeholders and results
+            carry fake values. Unchanged.
+        name: The name of the region.
 
     Raises:
         Unsupported: There is no C++ compiler, or Inductor cannot compile it.
@@ -56,10 +56,10 @@ def compile_region(graph_module: GraphModule, name: str) -> CompiledRun:
         inputs = FakeInputs([node.meta["val"] for node in placeholders])
         fixed = not inputs.symbols and all(map(_is_guarded, placeholders))
         compiled = torch_private.compile_inference(
-            _spelled_out(graph_module),
+            _with_explicit_writes(graph_module),
             inputs,
             _strides(graph_module),
-            # with fixed sizes the trial has shown what every kernel returns
+            # with fixed sizes the trial has compared the layout of every result
             assertions=not fixed,
             threads=threads_for(graph_module),
         )
@@ -91,7 +91,7 @@ def _driven(
     *,
     fixed: bool,
 ) -> tuple[Function, str | None]:
-    """Return what runs a region: a driver, or Inductor's wrapper and why there is no driver."""
+    """Return the function that runs a region, and why it is Inductor's wrapper and no driver."""
     why = "numbers, sizes or layouts that vary"
     if fixed:
         try:
@@ -103,9 +103,9 @@ def _driven(
 
 
 def threads_for(graph_module: GraphModule) -> int | None:
-    """Return how many threads share a loop of a region: one where all are short, else None.
+    """Return the number of threads for the loops of a region: 1 if all are short, else None.
 
-    Kernels of libraries, a matrix product say, decide for themselves.
+    Library kernels, such as matrix products, choose their own number.
     """
     values = tree_leaves([node.meta.get("val") for node in graph_module.graph.nodes])
     sizes = [value.numel() for value in values if isinstance(value, Tensor)]
@@ -113,7 +113,7 @@ def threads_for(graph_module: GraphModule) -> int | None:
 
 
 def _checked(compiled: Function, eager: Function, checked: tuple[Bound, ...]) -> Function:
-    """Return the compiled form for indices within their bounds; the eager one raises for others."""
+    """Return a function that runs the compiled form for valid indices, else the eager one."""
 
     def choose(values: list[Any]) -> Sequence[Any]:
         for bound in checked:
@@ -125,14 +125,14 @@ def _checked(compiled: Function, eager: Function, checked: tuple[Bound, ...]) ->
 
 
 def _is_guarded(placeholder: Node) -> bool:
-    """Return whether an input always has the layout that the graph says."""
+    """Return whether an input always has the layout recorded in the graph."""
     return bool(placeholder.meta.get("stepgraph.guarded"))
 
 
 def _guarded(
     compiled: Function, eager: Function, inputs: FakeInputs
 ) -> Callable[[list[Any]], Sequence[Any]]:
-    """Return the compiled form for sizes it was made for, the eager one for others."""
+    """Return a function that runs the compiled form for its sizes, the eager one for others."""
     places = tuple(inputs.symbols.values())
     known: dict[tuple[int, ...], Function] = {}
 
@@ -146,8 +146,8 @@ def _guarded(
     return choose
 
 
-def _spelled_out(graph_module: GraphModule) -> GraphModule:
-    """Return a copy in which every operator says what it writes, and no marker is left."""
+def _with_explicit_writes(graph_module: GraphModule) -> GraphModule:
+    """Return a copy in which the schema of every operator states its writes, without markers."""
     copied = GraphModule(graph_module, graph_module.graph.__class__())
     values: dict[Node, Node] = {}
     for node in graph_module.graph.nodes:
@@ -163,7 +163,7 @@ def _spelled_out(graph_module: GraphModule) -> GraphModule:
 
 
 def _strides(graph_module: GraphModule) -> list[tuple[int, ...] | None]:
-    """Return the strides of the results that are gradients: those autograd would give them."""
+    """Return the strides of results that are gradients, as autograd would choose them."""
     (results,) = graph_module.graph.output_node().args
     found: list[tuple[int, ...] | None] = []
     for node in results:  # type: ignore[union-attr]

@@ -1,9 +1,9 @@
-"""Which nodes of a flat step graph go to Inductor, and in which runs.
+"""Select the nodes of a flat step graph to compile with Inductor, in runs.
 
-A run is a stretch of a step in which nothing but computation has to keep its place. Effects that
-only move pointers (`.grad = ...`, a flag) or hand on a result wait until the run is over; what
-depends on nothing inside it (sizes, random draws, a learning rate) comes before it. So one run
-usually holds a forward, its backward and the clipping behind it.
+A run is a sequence of nodes whose order may change except for the computation. Effects that only
+change a reference (`.grad = ...`, a flag) or pass on a result move after the run; nodes that do
+not depend on the run (sizes, random draws, a learning rate) move before it. So one run usually
+contains a forward, its backward and the clipping after it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from stepgraph.ir.memory_access import all_storages, draws_random, is_glue, writ
 from stepgraph.lowering.regions.indices import uses
 
 SMALLEST = 4
-"""A run with fewer operators stays eager: a call of compiled code costs as much as they do."""
+"""A run with fewer operators stays eager: a call of compiled code costs as much."""
 
 _DEVICES = ("cpu", "cuda")
 _HIDDEN_WRITES = ("aten::native_batch_norm",)
-"""Operators whose hidden writes are spelled out before Inductor sees them."""
+"""Operators with writes not in their schema, replaced before Inductor compiles them."""
 
 _ALLOCATIONS = (torch.ops.aten.empty_like.default, torch.ops.aten.empty.memory_format)
 _LIKE = {
@@ -38,7 +38,7 @@ _LIKE = {
     torch.ops.aten.randint_like.default,
     torch.ops.aten.randint_like.low_dtype,
 }
-"""Random operators that look only at the metadata of their first argument."""
+"""Random operators that read only the metadata of their first argument."""
 
 _LOOK = {
     torch.ops.aten.binary_cross_entropy.default,
@@ -46,18 +46,18 @@ _LOOK = {
     torch.ops.aten._assert_async.msg,
     torch.ops.aten.repeat_interleave.Tensor,
 }
-"""Operators that raise for some values; Inductor's code for them does not, or is left out."""
+"""Operators that raise for some values, while Inductor's code for them does not."""
 
 
 @dataclass(eq=False)
 class Run:
-    """A stretch of a flat graph that becomes one region.
+    """A sequence of nodes of a flat graph that becomes one region.
 
     Attributes:
-        nodes: All of it, in program order.
-        inside: What Inductor gets.
-        before: What moves in front: sizes, random draws and the memory they fill.
-        after: What moves behind: stores to `.grad`, flags, logs.
+        nodes: All of its nodes, in program order.
+        inside: The nodes that are compiled.
+        before: The nodes that move before it: sizes, random draws and the memory they fill.
+        after: The nodes that move after it: stores to `.grad`, flags, logs.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Run:
 
 
 def select(graph: Graph) -> list[Node | Run]:
-    """Return the nodes of a flat graph in program order, those for Inductor in runs."""
+    """Return the nodes of a flat graph in program order, those to compile in runs."""
     selector = _Selector(graph)
     for node in graph.nodes:
         selector.add(node)
@@ -81,12 +81,12 @@ def select(graph: Graph) -> list[Node | Run]:
 
 
 def draws(node: Node) -> bool:
-    """Return whether `node` draws random numbers: attention without dropout only might."""
+    """Return whether `node` draws random numbers; attention without dropout does not."""
     return draws_random(node) and argument(node, "dropout_p") != 0.0
 
 
 def eager_reason(node: Node) -> str | None:
-    """Return why an operator is not given to Inductor, or None."""
+    """Return why an operator is not compiled, or None."""
     target = node.target
     if node.op != "call_function":
         return "no operator"
@@ -114,20 +114,20 @@ def _operator_reason(node: Node) -> str | None:
     target: Any = node.target
     mutable = any(a.alias_info and a.alias_info.is_write for a in target._schema.arguments)
     if not mutable and written_arguments(node) and target._schema.name not in _HIDDEN_WRITES:
-        return "an operator that writes unannounced"
+        return "an operator with a write that its schema does not state"
     if torch.Tag.data_dependent_output in target.tags:
         return "a number that depends on values"
-    if _looks_at_values(node):
-        return "an operator that looks at its values"
+    if _checks_values(node):
+        return "an operator that checks values"
     if target is torch.ops.aten.mkldnn_rnn_layer.default:
-        return "an operator that looks at the grad mode"
+        return "an operator that depends on the grad mode"
     return None
 
 
-def _looks_at_values(node: Node) -> bool:
-    """Return whether `node` raises for some values that Inductor's code for it just takes."""
+def _checks_values(node: Node) -> bool:
+    """Return whether `node` raises for some values for which Inductor's code does not."""
     if node.target is torch.ops.aten.one_hot.default:
-        return bool(node.meta["val"].device.type != "cpu")  # there its classes are checked before
+        return bool(node.meta["val"].device.type != "cpu")  # on a CPU `indices` checks its classes
     return node.target in _LOOK
 
 
@@ -150,7 +150,7 @@ class _Selector:
         self.storages = all_storages(graph)
 
     def add(self, node: Node) -> None:
-        """Put the next node in program order in its place."""
+        """Add the next node in program order to the open run, before or after it, or alone."""
         effect = node_effect(node)
         self._enter(node.meta.get("stepgraph.part"))
         if node.op in ("placeholder", "get_attr"):
@@ -171,13 +171,13 @@ class _Selector:
             self._alone(node)
 
     def _enter(self, part: int | None) -> None:
-        """End the run where another part of a split batch begins: its activations die there."""
+        """End the run where another part of a split batch begins, so that activations are freed."""
         if part is not None and part != self.part:
             self.close()
             self.part = part
 
     def close(self) -> None:
-        """End the open run; one that is not worth a call dissolves."""
+        """End the open run; dissolve it if it has too few operators."""
         run, self.run = self.run, None
         self.written, self.read_later, self.computes = set(), set(), False
         if run is not None and run.operators < SMALLEST:
@@ -187,10 +187,10 @@ class _Selector:
     def _compute(self, node: Node) -> None:
         written = {root for a in written_arguments(node) for root in self.storages[a]}
         if written & self.read_later:
-            self.close()  # an effect that waits would see the new value
+            self.close()  # an effect moved after the run would read the new value
         indices = {root for use in uses(node) for root in self.storages[use.index]}
         if indices & self.written or any(map(self._depends, indices)):
-            self.close()  # it must be an input, to be checked
+            self.close()  # an index must be an input of a run, to be checked
         self.written |= written
         self.computes = self.computes or not is_glue(node)
         self._put(self._open().inside, node)
@@ -217,7 +217,7 @@ class _Selector:
         return self.run is not None and node in self.run.inside
 
     def _moves_before(self, node: Node) -> bool:
-        """Return whether `node` is a size, or an item of something, that is known by now."""
+        """Return whether `node` is a size or an item of a value that is computed before the run."""
         if self.run is None or any(map(self._depends, node.all_input_nodes)):
             return False
         return _stays_out(node)
@@ -230,7 +230,7 @@ class _Selector:
         return not needs and not self._read_by(node, effect) & self.written
 
     def _may_wait(self, node: Node, effect: Effect) -> bool:
-        """Return whether an effect may wait for the end of the run: nothing changes its value."""
+        """Return whether an effect may move after the run: no node of the run changes its value."""
         return not self._read_by(node, effect) & self.written
 
     def _read_by(self, node: Node, effect: Effect) -> set[Node]:
@@ -241,7 +241,7 @@ class _Selector:
         return {root for value in found for root in self.storages[value]}
 
     def _draw(self, node: Node) -> None:
-        """Move a random draw before the run, with the memory it fills; else it stands alone."""
+        """Move a random draw before the run, with the memory it fills; else end the run."""
         moving = self._moving(node)
         if moving is None:
             self._alone(node)
@@ -253,7 +253,7 @@ class _Selector:
         self._put(run.before, node)
 
     def _moving(self, node: Node) -> list[Node] | None:
-        """Return the memory that moves with a draw; None if the draw has to keep its place."""
+        """Return the memory that moves with a draw; None if the draw must keep its position."""
         if self.run is None:
             return None
         moving: list[Node] = []
@@ -279,6 +279,6 @@ def has_static_sizes(node: Node) -> bool:
 
 
 def _stays_out(node: Node) -> bool:
-    """Return whether `node`, where it needs nothing of a run, is no part of it."""
+    """Return whether `node` is not part of a run, if it does not depend on it."""
     is_name = node.target in (operator.getitem, torch.ops.aten.detach.default)
     return is_name or isinstance(node.meta.get("val"), int | torch.SymInt)

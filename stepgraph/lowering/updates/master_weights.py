@@ -1,4 +1,4 @@
-"""Float32 copies of low-precision weights and optimizer state, kept from update to update.
+"""Float32 copies of low-precision weights and optimizer state, kept between updates.
 
 In bfloat16 an update smaller than 1/256 of its weight is lost to rounding, and an average with
 `beta = 0.999` does not change. So the update works on float32 copies and rounds them into the
@@ -17,7 +17,7 @@ from stepgraph.torch_private import version_of
 
 
 class Masters:
-    """The float32 copies behind the parameters and the state of optimizers, by tensor.
+    """The float32 copies of the parameters and the state of optimizers, by tensor.
 
     A copy is valid as long as nothing else has written its tensor. After a `load_state_dict()`, or
     an update outside of this class, it is made again from the tensor. A copy lives as long as its

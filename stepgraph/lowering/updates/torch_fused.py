@@ -22,7 +22,7 @@ _KERNELS = {name: getattr(torch, f"_fused_{name}_") for name in FUSED_CPU_KERNEL
 
 @dataclass
 class Launch:
-    """One call of a fused kernel of torch's.
+    """One call of one of torch's fused kernels.
 
     Attributes:
         kernel: The kernel: takes lists of tensors, then options.
@@ -92,7 +92,7 @@ def launch_of(
     """Return the call for tensors of a param group.
 
     Args:
-        rule: How the kernel is called.
+        rule: The signature of the kernel.
         group: The param group.
         params: Parameters. Written when the call runs.
         grads: Their gradients.

@@ -75,7 +75,7 @@ class KernelLaunch:
             clipped: Whether the launch will multiply the gradients and store the products.
 
         Raises:
-            ValueError: The kernels cannot take a tensor; nothing has been written.
+            ValueError: The kernels do not support a tensor; nothing has been written.
         """
         for target in self._targets:
             for name in self._family.counters:

@@ -136,7 +136,10 @@ def _someone_elses(x, w):
         (_view_of_input, "a view of an input leaves it"),
         (_shares, "two of its results share memory"),
         (_view_of_gradient, "a view of a gradient is used after an update"),
-        (_someone_elses, "AdamW(opt): which gradient is whose is known only when the step runs"),
+        (
+            _someone_elses,
+            "AdamW(opt): its gradients are assigned to parameters only when the step runs",
+        ),
     ],
 )
 def test_every_reason_has_a_name(function, reason):

@@ -9,7 +9,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from stepgraph.lowering.regions.driver import drive as drive_wrapper
-from stepgraph.lowering.regions.driver.scratch import place
+from stepgraph.lowering.regions.driver.scratch import assign_offsets
 from stepgraph.torch_private import MatrixProduct, Unreadable, Wrapper
 from support.inductor_wrappers import (
     SIZES,
@@ -112,7 +112,7 @@ def test_products_of_products_go_through_memory_that_is_kept():
     for i, result in enumerate(results):
         expected = (x * i).double() @ torch.linalg.matrix_power(w.double(), 6)
         torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
-    assert place(Wrapper(tuple(calls), tuple(steps[-1:])))[1] <= 2 * 128
+    assert assign_offsets(Wrapper(tuple(calls), tuple(steps[-1:])))[1] <= 2 * 128
 
 
 def test_two_threads_may_use_one_driver_at_once():
@@ -179,13 +179,13 @@ def test_a_driver_does_what_the_wrapper_does(drawn):
         (product(b=torch.ones(1, 4).expand(3, 4)), "both have gaps"),
         (product(a=torch.ones(9).as_strided((2, 3), (2, 1))), "both have gaps"),
         (product(out=torch.ones(4, 2).t()), "into columns"),
-        (product(a=torch.ones(2, 2)), "do not fit"),
-        (product(out=torch.ones(2, 3)), "do not fit"),
-        (product(bias=torch.ones(3)), "do not fit"),
-        (product(bias=torch.ones(3, 4)), "do not fit"),
-        (product(bias=torch.ones(1, 2, 4)), "do not fit"),
-        (product(a=torch.ones(3)), "other things than matrices"),
-        (product(b=torch.ones(1, 3, 4)), "other things than matrices"),
+        (product(a=torch.ones(2, 2)), "do not match"),
+        (product(out=torch.ones(2, 3)), "do not match"),
+        (product(bias=torch.ones(3)), "do not match"),
+        (product(bias=torch.ones(3, 4)), "do not match"),
+        (product(bias=torch.ones(1, 2, 4)), "do not match"),
+        (product(a=torch.ones(3)), "tensors that are not matrices"),
+        (product(b=torch.ones(1, 3, 4)), "tensors that are not matrices"),
         (product(a=torch.empty(1).expand(2, 3)), "both have gaps"),
         (product(a=torch.empty_strided((2, 3), (1 << 31, 1), device="meta")), "too large"),
     ],

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepgraph.lowering.regions.driver.scratch import place
+from stepgraph.lowering.regions.driver.scratch import assign_offsets
 from stepgraph.torch_private import KernelCall, Memory, Strided, Wrapper
 from support.inductor_wrappers import made
 
@@ -27,33 +27,35 @@ def wrappers(draw):
 
 @given(wrappers())
 def test_memories_alive_at_the_same_time_share_no_byte(wrapper):
-    places, total = place(wrapper)
+    offsets, total = assign_offsets(wrapper)
 
     for call_index in range(len(wrapper.calls)):
         before = {t.memory for call in wrapper.calls[: call_index + 1] for t in call.arguments}
         after = {t.memory for call in wrapper.calls[call_index:] for t in call.arguments}
-        alive = [m for m in places if m in before and m in after]
+        alive = [m for m in offsets if m in before and m in after]
         for a, b in itertools.combinations(alive, 2):
-            mine = range(places[a], places[a] + a.size_bytes)
-            other = range(places[b], places[b] + b.size_bytes)
+            mine = range(offsets[a], offsets[a] + a.size_bytes)
+            other = range(offsets[b], offsets[b] + b.size_bytes)
             assert not set(mine) & set(other)
-    assert all(first % 64 == 0 for first in places.values())
-    assert all(first + m.size_bytes <= total for m, first in places.items())
+    assert all(first % 64 == 0 for first in offsets.values())
+    assert all(first + m.size_bytes <= total for m, first in offsets.items())
 
 
 @given(wrappers())
 def test_what_comes_from_outside_or_goes_there_has_no_place(wrapper):
-    places, _ = place(wrapper)
+    offsets, _ = assign_offsets(wrapper)
 
     used = {tensor.memory for call in wrapper.calls for tensor in call.arguments}
     outside = {tensor.memory for tensor in wrapper.results}
-    assert set(places) == {m for m in used if m.source is None and m not in outside}
+    assert set(offsets) == {m for m in used if m.source is None and m not in outside}
 
 
 def test_memories_that_follow_each_other_share_their_bytes():
     x, one, two, three = (made(64) for _ in range(4))
 
-    places, total = place(Wrapper((KernelCall(0, (one, two)), KernelCall(0, (two, three))), (x,)))
+    offsets, total = assign_offsets(
+        Wrapper((KernelCall(0, (one, two)), KernelCall(0, (two, three))), (x,))
+    )
 
-    assert places[one.memory] == places[three.memory]
+    assert offsets[one.memory] == offsets[three.memory]
     assert total == 512

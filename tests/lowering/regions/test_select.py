@@ -241,4 +241,4 @@ def test_operators_whose_look_at_values_inductor_would_drop_stay_eager(operator,
     with FakeTensorMode():
         node.meta["val"] = torch.empty(2, 2, device=device)
 
-    assert eager_reason(node) == ("an operator that looks at its values" if looks else None)
+    assert eager_reason(node) == ("an operator that checks values" if looks else None)

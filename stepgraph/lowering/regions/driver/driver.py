@@ -1,4 +1,4 @@
-"""A compiled region's calls, run by C++ of our own instead of Inductor's Python."""
+"""Run the kernel calls of a compiled region in our C++ instead of Inductor's Python."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from stepgraph import torch_private
 from stepgraph.lowering.cpp_library import library
 from stepgraph.lowering.regions.compiled_run import Function
 from stepgraph.lowering.regions.driver.encode import Encoder
-from stepgraph.lowering.regions.driver.scratch import place
+from stepgraph.lowering.regions.driver.scratch import assign_offsets
 from stepgraph.lowering.regions.indices import Bound
 from stepgraph.torch_private import Strided, Unreadable, Wrapper
 
 SCRATCH_BYTES = 4 << 20
-"""More than this is not kept between calls, and on as much kernels take longer than a wrapper."""
+"""Largest memory kept between calls: with more, kernels take longer than Inductor's Python."""
 
 _SYMBOLS = "sgemm_", "dgemm_", "MKL_Set_Num_Threads_Local"
 
 
 def driver_library() -> ModuleType | str:
-    """Return the C++ that runs programs, or why there is none."""
+    """Return the compiled C++ library, or why there is none."""
     return library(Path(__file__).with_name("driver.cpp"), *_SYMBOLS)
 
 
 def drive(
     compiled: Function, inputs: Sequence[Tensor], bounds: Sequence[Bound], otherwise: Function
 ) -> Driver:
-    """Return a driver that does what a wrapper of Inductor's does.
+    """Return a driver equivalent to a wrapper of Inductor's.
 
     Args:
         compiled: The wrapper, made for fixed layouts of its inputs.
-        inputs: Tensors as it takes them; only their layouts are read.
-        bounds: What the values of inputs must satisfy.
-        otherwise: What runs in its place if they do not.
+        inputs: Example inputs; only their layouts are read.
+        bounds: The bounds of the values of inputs.
+        otherwise: The function to run instead if a value is out of bounds.
 
     Raises:
-        Unreadable: The wrapper does what a driver cannot do.
+        Unreadable: A driver does not support a call of the wrapper.
     """
     wrapper = torch_private.read_wrapper(compiled, inputs)
     return Driver(wrapper, inputs, bounds, otherwise)
 
 
 class Driver:
-    """Runs kernels and matrix products on memory of its own; results are new tensors.
+    """Runs kernels and matrix products on its own memory; results are new tensors.
 
-    Called with a list of inputs, tensors on the CPU of the layouts that the wrapper is for. It
+    Called with a list of inputs: CPU tensors with the layouts for which the wrapper was made. It
     writes the inputs that the wrapper writes.
 
     Args:
-        wrapper: What to do.
-        inputs: Tensors as it takes them; only their layouts are read.
-        bounds: What the values of inputs must satisfy; it looks before anything runs.
-        otherwise: What runs in its place if they do not.
+        wrapper: The calls to run.
+        inputs: Example inputs; only their layouts are read.
+        bounds: The bounds of the values of inputs, checked before anything runs.
+        otherwise: The function to run instead if a value is out of bounds.
 
     Raises:
-        Unreadable: There is something it cannot do.
+        Unreadable: A call is not supported.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Driver:
             raise Unreadable(compiled)
         self._run = compiled.run
         results = _whole(wrapper.results)
-        places, scratch = place(wrapper)
+        offsets, scratch = assign_offsets(wrapper)
         if scratch > SCRATCH_BYTES:
             raise Unreadable(f"{scratch} bytes between its kernels")
-        at = {memory: (len(inputs) + len(results), first) for memory, first in places.items()}
+        at = {memory: (len(inputs) + len(results), first) for memory, first in offsets.items()}
         at.update((r.memory, (len(inputs) + i, 0)) for i, r in enumerate(results))
         encoder = Encoder(at)
         for bound in bounds:
-            encoder.look(bound, inputs[bound.position])
+            encoder.check_bound(bound, inputs[bound.position])
         self._program = encoder.encode(wrapper)
         self._layouts = tuple((r.size, r.stride, r.dtype) for r in results)
         self._otherwise = otherwise
@@ -99,7 +99,7 @@ class Driver:
 
 
 def _whole(results: Sequence[Strided]) -> Sequence[Strided]:
-    """Return the results, each of which is all there is in its memory."""
+    """Return the results; refuse a result that does not fill its memory or shares it."""
     memories = {result.memory for result in results}
     if len(memories) < len(results) or any(m.source is not None for m in memories):
         raise Unreadable("results that share memory")

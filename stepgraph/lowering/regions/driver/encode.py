@@ -11,36 +11,36 @@ from stepgraph.lowering.regions.indices import Bound
 from stepgraph.torch_private import KernelCall, MatrixProduct, Memory, Strided, Unreadable, Wrapper
 
 _ARGUMENTS = 1024
-"""Of a kernel, at most: there are calls for so many in `driver.cpp`."""
+"""Largest number of arguments of a kernel that `driver.cpp` supports."""
 
 _SHARED = 1 << 23
-"""Multiplications of a product that threads share: for fewer, asking them costs more."""
+"""Least number of multiplications for which a product uses several threads."""
 
 _INT = (1 << 31) - 1
-"""The greatest number that every BLAS understands."""
+"""The greatest size that every BLAS supports."""
 
 _END, _KERNEL, _PRODUCT, _FILL = 0, 1, {4: 2, 8: 3}, {4: 4, 8: 5}
 _LOOK = {torch.int32: 6, torch.int64: 7}
-"""Instructions; those on numbers by their bytes, or type."""
+"""Instruction codes; those on numbers by their size in bytes, or dtype."""
 
 
 class Encoder:
     """Writes calls as instructions.
 
     Args:
-        at: The base of every memory that is no input, and the byte from there on.
+        at: For every memory that is no input: the number of its block and its offset in bytes.
     """
 
     def __init__(self, at: dict[Memory, tuple[int, int]]) -> None:
         self._at = at
-        self._words = array("q", [1])  # threads for a product; 0 for as many as always
+        self._words = array("q", [1])  # threads for a product; 0 for torch's number of threads
 
-    def look(self, bound: Bound, index: Tensor) -> None:
-        """Look at the values of an input first; whoever runs the program stops at wrong ones."""
+    def check_bound(self, bound: Bound, index: Tensor) -> None:
+        """Check the values of an input first; the program stops if one is out of bounds."""
         if index.dtype not in _LOOK or not index.is_contiguous():
-            raise Unreadable("indices of an unusual layout")
+            raise Unreadable("indices that are not contiguous int32 or int64")
         if bound.low >= bound.high:
-            raise Unreadable("indices into nothing")
+            raise Unreadable("indices into an empty dimension")
         self._words.extend((_LOOK[index.dtype], bound.position, 0, index.numel()))
         ignored = bound.low if bound.ignored is None else bound.ignored  # allowed either way
         self._words.extend((bound.low, bound.high, ignored))
@@ -72,7 +72,7 @@ class Encoder:
             raise Unreadable("a matrix product into columns")
         if call.bias is not None:
             self._fill(call.out, call.bias, width)
-        # a product of rows is, in columns, the product the other way round
+        # BLAS is column-major: a row-major product is the product of the swapped operands
         (turns_a, lda), (turns_b, ldb) = _matrix(call.b), _matrix(call.a)
         self._words.extend((_PRODUCT[call.out.dtype.itemsize], turns_a, turns_b, n, m, k))
         self._tensor(call.b)
@@ -100,15 +100,15 @@ class Encoder:
 
 
 def _check(call: MatrixProduct) -> None:
-    """Refuse what BLAS does not compute, or not as torch does."""
+    """Refuse products that BLAS does not compute, or computes differently from torch."""
     dtypes = {tensor.dtype for tensor in call.arguments}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-        raise Unreadable("a matrix product of other numbers than float32 or float64")
+        raise Unreadable("a matrix product of a dtype other than float32 or float64")
     if not all(len(tensor.size) == 2 for tensor in (call.out, call.a, call.b)):
-        raise Unreadable("a product of other things than matrices")
+        raise Unreadable("a product of tensors that are not matrices")
     (m, k), (also_k, n) = call.a.size, call.b.size
     if k != also_k or call.out.size != (m, n) or not _spreads(call.bias, (m, n)):
-        raise Unreadable("a product of matrices that do not fit")
+        raise Unreadable("a product of matrices whose sizes do not match")
     if not call.multiplications:
         raise Unreadable("an empty matrix product")
     if any(tensor.end_bytes > _INT for tensor in call.arguments):
@@ -126,7 +126,7 @@ def _spreads(bias: Strided | None, size: tuple[int, int]) -> bool:
 
 
 def _matrix(tensor: Strided) -> tuple[bool, int]:
-    """Return whether its columns are what is contiguous, and the elements from one to the next."""
+    """Return whether a matrix is column-major, and its leading dimension in elements."""
     (rows, columns), (down, across) = tensor.size, tensor.stride
     if (across == 1 or columns == 1) and (rows == 1 or down >= columns):
         return False, down if rows > 1 else columns
