@@ -122,8 +122,8 @@ class EarlyUpdate(Pass):
             plan.waits[Wait(WaitFor.WHOLE_STEP)] = len(marker_argument(node, "params"))
             return plan
         moves = []
-        for place, (slot, access) in enumerate((updates(node) or {}).items()):
-            move = timeline.move(node, place, slot, access)
+        for position, (slot, access) in enumerate((updates(node) or {}).items()):
+            move = timeline.move(node, position, slot, access)
             if isinstance(move, Wait):
                 plan.waits[move] += 1
             elif move is not None:
@@ -208,7 +208,7 @@ class _Timeline:
             elif calls(node, STEP):
                 self.grads[node] = dict(stored)
 
-    def move(self, node: Node, place: int, slot: str, access: Access) -> _Move | Wait | None:
+    def move(self, node: Node, position: int, slot: str, access: Access) -> _Move | Wait | None:
         """Return where the update of a parameter may move; why it stays; None without gradient."""
         grad = self.grads[node].get(slot)
         if f"grad:{slot}" not in self.access[node].reads or grad is None:

@@ -143,7 +143,7 @@ class _Facts:
 
 
 def _record(
-    applied: Pass, ms: float, before: _Looked, after: _Looked, said: Sequence[Remark]
+    applied: Pass, ms: float, before: _Facts, after: _Facts, said: Sequence[Remark]
 ) -> PassRecord:
     return PassRecord(
         name=repr(applied),
