@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import NoReturn
 
@@ -38,7 +39,7 @@ class Refusal(TraceStop):
         A traceback keeps the frames of its call alive, and so the call's batch; it grows whenever
         the exception is raised again.
         """
-        return Refusal(self.reason, self.at, self.hint, has_own_loop=self.has_own_loop)
+        return copy.copy(self)  # of the same class, with its attributes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Refusal) and self.args == other.args
