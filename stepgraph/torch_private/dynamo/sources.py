@@ -1,4 +1,4 @@
-"""Dynamo's descriptions of where a value comes from."""
+"""Sources: Dynamo's descriptions of the origin of a value."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch._dynamo.source import ConstantSource
 
 
 def source_name(source: Any) -> str:
-    """Return Dynamo's spelling of a source: a method until torch 2.11, a property since."""
+    """Return Dynamo's name of a source: a method until torch 2.11, a property since."""
     return str(source.name() if callable(source.name) else source.name)
 
 
 def constant_source(name: str) -> Any:
-    """Return a source for a symbol that is an input of nothing."""
+    """Return a source for a symbol that is not an input."""
     return ConstantSource(name)
