@@ -1,12 +1,12 @@
-"""Analyses of a step graph: they read it and never write.
+"""Analyses of a step graph: they read it and never change it.
 
 Files, in reading order:
 
     sizes.py      sizes of fake tensors as numbers
     traffic.py    bytes that nodes read and write
     flops.py      floating-point operations of nodes
-    raising.py    which nodes may raise an exception that depends on values
-    ownership.py  which values may become a gradient without a copy
+    raising.py    nodes that may raise an exception depending on values
+    ownership.py  values that may become a gradient without a copy
     memory.py     bytes that are alive while each node runs
     work.py       these numbers for a whole step
 """

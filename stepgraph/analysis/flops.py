@@ -16,8 +16,8 @@ from stepgraph.analysis.sizes import hint_of
 def flops(flat: GraphModule) -> int:
     """Return the floating-point operations of the products in a flat graph.
 
-    Counts what torch's own counter counts: matrix products, convolutions, attention; two for each
-    multiplication with its addition. Symbolic sizes count as in the traced call.
+    As in torch's own counter: matrix products, convolutions and attention, two operations for each
+    multiply-add. Symbolic sizes have their values in the traced call.
 
     Args:
         flat: A flat graph whose nodes carry fake tensors in `meta["val"]`.
@@ -31,7 +31,7 @@ def flops_of(node: Node) -> int:
     formula: Any = flop_registry.get(packet)
     if formula is None:
         return 0
-    # underneath is the formula that takes shapes; looking for tensors in the arguments costs more
+    # `__wrapped__` takes shapes; the wrapper's search for tensors in the arguments costs more
     of_shapes: Any = getattr(formula, "__wrapped__", None)
     if of_shapes is None:
         args, kwargs = map_arg(node.args, _value), map_arg(node.kwargs, _value)
@@ -41,7 +41,7 @@ def flops_of(node: Node) -> int:
 
 
 def _value(node: Node) -> Any:
-    """Return the fake tensor of a node, its sizes as numbers."""
+    """Return the fake tensor of a node, with its sizes as numbers."""
     value = node.meta.get("val")
     if isinstance(value, Tensor) and not all(type(size) is int for size in value.shape):
         return torch.empty(_shape_of(value), dtype=value.dtype, device="meta")
@@ -49,7 +49,7 @@ def _value(node: Node) -> Any:
 
 
 def _shape(node: Node) -> Any:
-    """Return the sizes of a node's tensor, or tensors, as numbers; any other value as it is."""
+    """Return the sizes of a node's tensor, or tensors, as numbers; any other value unchanged."""
     return _shape_of(node.meta.get("val"))
 
 

@@ -1,4 +1,4 @@
-"""How much of what a step allocates is alive while each of its nodes runs."""
+"""The bytes allocated by a step that are alive while each of its nodes runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from stepgraph.ir import StepGraph, all_storages, marker_argument, slot_name, st
 
 @dataclass(frozen=True)
 class Peak:
-    """Where most bytes are alive.
+    """The peak of memory.
 
     Attributes:
-        bytes: How many.
-        node: The node of the flat graph after whose start they are.
+        bytes: The number of bytes alive.
+        node: The node of the flat graph that runs at the peak.
     """
 
     bytes: int
@@ -30,9 +30,9 @@ class Peak:
 def live_bytes(graph: Graph) -> dict[Node, int]:
     """Return, for every node that computes, the bytes alive while it runs.
 
-    Counted is what the step itself allocates: activations, gradients, results. Parameters, the
-    batch, optimizer state, gradients of the call before and what an operator needs inside are
-    not. A value is freed behind its last use; results stay, and gradients until they are cleared.
+    Counts memory that the step itself allocates: activations, gradients, results. Parameters, the
+    batch, optimizer state, gradients of the previous call and workspaces of operators do not count.
+    A value is freed after its last use; results stay, and gradients until they are cleared.
 
     Args:
         graph: A flat graph whose nodes carry fake tensors in `meta["val"]`.
@@ -43,20 +43,20 @@ def live_bytes(graph: Graph) -> dict[Node, int]:
 
 
 def memory_of(step: StepGraph) -> Memory:
-    """Return the memory of the nodes of a step, looked at once."""
+    """Return the memory of the nodes of a step, computed once."""
     return step.view("memory", lambda: Memory(step.flat().graph, step.storages()))
 
 
 def peak(graph: Graph) -> Peak | None:
-    """Return the place of a flat graph where most bytes are alive; None for one without nodes."""
+    """Return the peak of memory of a flat graph; None if nothing computes."""
     return Memory(graph, all_storages(graph)).peak
 
 
 class Memory:
-    """The memory of the nodes of a flat graph, in whatever order they run.
+    """The memory of the nodes of a flat graph, for any order in which they run.
 
     Attributes:
-        nodes: The nodes in program order, which is meant where no other order is given.
+        nodes: The nodes in program order, the default order of all methods.
         storages: The storages of every node, from `all_storages`.
         sizes: The bytes that every node allocates.
     """
@@ -68,7 +68,7 @@ class Memory:
 
     @cached_property
     def peak(self) -> Peak | None:
-        """Where most bytes are alive in program order; None where nothing computes."""
+        """The peak in program order; None if nothing computes."""
         found = self.live_bytes()
         node = max(found, key=lambda node: found[node], default=None)
         return None if node is None else Peak(found[node], node)
@@ -79,13 +79,13 @@ class Memory:
         return self.held_by(self.nodes)
 
     def peak_bytes(self, order: Sequence[Node]) -> int:
-        """Return the most bytes that are alive at once."""
+        """Return the largest number of bytes that are alive at once."""
         return max(self.live_bytes(order).values(), default=0)
 
     def inevitable_bytes(self, node: Node) -> int:
-        """Return the bytes that are alive while `node` runs in whatever order.
+        """Return the bytes that are alive while `node` runs in every order.
 
-        Those are its own and those that are computed for it and needed for what follows from it.
+        These are its own, and those of ancestors that its descendants also use.
         """
         before = _reached(node, lambda n: n.all_input_nodes)
         after = _reached(node, lambda n: n.users)
@@ -110,7 +110,7 @@ class Memory:
         return found
 
     def held_by(self, order: Sequence[Node]) -> Mapping[Node, frozenset[Node]]:
-        """Return the memories of every node; a gradient that is its value has that of the value."""
+        """Return the memories of every node; a gradient stored without a copy has its value's."""
         stolen = stealable(order, self.storages)
         values = {node: self.storages[marker_argument(node, "value")] for node in stolen}
         if not values:
@@ -122,9 +122,9 @@ class Memory:
         return held
 
     def _lifetimes(self, order: Sequence[Node]) -> dict[Node, Node | None]:
-        """Return, for every node that allocates memory, the last one to need it.
+        """Return, for every node that allocates memory, the last node that uses it.
 
-        None for what outlives the step: results, and gradients that are not cleared.
+        None for memory that outlives the step: results, and gradients that are not cleared.
         """
         memories = self.held if order is self.nodes else self.held_by(order)
         last: dict[Node, Node | None] = {}
@@ -145,7 +145,7 @@ class Memory:
 
 
 def _reached(node: Node, neighbours: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """Return `node` and what its neighbours lead to."""
+    """Return all nodes reachable from `node` through `neighbours`, itself included."""
     found, todo = {node}, [node]
     while todo:
         new = set(neighbours(todo.pop())) - found
@@ -155,6 +155,6 @@ def _reached(node: Node, neighbours: Callable[[Node], Iterable[Node]]) -> set[No
 
 
 def _allocates(node: Node) -> int:
-    """Return the bytes of what `node` allocates; the pieces of a tuple count for themselves."""
+    """Return the bytes that `node` allocates; items of a tuple are counted at their `getitem`."""
     value = node.meta.get("val")
     return 0 if isinstance(value, list | tuple) else size_of(value)

@@ -1,4 +1,4 @@
-"""Which values of a backward may themselves become gradients, without a copy."""
+"""Values of a backward that may become gradients without a copy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from stepgraph.ir import marker_argument
 
 
 def stealable(order: Sequence[Node], storages: Mapping[Node, frozenset[Node]]) -> set[Node]:
-    """Return the `first_grad` nodes whose value may itself become the gradient.
+    """Return the `first_grad` nodes whose value may become the gradient without a copy.
 
-    As in autograd: nobody else may hold the memory, and it must be laid out like the parameter.
+    As in autograd: no other tensor may share the memory, and its strides must be the parameter's.
 
     Args:
-        order: The nodes of a flat graph, in the order they run.
+        order: The nodes of a flat graph, in the order in which they run.
         storages: The storages of every node, from `all_storages`.
 
     Cost: O(nodes + edges).
@@ -41,7 +41,7 @@ def stealable(order: Sequence[Node], storages: Mapping[Node, frozenset[Node]]) -
 
 
 def keeps_value(param: Tensor, value: Tensor) -> bool:
-    """Return whether autograd would keep `value` as it is: strides of size 1 do not count."""
+    """Return whether autograd would keep `value`: strides of dimensions of size 1 are ignored."""
     dense = torch.ops.aten.is_non_overlapping_and_dense(param)
     same = param.dtype == value.dtype and param.shape == value.shape
     strides = zip(param.shape, param.stride(), value.stride(), strict=True)
@@ -49,9 +49,9 @@ def keeps_value(param: Tensor, value: Tensor) -> bool:
 
 
 def _fills(root: Node, value: Tensor) -> bool:
-    """Return whether `value` is the whole of the memory that `root` allocated."""
+    """Return whether `value` fills the memory that `root` allocated."""
     allocated = root.meta.get("val")
     if root.op != "call_function" or not isinstance(allocated, Tensor):
         return False
-    elements = allocated.numel()  # of a symbolic size: larger than a gradient, or not known
+    elements = allocated.numel()  # may be symbolic: larger than a gradient, or unknown
     return isinstance(elements, int) and elements == value.numel()

@@ -1,4 +1,4 @@
-"""Which operators may raise because of the values they are given."""
+"""Operators that may raise depending on the values of their arguments."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _QUIET = {
     zeros zeros_like
     """.split()  # noqa: SIM905  (a table)
 }
-"""Operators besides the pointwise ones that compute whatever the values are."""
+"""Operators, besides the pointwise ones, that raise for no values."""
 
 
 def may_raise(node: Node) -> bool:
-    """Return whether `node` may raise on some values of its arguments; True where it is not known.
+    """Return whether `node` may raise for some values of its arguments; True if unknown.
 
-    Wrong shapes and types do not count: they would have raised while the step was traced. Nor does
-    running out of memory.
+    Wrong shapes and types do not count, because they would have raised during the trace. Neither
+    do out-of-memory errors.
     """
     if node.op != "call_function" or is_glue(node):
         return False
@@ -57,12 +57,12 @@ def may_raise(node: Node) -> bool:
     if schema.name in _QUIET or schema.name.startswith("aten::_foreach_"):
         return False
     if schema.draws:
-        return True  # the parameters of distributions are checked
+        return True  # checks the parameters of distributions
     return torch.Tag.pointwise not in node.target.tags or not _is_float(node)  # type: ignore[union-attr]
 
 
 def _is_float(node: Node) -> bool:
-    """Return whether all results are floating point or truth values: integers may divide by 0."""
+    """Return whether all results are floating point or boolean: integers may be divided by 0."""
     tensors = [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
     return bool(tensors) and all(
         v.dtype.is_floating_point or v.dtype is torch.bool for v in tensors

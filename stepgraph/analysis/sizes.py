@@ -6,9 +6,9 @@ from typing import Any
 
 
 def hint_of(size: Any) -> int:
-    """Return a size as a number: that of the traced call, where it is symbolic.
+    """Return a size as a number; the one in the traced call if it is symbolic.
 
-    A size that depends on values is not known before the step runs, and counts as 0.
+    A size that depends on values is unknown before the step runs, and counts as 0.
     """
     if isinstance(size, int):
         return size

@@ -27,7 +27,7 @@ def size_of(value: Any) -> int:
 
 
 def sizes_of(nodes: Iterable[Node], known: Mapping[Node, int] | None = None) -> int:
-    """Return the bytes of the values of all `nodes`, of those that are `known` without looking."""
+    """Return the bytes of the values of all `nodes`; sizes in `known` are not computed again."""
     sizes = known or {}
     return sum(sizes.get(node) or size_of(node.meta.get("val")) for node in nodes)
 
@@ -37,16 +37,16 @@ def bytes_of(
     storages: Mapping[Node, frozenset[Node]],
     known: Mapping[Node, int] | None = None,
 ) -> int | None:
-    """Return the bytes that one node reads and writes; None if that is not known.
+    """Return the bytes that one node reads and writes; None if unknown.
 
-    Every operator counts the elements it is given and those it makes or writes, once each;
-    expanded elements count once. Views move nothing. Of an update only parameters and gradients
-    count: the state of its optimizer is no part of the graph.
+    Every operator counts the elements of its arguments and those that it makes or writes, once
+    each; expanded elements count once. Views move nothing. Of an update only parameters and
+    gradients count: the state of its optimizer is not part of the graph.
 
     Args:
         node: A node of a flat graph, with a fake tensor in `meta["val"]`.
         storages: The storages of every node, from `all_storages`.
-        known: The sizes of values that have been computed before.
+        known: Sizes of values that are already computed.
     """
     effect = node_effect(node)
     if effect is not None:

@@ -1,4 +1,4 @@
-"""What a flat graph does, in numbers that passes are compared by."""
+"""The work of a flat graph, in numbers with which passes are compared."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from stepgraph.ir.memory_access import is_glue
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a step, its operators run one by one.
+    """The work of a step, if its operators run one by one.
 
     Attributes:
-        launches: Operators and updates that compute something: at least a kernel each.
-        bytes: Bytes that they read and write, the state of optimizers not included.
+        launches: Number of operators and updates that compute something: at least one kernel each.
+        bytes: Bytes that they read and write, without the state of optimizers.
         flops: Floating-point operations of products.
-        peak_bytes: The most bytes of its own that are alive at once; see `live_bytes`.
+        peak_bytes: The largest number of bytes, allocated by the step, alive at once; see
+            `live_bytes`.
     """
 
     launches: int

@@ -1,10 +1,10 @@
-"""Runtime: programs, and what verifies them beside the user's objects.
+"""Runtime: programs, their rehearsals, and CUDA graphs.
 
 Files, in reading order:
 
-    program.py     what a captured step becomes
-    spans.py       its nodes as spans of a profile
-    snapshot.py    copies of everything a step may write
+    program.py     the callable that performs a captured step
+    spans.py       the nodes of a program as spans in a profile
+    snapshot.py    copies of everything that a step may write
     rehearsal.py   runs a new program once and compares it with the eager call
     cuda_graph.py  records and replays the work of a device
 """
@@ -15,9 +15,9 @@ from stepgraph.runtime.rehearsal import (
     PartialRehearsal,
     Rehearsal,
     WholeRehearsal,
+    at_entry_of,
     restored_rng,
     results_of,
-    watching,
 )
 from stepgraph.runtime.snapshot import Snapshot
 from stepgraph.runtime.spans import Spans
@@ -35,8 +35,8 @@ __all__ = [
     "Snapshot",
     "Spans",
     "WholeRehearsal",
+    "at_entry_of",
     "autocast_devices",
     "restored_rng",
     "results_of",
-    "watching",
 ]

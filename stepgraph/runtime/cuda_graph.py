@@ -1,12 +1,11 @@
 """A program's work on the device, recorded once as a CUDA graph and replayed.
 
-What is recorded reads and writes fixed addresses. So the batch and gradients that come from
-earlier calls are copied into buffers that stay, and whatever leaves is copied out before the next
-replay can overwrite it. Nothing in the graphs' memory pool outlives a call; that is why all
-variants of a step may share one.
+A recorded graph reads and writes fixed addresses. So the batch, and gradients from earlier calls,
+are copied into persistent buffers, and results are copied out before the next replay overwrites
+them. No value in the graphs' memory pool outlives a call, so all variants of a step share one pool.
 
-`GraphDevice` is all that this module asks of CUDA; tests give it a device that re-executes what it
-has recorded on the same memory.
+`GraphDevice` is the interface to CUDA; tests use a device that re-executes the recorded work on the
+same memory.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ _ALIGNMENT = 64
 
 
 class GraphDevice(Protocol):
-    """What a recorder needs of a device."""
+    """The interface of a device that can record and replay work."""
 
     def new_pool(self) -> Any:
         """Return memory for the intermediate values of graphs."""
 
     def on_side_stream(self, work: Callable[[], Result]) -> Result:
-        """Run `work` where a capture may follow; what comes after waits for it."""
+        """Run `work` on a stream on which it can be captured; later work waits for it."""
 
     def capture(self, work: Callable[[], Result], pool: Any) -> tuple[Callable[[], None], Result]:
-        """Record `work` without running it; return what replays it, and its results' memory."""
+        """Record `work` without running it; return its replay function, and its results' memory."""
 
 
 class CudaDevice:
     """A GPU.
 
     Args:
-        device: Which one.
+        device: The device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -48,11 +47,11 @@ class CudaDevice:
         self._stream = torch.cuda.Stream(device)
 
     def new_pool(self) -> Any:
-        """Return a handle that graphs share; see `torch.cuda.graph_pool_handle`."""
+        """Return the handle of a new memory pool; see `torch.cuda.graph_pool_handle`."""
         return torch.cuda.graph_pool_handle()
 
     def on_side_stream(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on a stream of its own, after what is queued and before what follows."""
+        """Run `work` on a separate stream, after the queued work and before later work."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -66,7 +65,7 @@ class CudaDevice:
         with torch.cuda.device(self._device):
             index = torch.cuda.current_device()
             graph.register_generator_state(torch.cuda.default_generators[index])
-            # other threads may allocate pinned memory meanwhile: data loaders do
+            # other threads, such as data loaders, may allocate pinned memory during the capture
             with torch.cuda.graph(
                 graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
             ):
@@ -75,10 +74,10 @@ class CudaDevice:
 
 
 class Buffers:
-    """What the graphs of a step share: a memory pool, and slabs for gradients.
+    """The memory that the graphs of a step share: a pool, and slabs for gradients.
 
     Args:
-        device: Where they are.
+        device: The device of the memory.
     """
 
     def __init__(self, device: GraphDevice) -> None:
@@ -94,7 +93,7 @@ class Buffers:
         return self._pool
 
     def gradients(self, likes: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
-        """Return memory for gradients, the same whenever it is asked for.
+        """Return memory for gradients, the same in every call.
 
         Args:
             likes: Names of parameters, and dense tensors with size, strides, dtype and device of
@@ -112,17 +111,17 @@ class Buffers:
 
 @dataclass(frozen=True)
 class Plan:
-    """A program in two halves, and what becomes of its inputs.
+    """A program in two halves, and the treatment of its inputs.
 
     Attributes:
-        body: What the device does: a function of the inputs that returns what leaves it.
-        tail: What the host does after it: a function of the inputs, then of what leaves the body.
-        fixed: Positions of inputs that are used where they are: parameters, buffers.
-        copied: Positions of inputs that are copied before the body runs, and where to.
+        body: The device's half: a function from the inputs to its results.
+        tail: The host's half, run afterwards: a function of the inputs, then of the body's results.
+        fixed: Positions of inputs whose memory is used directly: parameters, buffers.
+        copied: Positions of inputs that are copied before the body runs, with their buffers.
         written: Positions among those that the body writes: copied back.
-        updated: Positions of fixed inputs that the body writes: autograd is told in every replay.
-        prepare: Brings to the device what updates read there. Returns what must stay as it is for
-            a recorded graph to be valid; None if this call cannot be recorded or replayed.
+        updated: Positions of fixed inputs that the body writes: every replay bumps their versions.
+        prepare: Copies to the device what updates read there. Returns a value that must not change
+            for a recorded graph to be valid; None if this call cannot be recorded or replayed.
     """
 
     body: Callable[..., Sequence[Tensor]]
@@ -137,20 +136,20 @@ class Plan:
 class Graphed:
     """A program that replays a CUDA graph once it has one.
 
-    The first calls run the ordinary program, until `plan.prepare` agrees. The next one runs the
-    body on a side stream, as its real execution: nothing is done twice. The one after that is
-    recorded and replayed. When memory has moved - a parameter was replaced, tables grew - this
-    starts over. A capture that fails ends it: `refusal` says why, and the ordinary program runs.
+    The first calls run the ordinary program, until `plan.prepare` returns a value. The next call
+    runs the body on a side stream instead. The call after that is recorded and replayed. When
+    memory has moved - a parameter was replaced, tables grew - this starts again. If a capture
+    fails, `refusal` is the reason, and the ordinary program runs from then on.
 
     Args:
-        ordinary: The program as it runs without a graph.
+        ordinary: The program that runs without a CUDA graph.
         plan: The same in two halves.
-        buffers: What the graphs of a step share.
+        buffers: The memory that the graphs of a step share.
 
     Attributes:
         refusal: Why there will be no graph, or None.
-        captures: How many graphs have been recorded.
-        replays: How many calls replayed one.
+        captures: Number of recorded graphs.
+        replays: Number of calls that replayed one.
     """
 
     def __init__(self, ordinary: Callable[..., Any], plan: Plan, buffers: Buffers) -> None:
@@ -191,7 +190,7 @@ class Graphed:
         device, pool = self._buffers.device, self._buffers.pool
         try:
             self._replay, self._results = device.capture(lambda: self._plan.body(*static), pool)
-        except Exception as error:  # nothing has run: the ordinary program can
+        except Exception as error:  # nothing has run, so the ordinary program can run
             self.refusal = f"the capture fails: {type(error).__name__}: {error}"
             return False
         self.captures += 1
@@ -199,7 +198,7 @@ class Graphed:
 
 
 def _own(results: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies with the same strides, which nobody overwrites."""
+    """Return copies with the same strides, which later replays do not overwrite."""
     copies = [
         torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=r.device) for r in results
     ]

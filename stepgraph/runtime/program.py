@@ -1,4 +1,4 @@
-"""A program: what a captured step becomes, called with the step's inputs."""
+"""A program: the callable that performs a captured step, given its inputs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _set_grad_enabled = torch_private.set_grad_enabled
 
 
 class NeedsEager(Exception):  # noqa: N818  (a signal, not an error)
-    """Raised by a program, before anything ran, when this call must be eager; says why."""
+    """Raised by a program, before anything ran, if this call must be eager; contains the reason."""
 
 
 class Program:
     """A callable that performs one variant of a step.
 
     Autograd is off while it runs, and so is autocast, whose casts are part of the program. Both
-    are as found afterwards, also when an operator raises: then parameters, gradients, buffers,
-    optimizer state and logs are as program order has them at that operator.
+    are restored afterwards, also when an operator raises: then parameters, gradients, buffers,
+    optimizer state and logs have the values of program order at that operator.
 
     Args:
         function: The program's statements, as a function of its inputs.
         autocast_devices: Device types for which autocast was on when the step was captured.
-        leaves: Positions of inputs from the batch into which a backward runs.
-        spans: The same function with a span for every node, which runs while somebody profiles.
+        leaves: Positions of inputs from the batch for which a backward computes gradients.
+        spans: The same function with a span for every node, used under a profiler.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Run a new program once before it is trusted, and compare it with the eager call that follows.
+"""Run a new program once before its first use, and compare it with the eager call that follows.
 
-A whole rehearsal runs the program, updates included, and puts everything back. Where an update
-would run code that may not run twice (a user's own optimizer, hooks), a partial rehearsal runs on
-copies and stops before the first update.
+A whole rehearsal runs the program, updates included, and undoes its writes. If an update would run
+code that must not run twice (a user's own optimizer, hooks), a partial rehearsal runs on copies
+and stops before the first update.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from stepgraph.runtime.snapshot import Snapshot, same
 
 
 class Rehearsal(Protocol):
-    """A program's results, waiting for those of the eager call."""
+    """The results of a program, for comparison with those of the eager call."""
 
     difference: str | None
 
     def compare(self) -> None:
-        """Compare with the real state, now; the first call counts."""
+        """Compare with the present state; only the first call has an effect."""
 
     def compare_result(self, result: Any) -> None:
-        """Compare with what the eager call returned."""
+        """Compare with the result of the eager call."""
 
 
 class WholeRehearsal:
     """Runs a program on the real objects and restores them.
 
     Args:
-        program: A program that withholds what the user would see. Called with `inputs`.
+        program: A program without appends to the user's lists. Called with `inputs`.
         inputs: The real inputs: tensors and numbers.
         names: A name for each input.
         owners: The objects whose state the program writes, by name.
-        besides: What the step writes without the program: paths that are not compared.
+        besides: Paths that are not compared: the step writes them outside of the program.
         lists: Lists of the user's that the step appends to; it may return them.
     """
 
@@ -61,7 +61,7 @@ class WholeRehearsal:
         before = self._snapshot()
         try:
             with restored_rng(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they belong to the eager call
+                warnings.simplefilter("ignore")  # the eager call shows them
                 outputs = program(*inputs)
                 self._randomness = _rng_states()
             self._after = self._snapshot()
@@ -70,13 +70,13 @@ class WholeRehearsal:
             before.restore()
 
     def compare(self) -> None:
-        """Compare with the real state, now."""
+        """Compare with the present state."""
         self.difference = self._snapshot().difference(self._after, besides=self._besides)
         if self.difference is None and not _all_equal(self._randomness, _rng_states()):
             self.difference = "torch's random state"
 
     def compare_result(self, result: Any) -> None:
-        """Look for every tensor that the eager call returned among the program's results."""
+        """Check that every tensor in the eager result is among the program's results."""
         known = [
             *self._outputs,
             *self._tensors.values(),
@@ -118,7 +118,7 @@ class PartialRehearsal:
         self._triples = [triple for triple in pairs if isinstance(triple[1], Tensor)]
 
     def compare(self) -> None:
-        """Compare the copies with the real tensors, now; the first call counts."""
+        """Compare the copies with the real tensors; only the first call has an effect."""
         if self._compared:
             return
         self._compared = True
@@ -128,7 +128,7 @@ class PartialRehearsal:
             self.difference = self.difference or found
 
     def compare_result(self, result: Any) -> None:
-        """The program stopped before it had results."""
+        """Do nothing: the program stopped before it had results."""
 
 
 @contextlib.contextmanager
@@ -154,10 +154,10 @@ def _all_equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
 
 
 @contextlib.contextmanager
-def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> Iterator[None]:
-    """Scope in which `at_entry` is called when `owner.method` is entered.
+def at_entry_of(owner: Any, method: str | None, at_entry: Callable[[], None]) -> Iterator[None]:
+    """Scope in which `at_entry` is called at the entry of `owner.method`.
 
-    A closure given to the method belongs to what comes before: then it is called when the
+    If the method receives a closure, which runs before the update, `at_entry` is called when the
     closure returns.
     """
     if owner is None or method is None:
@@ -166,7 +166,7 @@ def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> It
     original = getattr(owner, method)
 
     @functools.wraps(original)
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
         closures = [a for a in (*args, *kwargs.values()) if inspect.isfunction(a)]
         if not closures:
             at_entry()
@@ -179,34 +179,34 @@ def watching(owner: Any, method: str | None, at_entry: Callable[[], None]) -> It
 
         return original(closure)
 
-    with _replaced(owner, method, watched):
+    with _replaced(owner, method, called):
         yield
 
 
 @contextlib.contextmanager
 def results_of(optimizers: Sequence[Any]) -> Iterator[list[Any]]:
-    """Scope that collects what `step()` of `optimizers` returns besides None."""
+    """Scope that collects the results of `step()` of `optimizers` that are not None."""
     returned: list[Any] = []
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:
-            stack.enter_context(_replaced(optimizer, "step", _noting(optimizer.step, returned)))
+            stack.enter_context(_replaced(optimizer, "step", _collecting(optimizer.step, returned)))
         yield returned
 
 
-def _noting(step: Callable[..., Any], returned: list[Any]) -> Callable[..., Any]:
+def _collecting(step: Callable[..., Any], returned: list[Any]) -> Callable[..., Any]:
     @functools.wraps(step)
-    def noted(*args: Any, **kwargs: Any) -> Any:
+    def collected(*args: Any, **kwargs: Any) -> Any:
         result = step(*args, **kwargs)
         if result is not None:
             returned.append(result)
         return result
 
-    return noted
+    return collected
 
 
 @contextlib.contextmanager
 def _replaced(owner: Any, method: str, replacement: Any) -> Iterator[None]:
-    """Scope in which an instance shows another method."""
+    """Scope in which a method of an instance is replaced."""
     attributes = owner.__dict__
     had, original = method in attributes, getattr(owner, method)
     attributes[method] = replacement
@@ -220,7 +220,7 @@ def _replaced(owner: Any, method: str, replacement: Any) -> Iterator[None]:
 
 
 def _copies(inputs: Sequence[Any]) -> list[Any]:
-    """Copy tensors, keeping strides and which of them share memory."""
+    """Copy tensors; keep their strides and the sharing of memory among them."""
     storages: dict[int, Any] = {}
     copies: list[Any] = []
     for value in inputs:

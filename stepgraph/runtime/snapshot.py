@@ -1,4 +1,4 @@
-"""Copies of everything a step may write, to put it back and to compare."""
+"""Copies of everything that a step may write, to restore and to compare it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Snapshot:
     """The values of tensors and of the containers in some objects' attributes, by path.
 
     Args:
-        tensors: Tensors by name; their `.grad` and `requires_grad` belong to the snapshot.
-        owners: Objects by name; the dicts, lists and tensors within their attributes belong to
-            it, other objects do not, except schedulers inside schedulers.
+        tensors: Tensors by name; copied with their `.grad` and `requires_grad`.
+        owners: Objects by name; the dicts, lists and tensors in their attributes are copied, other
+            objects are not, except schedulers inside schedulers.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], owners: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ class Snapshot:
             self._value(name, owner.__dict__)
 
     def restore(self) -> None:
-        """Give every container and tensor the values it had."""
+        """Restore the values of every container and tensor."""
         for restore in (*self._restore_containers, *self._restore_tensors):
             restore()
 
@@ -42,7 +42,7 @@ class Snapshot:
 
         Args:
             other: The other snapshot.
-            besides: Paths that are not compared, nor what lies below them.
+            besides: Paths that are not compared, with all paths below them.
         """
         left, right = self._besides(besides), other._besides(besides)
         for path, value in left.items():
@@ -51,7 +51,7 @@ class Snapshot:
         return next((path for path in right if path not in left), None)
 
     def _besides(self, besides: Collection[str]) -> dict[str, Any]:
-        """Return the values at all paths but those, with what lies below them."""
+        """Return the values at all paths except those in or below `besides`."""
         if not besides:
             return self.values
         below = tuple(f"{path}{end}" for path in besides for end in (".", "[", " "))

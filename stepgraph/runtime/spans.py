@@ -1,4 +1,4 @@
-"""The names of a step's nodes in the profile of somebody who runs `torch.profiler` around it."""
+"""Spans for the nodes of a step in profiles of `torch.profiler`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Marked = tuple[Sequence[str], Callable[..., Any]]
 
 
 class Spans:
-    """A program that opens a span for every node; it is made when a profiler first looks on.
+    """A program with a span for every node, made on its first use under a profiler.
 
     Args:
         title: The name of the span around all others.
-        make: Given what to call with `i` ahead of node i, and with their number at the end,
-            returns the names of the nodes in program order and the program's function.
+        make: Takes a function to call with `i` before node i, and with the number of nodes at the
+            end; returns the names of the nodes in program order and the program's function.
     """
 
     def __init__(self, title: str, make: Callable[[Mark], Marked]) -> None:

@@ -1,9 +1,9 @@
 """Every private part of torch that stepgraph touches, and nothing else.
 
-TorchDynamo is used as a tracer: it turns the Python of a training step into one FX graph, gives
-the facts it relied on as guards, and the Python writes of the step as bytecode. Its code cache is
-not used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` finds out whether the
-torch at hand behaves as expected before anything is captured.
+TorchDynamo is used as a tracer: it converts the Python of a training step to one FX graph, with
+guards for its assumptions, and bytecode for the Python writes of the step. Its code cache is not
+used. Written against torch 2.11 to 2.13; `stepgraph.capture.self_test` checks the installed
+version before the first capture.
 
 Files, in reading order:
 
@@ -11,9 +11,9 @@ Files, in reading order:
     inductor/        Inductor as a compiler
     internals.py     small private functions of torch under plain names
     clipping.py      torch's clipping functions
-    thread_patch.py  functions that one thread sees replaced
-    lazy_module.py   graph modules whose Python is written on demand
-    files.py         whose code a file is
+    thread_patch.py  replacement of a function in one thread only
+    lazy_module.py   graph modules whose Python is generated on demand
+    files.py         a test whether a file is internal
 """
 
 from stepgraph.torch_private.clipping import (

@@ -1,4 +1,4 @@
-"""Torch's clipping functions: what lies behind the names that users import."""
+"""Torch's clipping functions, without the decorators on the names that users import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NORM, _VALUE = clip_grad.clip_grad_norm_, clip_grad.clip_grad_value_
 
 
 def _copied(function: Any) -> Callable[..., Any]:
-    """Return another function with the same code: a trace that replaces the one keeps the other."""
+    """Return a new function with the same code, which a trace does not replace."""
     copied = FunctionType(
         function.__code__,
         function.__globals__,
@@ -44,16 +44,16 @@ own_clip_norm, own_clip_value = _copied(clip_norm), _copied(clip_value)
 """The same for our own clipping, which is not replaced."""
 
 scale_to_norm: Callable[..., Any] = clip_grad._clip_grads_with_norm_
-"""What `clip_grad_norm_` calls when it knows the norm: changes the gradients."""
+"""The function with which `clip_grad_norm_` scales the gradients, given their norm."""
 
 PATCH_SCALE_TO_NORM = ThreadPatch(clip_grad, "_clip_grads_with_norm_")
-"""`scale_to_norm` as `clip_grad_norm_` finds it."""
+"""The location from which `clip_grad_norm_` reads `scale_to_norm`."""
 
 PATCH_CLIP_VALUE = ThreadPatch(_cell_of(_VALUE), "cell_contents")
-"""`clip_value` as `clip_grad_value_` finds it."""
+"""The location from which `clip_grad_value_` reads `clip_value`."""
 
 PATCH_BACKWARD = ThreadPatch(torch.autograd, "backward")
-"""What `Tensor.backward` calls."""
+"""The function that `Tensor.backward` calls."""
 
 
 def _codes(*names: str) -> frozenset[CodeType]:

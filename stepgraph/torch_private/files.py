@@ -1,4 +1,4 @@
-"""Whose code a file is."""
+"""A test whether a file is internal: not the user's."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ _PREFIXES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 
 
 def is_internal(file: str) -> bool:
-    """Return whether a file belongs to torch, or to what a trace inlines for torch's methods."""
+    """Return whether a file belongs to torch, or contains functions inlined for torch's methods."""
     return file.startswith(_PREFIXES)

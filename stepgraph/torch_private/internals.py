@@ -1,6 +1,6 @@
 """Small private functions and attributes of torch, each under a plain name.
 
-What a replay calls is bound once, at import.
+Functions that a replay calls are bound once, at import.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def only_device_modes() -> bool:
 
 
 def have_hooks(tensors: Iterable[Tensor]) -> bool:
-    """Return whether autograd would call Python of the user's for one of `tensors`."""
+    """Return whether autograd would call Python hooks of the user's for one of `tensors`."""
     return any(t._backward_hooks or t._post_accumulate_grad_hooks for t in tensors)
 
 
@@ -99,27 +99,27 @@ def scaling_in_step(optimizer: Any, *, supported: bool) -> Iterator[None]:
 
 
 def found_inf(scaler: GradScaler, optimizer: Any) -> dict[Any, Tensor]:
-    """Return, by device, `[]` float32: above zero where a gradient was inf or nan."""
+    """Return a tensor for each device, `[]` float32: above zero if a gradient was inf or nan."""
     found: dict[Any, Tensor] = scaler._found_inf_per_device(optimizer)
     return found
 
 
 version_of: Callable[[Tensor], int] = attrgetter("_version")
-"""Return how often a tensor has been written in place, as autograd counts."""
+"""Return the version counter of a tensor: the number of in-place writes that autograd counted."""
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Return a number that two tensors share exactly if they share memory; fake tensors, too."""
+    """Return a number that is equal for two tensors, also fake ones, only if they share memory."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Return whether `tensor` is what `vmap` makes of a batch: one dimension is hidden."""
+    """Return whether `tensor` is a batched tensor inside `vmap`: one dimension is hidden."""
     return bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
 def below_autograd(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `operator` as autograd would run it: some kernels depend on the grad mode."""
+    """Return `operator` as autograd calls it, without grad mode: some kernels depend on that."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd(), torch.enable_grad():
@@ -129,10 +129,10 @@ def below_autograd(operator: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def has_live_workers(loader: Any) -> bool:
-    """Return whether the next epoch of a `DataLoader` goes on with the workers of the last one."""
+    """Return whether the next epoch of a `DataLoader` uses the workers of the last one again."""
     return getattr(loader, "_iterator", None) is not None
 
 
 def stop_workers(loader: Any) -> None:
-    """Let the next epoch of a `DataLoader` start new workers."""
+    """Stop the workers of a `DataLoader`: its next epoch starts new ones."""
     loader._iterator = None

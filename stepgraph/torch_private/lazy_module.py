@@ -1,4 +1,4 @@
-"""Graph modules whose Python is written only when somebody asks for it."""
+"""Graph modules whose Python is generated only on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def graph_module(root: Any, graph: Graph, class_name: str = "GraphModule") -> Gr
 
     Args:
         root: A module, or a dict of attributes, that the graph refers to.
-        graph: The graph. The module holds it as it is.
-        class_name: What the module is called when it is printed.
+        graph: The graph; not copied.
+        class_name: The name of the module when it is printed.
     """
     return _LazyGraphModule(root, graph, class_name)

@@ -1,4 +1,4 @@
-"""Functions of torch that one thread sees replaced, and all other threads as they are."""
+"""Replacement of a function of torch in one thread, without an effect on other threads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 class ThreadPatch:
     """A replaceable function of torch.
 
-    While any thread has replaced it, a dispatcher stands in its place, which calls the replacement
-    of its own thread, or else the original.
+    While any thread has replaced it, the attribute holds a dispatcher, which calls the replacement
+    of the calling thread, or else the original.
 
     Args:
         owner: A module, or a cell.
@@ -30,7 +30,7 @@ class ThreadPatch:
 
     @contextlib.contextmanager
     def replaced_by(self, replacement: Callable[..., Any]) -> Iterator[None]:
-        """Scope in which this thread sees `replacement`; scopes nest."""
+        """Scope in which this thread calls `replacement`; scopes nest."""
         self._enter()
         stack = self._stack()
         stack.append(replacement)
@@ -42,7 +42,7 @@ class ThreadPatch:
 
     @property
     def current(self) -> Callable[..., Any]:
-        """What this thread sees: the innermost replacement, or the original."""
+        """The function that this thread calls: the innermost replacement, or the original."""
         stack = self._stack()
         return stack[-1] if stack else self._original
 
@@ -63,7 +63,7 @@ class ThreadPatch:
     def _leave(self) -> None:
         with self._lock:
             self._scopes -= 1
-            # code of the user's may have wrapped the dispatcher meanwhile; it calls the original
+            # the user's code may have wrapped the dispatcher, which then calls the original
             if self._scopes == 0 and getattr(self._owner, self._name) is self._dispatcher:
                 setattr(self._owner, self._name, self._original)
 

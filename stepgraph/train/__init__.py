@@ -1,16 +1,16 @@
-"""Modules and trainers: the optimization system around a compiled step.
+"""Modules and trainers: loops, optimization, checkpoints and logging around a compiled step.
 
 Files, in reading order:
 
-    module.py      `Module`: a model that says how it is trained
+    module.py      `Module`: a model with its training step and optimizers
     trainer.py     `Trainer`: `fit`, `validate`, `save_checkpoint`
-    training.py    the state of a training, which all parts share
+    training.py    `Training`: the shared state of a training
     options.py     the trainer's options, checked
     hooks.py       `Callback`, the hooks of a module, and their order
-    signatures.py  which arguments a user's hook takes
+    signatures.py  the arguments of a user's hook, from its signature
     loop/          epochs, batches, validation, processes
-    optimization/  what happens to optimizers, schedules and gradients
-    checkpoints/   files, and what is in them
+    optimization/  optimizers, schedules and gradients
+    checkpoints/   checkpoint files and their contents
     logging/       `self.log` and the loggers
     callbacks/     the callbacks that come with the trainer
 """

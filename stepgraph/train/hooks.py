@@ -1,6 +1,7 @@
 """The hooks of a training, in the order in which they are called.
 
-A module's hooks take what is listed here; a callback's take the trainer and the module before it.
+A module's hooks have the arguments listed here; a callback's have the trainer and the module before
+them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ NAMES = (
 
 
 class ModuleHooks:
-    """Hooks that a module may override; each does nothing until then."""
+    """Hooks that a module may override; by default they do nothing."""
 
     def setup(self, stage: str) -> None:
         """Called first; `stage` is `"fit"` or `"validate"`."""
@@ -115,13 +116,12 @@ class ModuleHooks:
 
 
 class Callback:
-    """Code that runs beside a training: every hook also gets the trainer and the module.
+    """User code with hooks that a trainer calls; each hook receives the trainer and the module.
 
-    A callback with `state_dict` and `load_state_dict` is part of every checkpoint, under its
-    `state_key`.
+    The `state_dict` of a callback is part of every checkpoint, under its `state_key`.
 
     Attributes:
-        runs_last: Runs after all other callbacks, because it saves what they changed.
+        runs_last: Whether it runs after all other callbacks, because it saves their changes.
     """
 
     runs_last = False
@@ -132,7 +132,7 @@ class Callback:
         return type(self).__qualname__
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold: tensors, numbers, strings and containers."""
+        """Return its state for a checkpoint: tensors, numbers, strings and containers."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -217,10 +217,10 @@ class Callback:
 
 
 class HookTable(dict[str, tuple[Callable[..., Any], ...]]):
-    """For every hook the functions to call: the callbacks' first, then the module's.
+    """The functions to call for every hook: the callbacks' first, then the module's.
 
-    Only overridden hooks are in it, so that a hook nobody uses costs nothing, and a compiled step
-    has nothing of it to trace.
+    Only overridden hooks are in it, so that other hooks cost nothing and are not traced in a
+    compiled step.
     """
 
     def __init__(
@@ -238,5 +238,5 @@ class HookTable(dict[str, tuple[Callable[..., Any], ...]]):
             self[name] = tuple(calls)
 
     def call(self, name: str, *args: Any) -> list[Any]:
-        """Call everything that is registered for a hook; return what was returned."""
+        """Call all functions of a hook; return their results."""
         return [hook(*args) for hook in self[name]]

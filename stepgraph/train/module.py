@@ -21,7 +21,7 @@ from stepgraph.train.training import Training
 
 
 class Module(ModuleHooks, Logs, nn.Module):
-    """A `torch.nn.Module` that says how it is trained.
+    """A `torch.nn.Module` with its training step and its optimizers.
 
     Override `training_step` and `configure_optimizers`. In automatic optimization the trainer
     clears gradients, differentiates, clips, updates and schedules; with
@@ -58,7 +58,7 @@ class Module(ModuleHooks, Logs, nn.Module):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss of a batch; in manual optimization also update.
 
-        Called with `(batch, batch_idx, optimizer_idx)`, as far as the signature has them.
+        Called with those of `(batch, batch_idx, optimizer_idx)` that are in the signature.
 
         Returns:
             In automatic optimization the loss, a dict with the key `loss`, or None to skip the
@@ -83,18 +83,18 @@ class Module(ModuleHooks, Logs, nn.Module):
         """
         raise ConfigurationError(
             f"{type(self).__name__} has no configure_optimizers",
-            why="the trainer asks it what to update with",
+            why="the trainer updates with the optimizers that it returns",
             hint="def configure_optimizers(self): return torch.optim.Adam(self.parameters())",
         )
 
     @staticmethod
     def base() -> type[Module]:
-        """Return the class whose hooks do what the trainer would do by itself."""
+        """Return the class whose hooks have the trainer's default behaviour."""
         return Module
 
     @property
     def trainer(self) -> Training:
-        """The trainer this module was last given to.
+        """The trainer to which this module was last attached.
 
         Raises:
             ConfigurationError: There is none yet.
@@ -102,19 +102,19 @@ class Module(ModuleHooks, Logs, nn.Module):
         if self._trainer is None:
             raise ConfigurationError(
                 f"{type(self).__name__} is not attached to a Trainer",
-                why="only a trainer knows optimizers, schedules and progress",
+                why="optimizers, schedules and progress belong to the trainer",
                 hint="Trainer(...).fit(module, loader)",
             )
         return self._trainer
 
     @property
     def device(self) -> torch.device:
-        """Where the module's parameters are."""
+        """The device of the module's parameters."""
         return self._device
 
     @property
     def global_step(self) -> int:
-        """How many batches have led to an update."""
+        """Number of batches with an update."""
         return self.trainer.global_step
 
     @property
@@ -124,15 +124,15 @@ class Module(ModuleHooks, Logs, nn.Module):
 
     @property
     def hparams(self) -> HyperParameters:
-        """What `save_hyperparameters` kept."""
+        """The arguments stored by `save_hyperparameters`."""
         return self._hparams
 
     def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | str = ()) -> None:
-        """Keep the arguments of `__init__` as `self.hparams`; call it there.
+        """Store the arguments of `__init__` as `self.hparams`; call this in `__init__`.
 
         Args:
-            *names: Which; all of them by default.
-            ignore: Which not.
+            *names: Names of the arguments to store; all by default.
+            ignore: Names of arguments not to store.
         """
         frame = inspect.currentframe()
         assert frame is not None
@@ -144,8 +144,8 @@ class Module(ModuleHooks, Logs, nn.Module):
         """Return the optimizer, or the list of them.
 
         Args:
-            use_wrappers: False returns the user's own, whose `step()` knows nothing of precision,
-                hooks and counts.
+            use_wrappers: False returns the user's own, whose `step()` has no precision, hooks and
+                counts.
         """
         updates = self._require_updates("optimizers()")
         if not use_wrappers:
@@ -162,12 +162,12 @@ class Module(ModuleHooks, Logs, nn.Module):
         return found[0] if len(found) == 1 else list(found)
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Differentiate a loss in manual optimization: `loss.backward()`, scaled if need be.
+        """Differentiate a loss in manual optimization: `loss.backward()`, with the loss scale.
 
         Args:
-            loss: `[]`. Not divided by anything.
-            *args: For `Tensor.backward`.
-            **kwargs: For `Tensor.backward`.
+            loss: `[]`. Not divided by the number of accumulated batches.
+            *args: Passed to `Tensor.backward`.
+            **kwargs: Passed to `Tensor.backward`.
 
         Raises:
             ConfigurationError: Optimization is automatic.
@@ -200,7 +200,7 @@ class Module(ModuleHooks, Logs, nn.Module):
             gradient_clip_algorithm: `"norm"` or `"value"`. None: the trainer's.
 
         Returns:
-            The norm before clipping, `[]`, or None where there is no limit.
+            The norm before clipping, `[]`, or None without a limit.
         """
         updates = self._require_updates("clip_gradients()")
         limit = checked_value(gradient_clip_val)
@@ -226,8 +226,8 @@ class Module(ModuleHooks, Logs, nn.Module):
 
         Either as `(epoch, batch_idx, optimizer, optimizer_closure)`, or with `optimizer_idx` before
         the closure and `on_tpu`, `using_native_amp`, `using_lbfgs` after it. The closure runs
-        `training_step`, clears gradients and differentiates. Without calling it, nothing happens
-        to this optimizer in this batch.
+        `training_step`, clears gradients and differentiates. If it is not called, this optimizer
+        does nothing in this batch.
         """
         closure = kwargs.get("optimizer_closure") or next((a for a in args if callable(a)), None)
         optimizer.step(closure=closure)
@@ -314,7 +314,7 @@ class Module(ModuleHooks, Logs, nn.Module):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of a module leave its trainer behind."""
+        """Return the state for copies and pickles, without the trainer."""
         state = dict(self.__dict__)
         state.update(_trainer=None, _updates=None, _log_entries=[])
         return state

@@ -16,11 +16,11 @@ _DEFAULT_EPOCHS = 1000
 
 @dataclass
 class Options:
-    """What `Trainer(...)` was called with; see there.
+    """The arguments of `Trainer(...)`; see there.
 
     Attributes:
-        epochs: Largest number of epochs, -1 for no end.
-        accumulation: From which epoch on how many batches are accumulated.
+        epochs: Largest number of epochs, -1 for no limit.
+        accumulation: Number of accumulated batches, by the epoch from which it applies.
         clip_limit: Limit for gradients, or None.
         clip_algorithm: `"norm"` or `"value"`.
         precision_name: One of `precision.CHOICES`.
@@ -70,14 +70,14 @@ class Options:
             raise _no_interval(self.val_check_interval)
 
     def accumulation_in(self, epoch: int) -> int:
-        """Return how many batches are accumulated in an epoch."""
+        """Return the number of accumulated batches in an epoch."""
         reached = [start for start in self.accumulation if start <= epoch]
         return self.accumulation[max(reached)] if reached else 1
 
     def updates_in(self, num_batches: int | None) -> int | float:
-        """Return how many updates a training makes whose epochs have `num_batches` batches.
+        """Return the number of updates of a training whose epochs have `num_batches` batches.
 
-        Infinite where nothing ends it, or where the number is unknown.
+        Infinite without a limit, or if `num_batches` is unknown.
         """
         bound = math.inf if self.max_steps < 0 else self.max_steps
         if num_batches is None or self.epochs < 0:
@@ -88,10 +88,10 @@ class Options:
         return min(sum(windows), bound)
 
     def val_interval(self, num_batches: int | None) -> int | None:
-        """Return after how many batches a validation is due; None for the end of an epoch.
+        """Return the number of batches between validations; None for the end of an epoch.
 
         Raises:
-            ConfigurationError: A share is asked of an unknown number, or comes to nothing.
+            ConfigurationError: The interval is a share of an unknown number, or below one batch.
         """
         interval: int | float | None = self.val_check_interval
         if self.check_val_every_n_epoch is None and not isinstance(interval, int):
@@ -132,7 +132,7 @@ class Options:
 
 
 def checked_accumulation(given: Any, name: str) -> dict[int, int]:
-    """Return from which epoch on how many batches are accumulated.
+    """Return the number of accumulated batches, by the epoch from which it applies.
 
     Raises:
         ConfigurationError: It is neither a number of batches nor a dict of them by epoch.

@@ -1,4 +1,4 @@
-"""Which arguments a hook of the user's takes, by the names in its signature."""
+"""The arguments of a user's hook, by the names in its signature."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _INDICES = ("batch_idx", "optimizer_idx", "dataloader_idx")
 
 
 def step_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return what `training_step` or `validation_step` wants, in order.
+    """Return the arguments of `training_step` or `validation_step`, in order.
 
-    A parameter called `batch_idx`, `optimizer_idx` or `dataloader_idx` is that; of the others the
-    first is the batch, the second its index.
+    Parameters named `batch_idx`, `optimizer_idx` or `dataloader_idx` are identified by name; of
+    the others the first is the batch, the second its index.
 
     Example:
         >>> step_arguments(lambda x, optimizer_idx: None)
@@ -42,7 +42,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 def accepted(function: Callable[..., Any], named: dict[str, Any]) -> dict[str, Any]:
-    """Return those of `named` that `function` has parameters for.
+    """Return the items of `named` for which `function` has a parameter.
 
     Example:
         >>> accepted(lambda on_tpu: None, {"on_tpu": False, "using_lbfgs": False})

@@ -1,4 +1,4 @@
-"""`Trainer`: what surrounds the steps of a training."""
+"""`Trainer`: runs the loop around the steps of a training."""
 
 from __future__ import annotations
 
@@ -30,50 +30,52 @@ from stepgraph.train.training import Training
 
 _MIDWAY = (
     "a checkpoint in the middle of a training step could not be resumed exactly: part of the "
-    "batch has happened"
+    "batch is already done"
 )
 
 
 class Trainer(Training):
     """Runs the loop around a module's training step.
 
-    In automatic optimization the step that the module implies is composed and given to
-    `stepgraph.compile`; in manual optimization a decorated `training_step` is compiled.
+    In automatic optimization the trainer composes a step from the module's hooks and compiles it
+    with `stepgraph.compile`; in manual optimization a decorated `training_step` is compiled.
 
     Args:
-        max_epochs: When to stop; 1000 where `max_steps` is not given either, -1 for never.
-        min_epochs: How many epochs to train whatever `should_stop` says.
-        max_steps: Stop at this `global_step`; -1 for never.
-        accumulate_grad_batches: Update once in so many batches; or from which epoch on how many.
+        max_epochs: Largest number of epochs; 1000 if `max_steps` is not given either, -1 for no
+            limit.
+        min_epochs: Number of epochs to train before `should_stop` has an effect.
+        max_steps: Stop at this `global_step`; -1 for no limit.
+        accumulate_grad_batches: Number of batches for one update; or a dict of such numbers, by
+            the epoch from which they apply.
         gradient_clip_val: Largest gradient norm or value; None for no clipping.
         gradient_clip_algorithm: `"norm"` or `"value"`.
         precision: `"32-true"`, `"bf16-mixed"`, `"16-mixed"`, `"bf16-true"` or `"64-true"`.
         limit_train_batches: Batches of an epoch: a number, or a share.
         limit_val_batches: Batches of a validation: a number, or a share.
-        val_check_interval: Validate every so many batches, or after such a share of an epoch.
+        val_check_interval: Batches between validations: a number, or a share of an epoch.
         check_val_every_n_epoch: Validate in every n-th epoch. None counts the batches of
             `val_check_interval` through all epochs.
-        callbacks: Run beside the training.
-        logger: A logger, several, True for a `CSVLogger`, False for none.
-        enable_progress_bar: Show a bar in a terminal.
-        enable_checkpointing: Save after every epoch where no `ModelCheckpoint` is given.
+        callbacks: The callbacks, called in the hooks of the training.
+        logger: A logger, a list of loggers, True for a `CSVLogger`, False for none.
+        enable_progress_bar: Show a progress bar in a terminal.
+        enable_checkpointing: Save after every epoch if no `ModelCheckpoint` is given.
         default_root_dir: Folder of logs and checkpoints.
-        log_every_n_steps: Read metrics from the device only so often.
+        log_every_n_steps: Number of batches between reads of metrics from the device.
         accelerator: `"auto"`, `"cpu"` or `"cuda"`.
         devices: 1 or `"auto"`; several devices are several processes, started with `torchrun`.
         strategy: `"auto"` or `"ddp"`.
-        detect_anomaly: Let autograd look for NaN; steps run eagerly then.
-        seed: Seeds torch, Python and NumPy when `fit` begins.
+        detect_anomaly: Let autograd check for NaN; steps then run eagerly.
+        seed: Seed of torch, Python and NumPy, set when `fit` begins.
         compile: False runs everything as plain Python.
 
     Attributes:
-        is_last_batch: Whether the batch at hand is the last of its epoch.
+        is_last_batch: Whether the present batch is the last of its epoch.
         current_epoch: Number of the epoch, from 0.
-        global_step: In how many batches at least one optimizer stepped.
-        should_stop: Set it to end the training after the batch at hand.
+        global_step: Number of batches in which at least one optimizer stepped.
+        should_stop: Set it to end the training after the present batch.
 
     Raises:
-        ConfigurationError: An argument has no meaning.
+        ConfigurationError: An argument is invalid.
 
     Example:
         >>> import torch
@@ -155,7 +157,7 @@ class Trainer(Training):
         )
 
     def _forget(self) -> None:
-        """Be as before the first fit."""
+        """Return to the state before the first fit."""
         self.module: Module | None = None
         self.progress, self.metrics = Progress(), Metrics()
         self.updates = Updates([])
@@ -185,10 +187,10 @@ class Trainer(Training):
             module: Trained in place; stays attached to this trainer.
             train_dataloaders: A loader, or any iterable of batches.
             val_dataloaders: A loader of validation batches, or a list of `DataLoader`s.
-            ckpt_path: Go on from this checkpoint.
+            ckpt_path: Resume from this checkpoint.
 
         Raises:
-            ConfigurationError: Something contradicts itself; nothing has changed then.
+            ConfigurationError: Arguments contradict each other; nothing has changed.
             CheckpointError: The checkpoint cannot be used.
         """
         check_fit(self, module, train_dataloaders)
@@ -234,10 +236,10 @@ class Trainer(Training):
             hook()
 
     def validate(self, module: Module, dataloaders: Any) -> list[dict[str, float]]:
-        """Evaluate a module; return what it logged, once for all loaders.
+        """Evaluate a module; return the metrics that it logged, for all loaders together.
 
         Args:
-            module: Evaluated; its mode and gradients stay.
+            module: The module; its mode and gradients do not change.
             dataloaders: A loader of batches, or a list of `DataLoader`s.
         """
         attach(self, module, "validate")
@@ -254,15 +256,15 @@ class Trainer(Training):
         return [numbers(values)]
 
     def save_checkpoint(self, filepath: str | Path) -> None:
-        """Write everything that resuming needs to one file, atomically.
+        """Write the state needed to resume to one file, atomically.
 
         Raises:
             ConfigurationError: There is no training, or it is in the middle of a step.
-            CheckpointError: The state holds something that could not be loaded.
+            CheckpointError: The state contains a value that could not be loaded.
         """
         if self.module is None or self.in_training_step:
             raise ConfigurationError(
-                "save_checkpoint at a moment that could not be resumed",
+                "save_checkpoint at a point from which training could not be resumed",
                 at="training_step" if self.in_training_step else "before fit",
                 why=_MIDWAY if self.in_training_step else "there is nothing to save yet",
                 hint="call it in on_train_batch_end, or after fit",

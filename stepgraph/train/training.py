@@ -1,4 +1,4 @@
-"""`Training`: the state of a training, which the loop, checkpoints and callbacks share."""
+"""`Training`: the state of a training, shared by the loop, checkpoints and callbacks."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from stepgraph.train.options import Options
 class Training(ABC):
     """The options, the progress and the objects of a training.
 
-    `Trainer` extends it by `fit` and `validate`. The loop, checkpoints and callbacks, which
-    `Trainer` uses, are written against this class.
+    `Trainer` extends it by `fit` and `validate`. The loop, checkpoints and callbacks use this class
+    only, so that they do not import `Trainer`.
 
     Args:
         options: The trainer's options, checked.
         processes: The processes of the training.
         default_root_dir: Folder of logs and checkpoints.
-        loggers: Where metrics are written.
-        callbacks: All of them, in the order in which they run.
+        loggers: The loggers that write metrics.
+        callbacks: All callbacks, in the order in which they run.
     """
 
     module: nn.Module | None
@@ -97,12 +97,12 @@ class Training(ABC):
 
     @property
     def optimizer_steps(self) -> list[int]:
-        """How often each optimizer has stepped."""
+        """Number of steps of each optimizer."""
         return self.progress.optimizer_steps
 
     @property
     def schedulers(self) -> list[Any]:
-        """The schedulers, as the user made them."""
+        """The user's schedulers."""
         return [config.scheduler for config in self.lr_scheduler_configs]
 
     @property
@@ -112,25 +112,25 @@ class Training(ABC):
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
-        """What loggers get."""
+        """The metrics for loggers."""
         return self.metrics.logged
 
     @property
     def progress_bar_metrics(self) -> dict[str, float]:
-        """What the progress bar shows; reading it waits for the device."""
+        """The metrics of the progress bar; reading them waits for the device."""
         return numbers(self.metrics.progress_bar)
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """How many updates the training will make; infinite where nothing ends it."""
+        """Number of updates that the training will make; infinite without a limit."""
         return self.options.updates_in(self.num_training_batches)
 
     @abstractmethod
     def save_checkpoint(self, filepath: str | Path) -> None:
-        """Write everything that resuming needs to one file, atomically."""
+        """Write the state needed to resume to one file, atomically."""
 
     def write(self, values: dict[str, Tensor]) -> None:
-        """Give metrics to the loggers: one copy from the device."""
+        """Pass metrics to the loggers, with one copy from the device."""
         if not values or not self.loggers:
             return
         as_numbers = numbers(values)
@@ -143,7 +143,7 @@ class Training(ABC):
         return self.processes.reduce(value, operation)
 
     def finished(self) -> bool:
-        """Return whether no further epoch is to begin."""
+        """Return whether no further epoch may begin."""
         if 0 <= self.max_steps <= self.global_step:
             return True
         if 0 <= self.max_epochs <= self.progress.epoch:
@@ -151,7 +151,7 @@ class Training(ABC):
         return self.should_stop and self.progress.epoch >= self.min_epochs
 
     def stops_in_epoch(self) -> bool:
-        """Return whether the epoch at hand is to be left after this batch."""
+        """Return whether the present epoch ends after this batch."""
         if 0 <= self.max_steps <= self.global_step:
             return True
         return self.should_stop and self.progress.epoch >= self.min_epochs

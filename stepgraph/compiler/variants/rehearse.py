@@ -25,9 +25,9 @@ from stepgraph.runtime import (
     Program,
     Rehearsal,
     WholeRehearsal,
+    at_entry_of,
     autocast_devices,
     results_of,
-    watching,
 )
 
 
@@ -63,7 +63,7 @@ class RehearsedCall:
         own = [s.value for s in optimizers if not s.steps_as_torch()]
         with (
             results_of(own) as returned,
-            watching(rehearsed.owner, rehearsed.method, rehearsal.compare),
+            at_entry_of(rehearsed.owner, rehearsed.method, rehearsal.compare),
             with_call_options(self._call_options, self._subjects),
         ):
             result = function(*args, **kwargs)

@@ -2,9 +2,9 @@
 
 Files, in reading order:
 
-    hooks.py    what the capture gives to a trace
-    scope.py    configuration and patches for the time of a trace
-    patches.py  the parts of Dynamo that a trace replaces
+    hooks.py    the functions and operators that the capture passes to a trace
+    scope.py    configuration and patches during a trace
+    patches.py  functions of Dynamo that a trace replaces
     trace.py    one trace
     guards.py   its guards
     sources.py  Dynamo's names for where a value comes from

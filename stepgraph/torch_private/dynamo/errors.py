@@ -1,4 +1,4 @@
-"""What Dynamo's exceptions say."""
+"""The contents of Dynamo's exceptions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch._dynamo import exc
 
 
 def is_unsupported(error: BaseException) -> bool:
-    """Return whether `error` is Dynamo saying that it cannot trace something."""
+    """Return whether `error` is Dynamo's error for code that it cannot trace."""
     return isinstance(error, exc.TorchDynamoException)
 
 
 def user_stack(error: BaseException) -> Any:
-    """Return the user's stack at the place where Dynamo gave up, or None."""
+    """Return the user's stack at the point where Dynamo stopped, or None."""
     return getattr(error, "real_stack", None)

@@ -1,4 +1,4 @@
-"""What the capture floor asks of a trace."""
+"""The functions and operators that the capture floor passes to a trace."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FRAMES = "stepgraph.frames"
 """Metadata of a node: code and line of the functions that made it when traced, the step first."""
 
 LIVE_GRAPH = "returns or stores a tensor with a live graph"
-"""The reason to refuse a step whose caller could call backward on what it gets."""
+"""The reason to refuse a step if eager would let the caller call backward on a result."""
 
 
 class Inlined(NamedTuple):
-    """A function of torch, and what a trace inlines in its place.
+    """A function of torch, and the function that a trace inlines instead.
 
     Attributes:
         function: The function.
-        replacement: What is traced instead.
+        replacement: The function to trace instead.
         caller: The code from which it must be called; None for any.
     """
 
@@ -35,7 +35,7 @@ class Inlined(NamedTuple):
 
 @dataclass
 class TraceHooks:
-    """What the capture floor puts in the place of parts of Dynamo while it traces.
+    """The functions and operators that a trace uses instead of Dynamo's own.
 
     Attributes:
         on_object: Called with every user object that the trace wraps; may raise `TraceStop`.
@@ -44,11 +44,14 @@ class TraceHooks:
         set_grad: Operator left in the graph wherever Python stores to `.grad` of an input.
         toggle: Operator left in the graph wherever Python changes `requires_grad`.
         functions: Functions of torch that a trace replaces: `(module, name, replacement)`.
-        inlined: Functions in whose place a trace inlines others.
+        inlined: Functions for which a trace inlines others.
         quiet: Code objects whose own stores to `.grad` leave no `set_grad`.
         toggled: Fake tensors whose flag the trace has changed, once for every change.
-        refuse: Called with a reason to refuse the step, and with the node of Dynamo's graph that
-            it is about if there is one; raises `TraceStop`.
+        refuse: Called with a reason to refuse the step, and optionally with the node of Dynamo's
+            graph that caused it; raises `TraceStop`.
+        on_list_change: Called before a list changes, with Dynamo's description of its location,
+            the list, and a function that resolves such a description.
+        is_tracked: Returns whether an object is tracked already.
         on_store: Called with a user object and the name of an attribute that is stored to.
     """
 

@@ -1,4 +1,4 @@
-"""Parts of Dynamo that a trace of ours replaces, one function for each."""
+"""Functions of Dynamo that our traces replace, one function for each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SETATTR = (  # where Dynamo traces an attribute store: a class of its own since
 
 
 def replacements(hooks: TraceHooks) -> tuple[tuple[Any, str, Any], ...]:
-    """Return `(owner, name, replacement)` of everything that a trace replaces."""
+    """Return `(owner, name, replacement)` of every function that a trace replaces."""
     found: tuple[tuple[Any, str, Any], ...] = (
         (TensorVariable, "method_backward", _traced_backward(hooks)),
         (TensorVariable, "method_requires_grad_", _traced_requires_grad_(hooks)),
@@ -54,12 +54,12 @@ def replacements(hooks: TraceHooks) -> tuple[tuple[Any, str, Any], ...]:
         *hooks.functions,
     )
     if hasattr(dynamo_guards, "profile_guard_manager"):
-        # measures the guards for a log of Dynamo's, and empties the caches of the processor first:
-        # a fifth of the time of a capture
+        # times the guards for one of Dynamo's logs, after flushing the processor's caches: a fifth
+        # of the time of a capture
         found += ((dynamo_guards, "profile_guard_manager", lambda *_: 0.0),)
     if hasattr(GuardManager, "add_dimension_marking_guard"):
-        # five attributes of every tensor, for who marks a dimension after the capture: a variant
-        # for fixed sizes is as right for marked tensors of these sizes
+        # compares five attributes of every tensor, in case a dimension is marked dynamic after the
+        # capture: a variant for fixed sizes is correct for marked tensors of these sizes too
         found += ((GuardManager, "add_dimension_marking_guard", lambda *_: None),)
     if hasattr(OutputGraph, "_check_requires_grad_intermediate_outputs"):
         # guards against a defect of AOTAutograd, which is not used; `_check_outputs` is ours
@@ -152,7 +152,7 @@ def _store_attr(hooks: TraceHooks) -> Callable[..., Any]:
 
 
 def _without_gradients() -> Callable[..., None]:
-    """Return what begins Dynamo's writing back, without `.grad`: the program has stored it."""
+    """Return the first stage of Dynamo's write-back, without `.grad`: the program stores it."""
     original = SideEffects.codegen_save_tempvars
 
     def codegen_save_tempvars(self: Any, cg: Any) -> None:
@@ -214,9 +214,9 @@ def _toggle(hooks: TraceHooks, tx: Any, tensor: Any, flag: bool) -> None:
 
 
 def _create_proxy() -> Callable[..., Any]:
-    """Return what makes nodes, and notes which code was being traced.
+    """Return the function that makes nodes, extended to record the code being traced.
 
-    Dynamo notes that as text, in which a user's function may be called like one of torch's.
+    Dynamo records it as text, in which a user's function may have the name of one of torch's.
     """
     original = SubgraphTracer.create_proxy
 
@@ -233,7 +233,7 @@ def _create_proxy() -> Callable[..., Any]:
 
 
 def _call_function(hooks: TraceHooks) -> Callable[..., Any]:
-    """Return what inlines a Python function, or another one in its place."""
+    """Return the function that inlines a Python function, or its replacement."""
     original = UserFunctionVariable.call_function
 
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
@@ -264,10 +264,10 @@ def _wrap(hooks: TraceHooks) -> Callable[..., Any]:
 
 
 def _duplicate_guard(source: Any, other: Any) -> Any:
-    """Guard that two names mean one object, also where one is local and the other global.
+    """Guard that two names refer to one object, also if one is local and the other global.
 
-    Dynamo leaves that case out; here it is the usual one: a parameter is a global of the table of
-    subjects and an attribute of a local model.
+    Dynamo skips that case; here it is the usual one: a parameter is in the global table of tracked
+    objects and an attribute of a local model.
     """
     if other is None or other == source:
         return None
@@ -294,10 +294,10 @@ def _resolve(output: Any, source: Any) -> Any:
 
 
 def _check_outputs(hooks: TraceHooks) -> Callable[..., None]:
-    """Return the check of what leaves the graph.
+    """Return the check of the outputs of the graph.
 
-    A tensor whose graph a backward consumed comes back detached. One whose graph eager would let
-    the caller use is refused.
+    A tensor whose autograd graph a backward has consumed is returned detached. The step is refused
+    if eager would let the caller use the autograd graph of an output.
     """
 
     def check(self: Any, rv: list[Any], tx: Any) -> None:

@@ -1,4 +1,4 @@
-"""The scope in which Dynamo traces: its configuration, and its parts that are replaced."""
+"""The scope in which Dynamo traces: its configuration and its replaced functions."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ TRACE_CONFIG: Mapping[str, Any] = {
     "rewrite_assert_with_torch_assert": False,  # keeps AssertionError an AssertionError
     "skip_nnmodule_hook_guards": False,
     "skip_no_tensor_aliasing_guards_on_parameters": False,  # two weights may be tied later
-    # torch 2.11 does not look again at a tensor whose dict is as it was: flags, dtypes change in it
+    # torch 2.11 skips tensors whose dict is unchanged, although flags or dtypes may have changed
     "skip_tensor_guards_with_matching_dict_tags": False,
     "use_recursive_dict_tags_for_guards": False,  # off in torch 2.13 as well
-    "use_lamba_guard_for_object_aliasing": False,  # in C++, not in Python, for each parameter
+    "use_lamba_guard_for_object_aliasing": False,  # False: a C++ guard for each parameter
     "suppress_errors": False,
     "error_on_recompile": False,
     "enable_dynamo_decompositions": False,  # `add_(x, alpha=a)` rounds once, not twice
     "verbose": False,
-    "record_runtime_overhead": False,  # it would measure in every call
+    "record_runtime_overhead": False,  # True measures in every call
 }
 
 _QUIET = ("torch._guards", "torch._dynamo", "torch._subclasses.fake_tensor")
-"""Loggers: a refusal is no error of the user's, and eager shows those that are."""
+"""Silenced loggers: a refusal is not an error of the user's; eager reports the user's errors."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -50,10 +50,10 @@ _COMPILER_CONFIG: Any = torch.compiler.config  # its `patch` is added at import
 
 
 class Seen:
-    """Sizes that the traces of one step have seen: one that varies is symbolic in the next trace.
+    """Sizes in earlier traces of one step: a size that varies is symbolic in the next trace.
 
-    Dynamo keeps them by a function's place in its file, for the whole process, so that a second
-    model trained by the same code with another batch size would be captured for any size.
+    Dynamo stores them by a function's file and line, for the whole process, so that a second model
+    trained by the same code with another batch size would be captured for any size.
     """
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class Seen:
 def tracing(
     hooks: TraceHooks, dynamic: Sequence[str], seen: Seen, *, static: bool = False
 ) -> Iterator[None]:
-    """Scope in which `trace` may be called; everything is as before when it is left.
+    """Scope in which `trace` may be called; all replaced state is restored at its end.
 
     Args:
         hooks: The capture floor's hooks.
-        dynamic: Names of int and float inputs, as Dynamo spells them, that are known to vary.
-        seen: What earlier traces of the step saw. Extended.
-        static: Take every size as a constant, also one that has varied.
+        dynamic: Dynamo's names of int and float inputs that vary between calls.
+        seen: The sizes in earlier traces of the step. Extended.
+        static: Treat every size as a constant, also one that has varied.
     """
     options = {**TRACE_CONFIG, "automatic_dynamic_shapes": not static}
     with contextlib.ExitStack() as stack:
@@ -88,22 +88,22 @@ def tracing(
 
 
 def assume_constant_result(function: _Function) -> _Function:
-    """Let a trace call `function` for real and take what it returns as a constant."""
+    """Make a trace call `function` and treat its result as a constant."""
     return cast(_Function, _dynamo.assume_constant_result(function))
 
 
 def is_tracing() -> bool:
-    """Return whether a trace is going on in this thread."""
+    """Return whether this thread is tracing."""
     return TracingContext.try_get() is not None
 
 
 def current_trace() -> Any:
-    """Return what stands for the trace that is going on: another object whenever it starts over."""
+    """Return an object that identifies the present trace: a new one whenever it restarts."""
     return InstructionTranslator.current_tx().output
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `options` that this torch has."""
+    """Return the options that this version of torch has."""
     return {name: value for name, value in options.items() if hasattr(dynamo_config, name)}
 
 

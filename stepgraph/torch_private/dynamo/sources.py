@@ -27,7 +27,7 @@ def source_name(source: Any) -> str:
 
 
 def constant_source(name: str) -> Any:
-    """Return a source for a symbol that is an input of nothing."""
+    """Return a source for a symbol that is not an input."""
     return ConstantSource(name)
 
 

@@ -40,14 +40,14 @@ class FrameBytecode:
         return function
 
     def release(self) -> None:
-        """Take the compiled function out of the globals."""
+        """Remove the compiled function from the globals."""
         self.globals.pop(self.compiled_name, None)
 
     def loads_after_call(self) -> set[str]:
-        """Return the attribute names that are loaded after the compiled function was called.
+        """Return the attribute names that are loaded after the call of the compiled function.
 
-        The bytecode is straight. The call is the one that leaves the stack as high as it was when
-        the function was put there, its result in the function's place.
+        The bytecode has no branches. The call is the instruction after which the stack is as high
+        as after the load of the function: its result replaces the function.
         """
         names: set[str] = set()
         height, floor, after = 0, None, False
@@ -76,14 +76,14 @@ class Traced:
     def build_guards(
         self, keep: Keep, scope: Mapping[str, Any], *, fixed: re.Pattern[str]
     ) -> Guards:
-        """Return the guards; `keep` decides about `(name, guard type, value)` of each.
+        """Return the guards for which `keep` returns True, given `(name, guard type, value)`.
 
-        Called after the graph has been flattened, which may add facts about sizes.
+        Called after the graph has been flattened, which may add assumptions about sizes.
 
         Args:
             keep: The filter.
             scope: The local names of the traced call.
-            fixed: Dynamo's names of what is the same object in every call.
+            fixed: Matches Dynamo's names of objects that are the same in every call.
         """
         names = {"G": self.around.globals, "L": scope}
         return build_guards(self.captured, self.code, names, keep, fixed)
@@ -96,7 +96,7 @@ def trace(
 
     Raises:
         TraceStop: A hook ended the trace.
-        Exception: Whatever Dynamo raises when it cannot trace the step.
+        Exception: Any exception of Dynamo's for a step that it cannot trace.
     """
     with get_metrics_context(), dynamo_timed("stepgraph.trace"):
         captured = convert_frame.fullgraph_capture(function, args, kwargs)
@@ -129,5 +129,5 @@ def trace(
 
 
 def _concrete(value: Any) -> Any:
-    """Return the number that a symbolic input had in the traced call; other inputs as they are."""
+    """Return the value of a symbolic input in the traced call; other inputs unchanged."""
     return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat) else value

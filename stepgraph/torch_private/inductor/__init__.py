@@ -4,6 +4,6 @@ Files, in reading order:
 
     compile.py  compiles a graph
     layouts.py  memory layouts in such a graph
-    wrapper.py  the Python around its kernels, read as a list of calls
-    cpp.py      C++ of this library, compiled by its builder
+    wrapper.py  the Python around its kernels, parsed to a list of calls
+    cpp.py      C++ of this library, compiled by Inductor's builder
 """

@@ -26,28 +26,28 @@ Compiled = Callable[[list[Any]], Sequence[Any]]
 
 
 def has_unbacked(value: Any) -> bool:
-    """Return whether a fake value has a size, or is a number, that only data decides."""
+    """Return whether a fake value is, or has a size that is, a number that depends on data."""
     if isinstance(value, Tensor | torch.SymInt):
         return bool(free_unbacked_symbols(value))
     return False
 
 
 class FakeInputs:
-    """Stand-ins for the inputs of a graph, in a shape environment of their own.
+    """Stand-ins for the inputs of a graph, with their own shape environment.
 
-    What a compiler learns or assumes about sizes stays in that environment, so it can be asked
-    what was assumed (`holds`).
+    Assumptions of the compiler about sizes are recorded in that environment; `holds` checks them
+    for other sizes.
 
     Args:
-        values: The inputs as a trace saw them: fake or real tensors, numbers, symbolic numbers.
+        values: The inputs in the trace: fake or real tensors, numbers, symbolic numbers.
 
     Attributes:
         mode: The fake tensor mode of the stand-ins.
         values: The stand-ins.
-        symbols: Where each symbol shows: position of an input and dimension, None for a number.
+        symbols: The source of each symbol: position of an input and dimension, None for a number.
 
     Raises:
-        ValueError: A size depends on a symbol that no input shows.
+        ValueError: A size depends on a symbol that is neither an input nor a size of one.
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
@@ -60,11 +60,11 @@ class FakeInputs:
             shown = value.shape if isinstance(value, Tensor) else [value]
             for dimension, size in enumerate(shown):
                 where = (i, dimension if isinstance(value, Tensor) else None)
-                self._meet(size, where)
+                self._add_symbol(size, where)
         with self.mode:
             self.values = [self._stand_in(value) for value in values]
 
-    def _meet(self, size: Any, where: tuple[int, int | None]) -> None:
+    def _add_symbol(self, size: Any, where: tuple[int, int | None]) -> None:
         symbol = size.node.expr if isinstance(size, torch.SymInt) else None
         if isinstance(symbol, sympy.Symbol) and symbol not in self.symbols:
             source = constant_source(f"size_{len(self.symbols)}")
@@ -91,11 +91,11 @@ class FakeInputs:
         expression = size.node.expr
         unknown = expression.free_symbols - set(self.symbols)
         if unknown:
-            raise ValueError(f"no input shows the size {min(map(str, unknown))}")
+            raise ValueError(f"no input has the size {min(map(str, unknown))}")
         return sympy_interp(PythonReferenceAnalysis, self._sizes, expression)
 
     def holds(self, sizes: Sequence[int]) -> bool:
-        """Return whether everything that was assumed holds for other sizes.
+        """Return whether all recorded assumptions are true for other sizes.
 
         Args:
             sizes: A size for each of `symbols`, in their order.
@@ -124,17 +124,17 @@ def compile_inference(
     Args:
         graph_module: ATen operators, no random ones. Its output is a tuple. Unchanged.
         inputs: Stand-ins for its inputs.
-        strides: For each output the strides it must have; None where the graph decides.
-        assertions: Check sizes and strides of inputs and of what kernels return in every call.
-        threads: That share a loop; as many as torch has if None.
+        strides: For each output its required strides; None for those of the graph.
+        assertions: Check sizes and strides of inputs and of kernel results in every call.
+        threads: Number of threads for each loop; torch's number if None.
 
     Returns:
         A function of a list of the inputs, which it empties.
 
     Raises:
-        Exception: Whatever the compiler does not like.
+        Exception: Any exception of the compiler.
     """
-    # seconds to import, and only for those who ask for it
+    # imported here because it takes seconds and is only needed to compile
     compile_fx = importlib.import_module("torch._inductor.compile_fx")
     decompositions = importlib.import_module("torch._inductor.decomposition")
     config = importlib.import_module("torch._inductor.config")
@@ -150,7 +150,7 @@ def compile_inference(
                 tracing_mode="real",
             )(*inputs.values)
         functional.graph.eliminate_dead_code()
-        # a backward uses what the forward has computed, instead of computing it once more
+        # a backward uses the results of the forward instead of recomputing them
         functional.graph = utilities.fx_graph_cse(functional.graph)
         convolves = lowering.GraphLowering.decide_layout_opt(functional, is_inference=True)
         lay_out(functional, inputs.mode, inputs.values, strides, channels_last=convolves)
@@ -166,4 +166,4 @@ def _norms(tensors: list[Tensor], ord: float = 2, dtype: torch.dtype | None = No
 
 
 _SPELLED_OUT: dict[Any, Callable[..., Any]] = {torch.ops.aten._foreach_norm.Scalar: _norms}
-"""What Inductor would call a library for, though it can compile it."""
+"""Decompositions of operators for which Inductor would otherwise call a library."""

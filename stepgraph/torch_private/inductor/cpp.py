@@ -1,4 +1,4 @@
-"""C++ of our own: compiled by Inductor's builder into its cache, given tensors as they are."""
+"""Our own C++: compiled by Inductor's builder into its cache, called with Python tensors."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import guards
 
-_guards: Any = guards  # what is used of it here has no types
+_guards: Any = guards  # the functions used here have no type annotations
 empty_strided_cpu = _guards._empty_strided_cpu
 """Makes a tensor: `(size, stride, dtype)`; faster than `torch.empty_strided`."""
 
 
 def load_cpp(source: str, symbols: Sequence[str] = ()) -> ModuleType:
-    """Compile a Python extension, or take it from the cache.
+    """Compile a Python extension, or load it from the cache.
 
     Args:
-        source: C++ that defines `PyInit_kernel` and a method `bind`, which is given the address of
+        source: C++ that defines `PyInit_kernel` and a method `bind`, which receives the address of
             a function from a tensor object to its memory, `void* (*)(PyObject*)`, then `symbols`.
         symbols: C functions of the libraries torch is linked with, by name; 0 if there is none.
 
     Raises:
-        Exception: Whatever the compiler does not like, or that there is none.
+        Exception: Any exception of the compiler; also if there is none.
     """
     code_cache: Any = importlib.import_module("torch._inductor.codecache")
     module: ModuleType = code_cache.CppPythonBindingsCodeCache.load(source)
@@ -40,13 +40,13 @@ def _address(symbol: str) -> int:
 
 
 class Layout:
-    """Types, dtypes, devices, sizes and strides of tensors, to be compared with others' in C++.
+    """Types, dtypes, devices, sizes and strides of tensors, for a fast comparison in C++.
 
     Args:
-        tensors: What others have to be like.
+        tensors: Tensors of this layout.
 
     Attributes:
-        count: How many.
+        count: The number of tensors.
         check: Takes as many objects; returns whether they are tensors of this layout.
 
     Example:
@@ -65,4 +65,4 @@ class Layout:
 
 
 written: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
-"""Tells autograd that somebody has written tensors behind its back."""
+"""Bumps the version counters of tensors that were written without autograd."""

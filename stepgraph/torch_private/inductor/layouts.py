@@ -1,4 +1,4 @@
-"""Memory layouts in a graph for Inductor: of what convolutions read, and of the results."""
+"""Memory layouts in a graph for Inductor: of the operands of convolutions, and of the results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def lay_out(
     *,
     channels_last: bool,
 ) -> None:
-    """Choose layouts inside of a graph, in place; its results keep theirs.
+    """Choose the layouts of intermediate values of a graph, in place; its results keep theirs.
 
     Args:
         graph_module: Functional ATen operators with fake values. Its output is a tuple, afterwards
             a list.
         mode: The mode of the fake values.
         inputs: Fake inputs.
-        strides: For each result the strides it must have; None for those it has in the trace.
-        channels_last: Inductor is going to use channels last for convolutions. Where the strides
-            of a result depend on sizes that vary, that is left to Inductor.
+        strides: For each result its required strides; None for those in the trace.
+        channels_last: Inductor will use channels last for convolutions. If the strides of a result
+            depend on sizes that vary, the layout is left to Inductor.
     """
     output = graph_module.graph.output_node()
     results: list[Any] = list(output.args[0])  # type: ignore[arg-type]
@@ -55,9 +55,9 @@ def _strides(result: Any) -> Strides | None:
 
 
 def _with_strides(result: Any, strides: Strides | None) -> Any:
-    """Return a result with these strides: itself, or a copy that a kernel can write right away.
+    """Return a result with these strides: itself, or a copy that a kernel can write directly.
 
-    Strides of no dense layout are nothing that a copy has; `result` stays as it is.
+    A copy always has a dense layout; for strides with gaps, `result` is returned unchanged.
     """
     if strides is None or strides == _strides(result):
         return result
@@ -95,18 +95,18 @@ def _dense_order(shape: Sequence[int], strides: Strides) -> list[int] | None:
 
 
 def _put_channels_last(graph_module: GraphModule) -> bool:
-    """Lay out once, channels last, what convolutions read in forward and backward.
+    """Convert the operands of convolutions to channels last once, for forward and backward.
 
-    Inductor chooses channels last for a convolution. Of what a backward reads it takes for granted
-    that it comes as an input, laid out by a forward; where both are in one graph, it makes up to
-    three copies: one as in the trace, and one with channels last for each of the two.
+    Inductor chooses channels last for a convolution. It assumes that the operands of a backward are
+    inputs whose layout a forward has chosen; if both are in one graph, it makes up to three copies:
+    one with the layout of the trace, and one with channels last for each of the two.
 
     Returns:
-        Whether there was anything to do.
+        Whether the graph has changed.
     """
     graph = graph_module.graph
     if graph.find_nodes(op="call_function", target=_aten.as_strided.default):
-        return False  # it reads memory as the trace has laid it out
+        return False  # the graph depends on the memory layout of the trace
     backward = graph.find_nodes(op="call_function", target=_aten.convolution_backward.default)
     read = {value: None for node in backward for value in node.all_input_nodes}
     several = [node for node in read if _is_image(node) and len(node.users) > 1]
@@ -117,6 +117,6 @@ def _put_channels_last(graph_module: GraphModule) -> bool:
             if user.target in _CONVOLUTIONS or value.op != "placeholder":
                 user.replace_input_with(value, laid_out)
     for node in graph.nodes:
-        if node.target in _VIEWS:  # of a value that may have channels last now
+        if node.target in _VIEWS:  # a view of a value that may be channels last now
             node.target = _aten.reshape.default
     return bool(several)

@@ -1,4 +1,4 @@
-"""The Python that Inductor writes around its kernels, read as a list of calls."""
+"""The wrapper, the Python that Inductor generates around its kernels, as a list of calls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import guards
 
-_guards: Any = guards  # what is used of it here has no types
+_guards: Any = guards  # the functions used here have no type annotations
 
 
 class Unreadable(Exception):  # noqa: N818  (a decision, not an error)
-    """The wrapper does something else than calling kernels; says what."""
+    """The wrapper is not a plain sequence of supported calls, for the reason in the message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Memory:
     """One allocation: an input's, or one that the wrapper makes.
 
     Attributes:
-        size_bytes: How large it is; an input's reaches from its first element to its last.
+        size_bytes: Its size; for an input, from its first element to its last.
         source: The position of the input, or None.
     """
 
@@ -36,14 +36,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class Strided:
-    """A tensor of the wrapper: where in a memory it lies, and how.
+    """A tensor of the wrapper: a strided view of a memory.
 
     Attributes:
         memory: The allocation; a kernel may write all of it.
-        offset: Elements from where it starts; not what an input's storage has before it.
+        offset: Offset in elements from the start of the memory; an input's starts at its first
+            element.
         size: Sizes.
         stride: Strides, in elements.
-        dtype: Of the elements.
+        dtype: Dtype of the elements.
     """
 
     memory: Memory
@@ -54,7 +55,7 @@ class Strided:
 
     @property
     def end_bytes(self) -> int:
-        """How many bytes of its memory lie before the end of its last element."""
+        """The offset in bytes of the end of its last element in its memory."""
         return _end_bytes(self.size, self.stride, self.dtype, self.offset)
 
 
@@ -63,8 +64,8 @@ class KernelCall:
     """A call of a kernel of Inductor's.
 
     Attributes:
-        address: Of the C function, which takes nothing but addresses.
-        arguments: The tensors whose addresses it takes.
+        address: Address of the C function, all of whose arguments are addresses.
+        arguments: The tensors whose addresses it receives.
     """
 
     address: int
@@ -95,18 +96,18 @@ class MatrixProduct:
 
     @property
     def multiplications(self) -> int:
-        """How many numbers it multiplies."""
+        """The number of multiplications."""
         (m, k), (_, n) = self.a.size, self.b.size
         return m * n * k
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What a wrapper does.
+    """The calls and results of a wrapper.
 
     Attributes:
-        calls: In order.
-        results: What it returns.
+        calls: The calls, in order.
+        results: The tensors that it returns.
     """
 
     calls: tuple[KernelCall | MatrixProduct, ...]
@@ -114,32 +115,32 @@ class Wrapper:
 
 
 def read_wrapper(compiled: Callable[..., Any], inputs: Sequence[Tensor]) -> Wrapper:
-    """Return what a wrapper does, without doing it.
+    """Return the calls and results of a wrapper, without running its kernels.
 
-    Its code is run with nothing else in sight than stand-ins for tensors and for what it may
-    call. It can do nothing with a stand-in but pass it on, and its code may only go straight from
-    its beginning to its end, so what it does cannot depend on what it is given.
+    Its code runs with globals that are only stand-ins for tensors and for the functions it may
+    call. A stand-in supports no operation, it can only be passed to calls, and the code may have no
+    branches. So the calls do not depend on the values of the inputs.
 
     Args:
-        compiled: What `compile_inference` has returned, for fixed sizes.
-        inputs: Tensors as it takes them; only their layouts are read.
+        compiled: The result of `compile_inference`, for fixed sizes.
+        inputs: Example inputs; only their layouts are read.
 
     Raises:
-        Unreadable: It does what there is no word for here.
+        Unreadable: The wrapper does something that is not supported here.
     """
     if not isinstance(compiled, MethodType) or not isinstance(compiled.__func__, FunctionType):
-        raise Unreadable("its wrapper is no Python")
+        raise Unreadable("its wrapper is not Python")
     function = compiled.__func__
-    if not _goes_straight(function.__code__):
-        raise Unreadable("its wrapper does more than calling kernels, one after the other")
-    reading = _Reading()
+    if not _is_straight(function.__code__):
+        raise Unreadable("its wrapper has branches or other side effects than kernel calls")
+    recorder = _CallRecorder()
     try:
         arguments = [_input(i, value) for i, value in enumerate(inputs)]
-        words = _words(reading, function.__globals__)
-        results = FunctionType(function.__code__, words)(_StandIn(), arguments)
-        return Wrapper(tuple(reading.calls), tuple(map(_tensor, results)))
+        names = _stand_in_globals(recorder, function.__globals__)
+        results = FunctionType(function.__code__, names)(_StandIn(), arguments)
+        return Wrapper(tuple(recorder.calls), tuple(map(_tensor, results)))
     except _UNKNOWN as error:
-        raise Unreadable(f"its wrapper does more than calling kernels: {error}") from error
+        raise Unreadable(f"its wrapper is not a sequence of kernel calls: {error}") from error
 
 
 _UNKNOWN = (
@@ -151,11 +152,11 @@ _UNKNOWN = (
     TypeError,
     ValueError,
 )
-"""What Python raises for a word, an operator or a kernel that is not known."""
+"""The exceptions for an unknown name, an operator on a stand-in, or an unknown kernel."""
 
 
 class _Module(SimpleNamespace):
-    """A module of which nothing but a few names is known; says which other name is read."""
+    """A module with only a few known names; an access to any other name raises an error."""
 
     def __init__(self, called: str, **known: Any) -> None:
         super().__init__(**known)
@@ -166,9 +167,9 @@ class _Module(SimpleNamespace):
 
 
 class _StandIn:
-    """What the wrapper holds: a tensor, or itself. All it can do is to pass it on.
+    """A value of the wrapper: a tensor, or the wrapper itself. It can only be passed to calls.
 
-    Anything else - an operator, an attribute, a look at its truth - is an error.
+    Any other use - an operator, an attribute, a truth test - is an error.
     """
 
     __slots__ = ("__tensor",)
@@ -178,7 +179,7 @@ class _StandIn:
         self.__tensor = tensor
 
     def __bool__(self) -> bool:
-        raise TypeError("it looks at values")
+        raise TypeError("it tests a value")
 
     def __eq__(self, other: object) -> bool:
         raise TypeError("it compares")
@@ -189,18 +190,18 @@ class _StandIn:
 
 
 def _tensor(value: Any) -> Strided:
-    """Return the tensor that a stand-in stands for."""
+    """Return the tensor of a stand-in."""
     tensor = _StandIn.tensor(value)
     if tensor is None:
-        raise Unreadable("it passes on something else than tensors")
+        raise Unreadable("an argument or result is not a tensor")
     return tensor
 
 
-def _input(place: int, value: Any) -> _StandIn:
+def _input(position: int, value: Any) -> _StandIn:
     if not isinstance(value, Tensor):
-        raise Unreadable("it takes something else than tensors")
+        raise Unreadable("an input is not a tensor")
     size, stride = tuple(value.shape), tuple(value.stride())
-    memory = Memory(_end_bytes(size, stride, value.dtype), place)
+    memory = Memory(_end_bytes(size, stride, value.dtype), position)
     return _StandIn(Strided(memory, 0, size, stride, value.dtype))
 
 
@@ -215,10 +216,10 @@ _BEYOND_CALLS = frozenset(
         "YIELD_VALUE",
     }
 )
-"""Instructions of Python that leave a trace elsewhere, or hide code from `_goes_straight`."""
+"""Bytecode instructions with side effects, or with nested code that `_is_straight` cannot check."""
 
 
-def _goes_straight(code: CodeType) -> bool:
+def _is_straight(code: CodeType) -> bool:
     """Return whether code has no branch, no loop, no `try`, and changes nothing but its locals."""
     if getattr(code, "co_exceptiontable", b""):  # before Python 3.11 `try` is a jump
         return False
@@ -227,8 +228,8 @@ def _goes_straight(code: CodeType) -> bool:
     return not any(i.opcode in jumps or i.opname in _BEYOND_CALLS for i in instructions)
 
 
-class _Reading:
-    """Notes what is called."""
+class _CallRecorder:
+    """Records the calls of a wrapper."""
 
     def __init__(self) -> None:
         self.calls: list[KernelCall | MatrixProduct] = []
@@ -270,34 +271,34 @@ class _Reading:
         return note
 
 
-def _words(reading: _Reading, known: dict[str, Any]) -> dict[str, Any]:
-    """Return all that a wrapper may see, by the names it has there.
+def _stand_in_globals(recorder: _CallRecorder, known: dict[str, Any]) -> dict[str, Any]:
+    """Return the globals for a run of the wrapper: stand-ins, by name.
 
     Args:
-        reading: Notes what it calls.
-        known: The globals of the wrapper: a name that means something else there is no word.
+        recorder: Records the calls.
+        known: The real globals of the wrapper; a name with an unexpected value is left out.
     """
     dtypes = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-    words: dict[str, Any] = {"__builtins__": {}}
+    names: dict[str, Any] = {"__builtins__": {}}
     if known.get("torch") is torch:
-        words["torch"] = _Module("torch", **dtypes)
+        names["torch"] = _Module("torch", **dtypes)
     if known.get("empty_strided_cpu") is _guards._empty_strided_cpu:
-        words["empty_strided_cpu"] = reading.empty
+        names["empty_strided_cpu"] = recorder.empty
     if known.get("reinterpret_tensor") is _guards._reinterpret_tensor:
-        words["reinterpret_tensor"] = reading.view
+        names["reinterpret_tensor"] = recorder.view
     kernels = known.get("extern_kernels")
     if (getattr(kernels, "mm", None), getattr(kernels, "addmm", None)) == (torch.mm, torch.addmm):
-        words["extern_kernels"] = _Module("extern_kernels", mm=reading.mm, addmm=reading.addmm)
+        names["extern_kernels"] = _Module("extern_kernels", mm=recorder.mm, addmm=recorder.addmm)
     for name, value in known.items():
         if name.startswith("cpp_fused") and isinstance(value, BuiltinFunctionType):
-            words[name] = reading.kernel(_address(value))
-    return words
+            names[name] = recorder.kernel(_address(value))
+    return names
 
 
 def _address(kernel: BuiltinFunctionType) -> int:
     """Return the address of the C function behind a kernel's Python binding."""
     module: Any = kernel.__self__
-    library = ctypes.CDLL(module.__file__)  # loaded already
+    library = ctypes.CDLL(module.__file__)  # already loaded, so this only returns its handle
     address = ctypes.cast(getattr(library, kernel.__name__), ctypes.c_void_p).value
     if address is None:
         raise Unreadable("a kernel without an address")
@@ -307,7 +308,7 @@ def _address(kernel: BuiltinFunctionType) -> int:
 def _end_bytes(
     size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, offset: int = 0
 ) -> int:
-    """Return how many bytes a memory must have for a tensor that lies in it."""
+    """Return the least size in bytes of a memory that contains a tensor."""
     if prod(size) == 0:
         return 0
     farthest = sum((n - 1) * step for n, step in zip(size, stride, strict=True))

@@ -2,11 +2,11 @@
 
 Files, in reading order:
 
-    standard.py          which ones a trainer has without being told
+    standard.py          the default callbacks of a trainer
     model_checkpoint.py  saves the best models and the latest
     early_stopping.py    ends a training that no longer improves
     ema.py               an exponential moving average of the weights
-    learning_rate.py     learning rates among the metrics
+    learning_rate.py     writes learning rates to the loggers
     accumulation.py      accumulation that changes between epochs
     progress_bar.py      a progress bar in a terminal
 """

@@ -7,15 +7,16 @@ from stepgraph.train.options import checked_accumulation
 
 
 class GradientAccumulationScheduler(Callback):
-    """Accumulates another number of batches from certain epochs on.
+    """Changes the number of accumulated batches at given epochs.
 
     The same as `Trainer(accumulate_grad_batches={...})`.
 
     Args:
-        scheduling: Number of batches by the epoch, from 0, where it begins; 1 before the first.
+        scheduling: Number of batches, by the epoch from which it applies, counted from 0. It is 1
+            before the first of these epochs.
 
     Raises:
-        ConfigurationError: It is empty, or has something else than such numbers in it.
+        ConfigurationError: `scheduling` is empty, or an epoch or number is invalid.
     """
 
     def __init__(self, scheduling: dict[int, int]) -> None:

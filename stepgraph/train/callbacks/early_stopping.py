@@ -21,16 +21,16 @@ class EarlyStopping(Callback):
 
     Args:
         monitor: Name of a logged metric.
-        min_delta: A smaller change is no improvement.
-        patience: How many checks without improvement are borne.
+        min_delta: A smaller change does not count as an improvement.
+        patience: Number of checks without improvement before the training stops.
         mode: `"min"` or `"max"`.
         strict: Whether a metric that was not logged is an error.
         check_finite: Stop when the metric is NaN or infinite.
 
     Attributes:
         best_score: The best value so far.
-        wait_count: How many checks since.
-        stopped_epoch: The epoch it stopped in, or None.
+        wait_count: Number of checks since the best value.
+        stopped_epoch: The epoch in which it stopped the training, or None.
     """
 
     def __init__(

@@ -16,16 +16,16 @@ from stepgraph.train.training import Training
 
 
 class EMA(Callback):
-    """Averages the weights, evaluates with the average, and ends the training with it.
+    """Averages the weights, validates with the average, and leaves it in the module at the end.
 
-    Until its first update there is no average, and validations see the weights themselves. Buffers
-    are not averaged: the average takes the latest ones.
+    Before the first update there is no average, and validations use the weights themselves. Buffers
+    are not averaged: the latest ones are used.
 
     Args:
         decay: Weight of the old average in an update.
         update_every_n_steps: Update at every n-th `global_step`, counted from the start.
-        start_step: Not before this `global_step`.
-        start_epoch: Not before this epoch, from 0.
+        start_step: No update before this `global_step`.
+        start_epoch: No update before this epoch, counted from 0.
 
     Attributes:
         averages: The averaged parameters by name; empty before the first update.
@@ -126,7 +126,7 @@ class EMA(Callback):
 
     @override
     def on_fit_end(self, trainer: Training, module: Module) -> None:
-        """Leave the module with the average, for whoever uses it next."""
+        """Copy the average into the module."""
         if self.averages:
             self._put(module, self.averages)
 

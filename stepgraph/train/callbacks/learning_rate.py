@@ -1,4 +1,4 @@
-"""Learning rates among the logged metrics."""
+"""Write learning rates to the loggers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stepgraph.train.training import Training
 class LearningRateMonitor(Callback):
     """Writes the learning rate of every parameter group to the loggers.
 
-    They are called `lr-Adam`, `lr-Adam-1` for a second optimizer of the class, `/pg1` appended for
-    the first of several groups, or what a schedule's `name` says.
+    They are named `lr-Adam`, `lr-Adam-1` for a second optimizer of the class, with `/pg1` appended
+    for the first of several groups, or by a schedule's `name`.
 
     Args:
         logging_interval: `"step"`, `"epoch"`, or None for both.

@@ -1,4 +1,4 @@
-"""Save the best models, and the latest."""
+"""Save the best models and the latest."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from stepgraph.train.training import Training
 
 
 class ModelCheckpoint(Callback):
-    """Writes checkpoints from which the training can go on.
+    """Writes checkpoints from which the training can be resumed.
 
-    It runs after all other callbacks. A file is removed only when its successor is complete.
+    It runs after all other callbacks. A file is removed only after the new one is complete.
 
     Args:
         dirpath: Folder; `checkpoints` in the trainer's `default_root_dir` by default.
-        filename: Name of a file, with `{epoch}`, `{step}` and `{name of a metric}` in it.
-        monitor: Name of a logged metric. Without one, the latest are the best.
+        filename: Name of a file, with the fields `{epoch}`, `{step}` and `{name of a metric}`.
+        monitor: Name of a logged metric. Without one, the latest checkpoints are the best.
         mode: `"min"` or `"max"`.
-        save_top_k: How many of the best are kept; -1 for all, 0 for none.
+        save_top_k: Number of the best checkpoints to keep; -1 for all, 0 for none.
         save_last: Also keep `last.ckpt`, the newest.
         every_n_train_steps: Save at every n-th `global_step`.
-        every_n_epochs: Save after every n-th epoch, or the validation at its end; 1 by default,
-            where `every_n_train_steps` is not given.
+        every_n_epochs: Save after every n-th epoch, or the validation at its end; 1 by default
+            if `every_n_train_steps` is not given.
 
     Attributes:
         best_model_path: File of the best, or empty.
@@ -130,13 +130,13 @@ class ModelCheckpoint(Callback):
 
     @override
     def on_fit_end(self, trainer: Training, module: Module) -> None:
-        """Keep the end of a training that stopped within an epoch."""
-        if self.save_last and self._saved_at != _place(trainer):
+        """Save the end of a training that stopped within an epoch."""
+        if self.save_last and self._saved_at != _position(trainer):
             self._save_last(trainer)
 
     def _save(self, trainer: Training) -> None:
         score = self._score(trainer)
-        self._saved_at = _place(trainer)
+        self._saved_at = _position(trainer)
         path = str(self._folder / f"{self._name(trainer)}.ckpt")
         replaced = self._admit(path, score)
         if self.save_last:
@@ -150,12 +150,12 @@ class ModelCheckpoint(Callback):
                 files.remove(old)
 
     def _save_last(self, trainer: Training) -> None:
-        self._saved_at = _place(trainer)
+        self._saved_at = _position(trainer)
         self.last_model_path = str(self._folder / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path)
 
     def _score(self, trainer: Training) -> float:
-        """Return the metric, turned so that smaller is better."""
+        """Return the metric, negated for `"max"` so that smaller is better."""
         if self.monitor is None:
             return -float(trainer.progress.batches)
         metric = trainer.callback_metrics.get(self.monitor)
@@ -167,7 +167,7 @@ class ModelCheckpoint(Callback):
         return value if self.mode == "min" else -value
 
     def _admit(self, path: str, score: float) -> list[str]:
-        """Take a checkpoint among the best, if it is; return the files that are no longer."""
+        """Add a checkpoint to the best; return the files that no longer belong to them."""
         if self.save_top_k == 0:
             return []
         candidates = {**self.best_k_models, path: score}
@@ -181,7 +181,7 @@ class ModelCheckpoint(Callback):
         return [p for p in ranked if p not in self.best_k_models and p != path]
 
     def _name(self, trainer: Training) -> str:
-        """Return the file's name with the numbers in it, as `epoch=3-step=120`."""
+        """Return the file's name with its fields filled, such as `epoch=3-step=120`."""
         values: dict[str, Any] = dict(trainer.callback_metrics)
         values.update(epoch=trainer.current_epoch, step=trainer.global_step)
 
@@ -195,6 +195,6 @@ class ModelCheckpoint(Callback):
         return re.sub(r"\{(?P<name>[^{}:]+)(:(?P<form>[^{}]*))?\}", labelled, self.filename)
 
 
-def _place(trainer: Training) -> tuple[int, ...]:
-    """Return how far the training is."""
+def _position(trainer: Training) -> tuple[int, ...]:
+    """Return the counters of the training, to compare its position."""
     return trainer.progress.batches, trainer.progress.global_step

@@ -1,4 +1,4 @@
-"""A progress bar in a terminal; nothing elsewhere."""
+"""A progress bar; shown in a terminal only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _REFRESH_S = 0.1
 
 
 class ProgressBar(Callback):
-    """Shows epoch, batch, speed, and what was logged with `prog_bar=True`.
+    """Shows epoch, batch, speed, and metrics logged with `prog_bar=True`.
 
-    Nothing runs between batches, not even a refreshing thread. It moves ten times a second; metrics
-    are read from the device every `log_every_n_steps` batches only.
+    No thread refreshes it: it is updated after batches, at most ten times a second. Metrics are
+    read from the device every `log_every_n_steps` batches only.
 
     Args:
-        console: Where to; standard error by default.
+        console: The console to write to; standard error by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:

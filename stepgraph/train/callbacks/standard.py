@@ -1,4 +1,4 @@
-"""The callbacks a trainer has without being told, and their order."""
+"""The default callbacks of a trainer, and the order of all callbacks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def standard_callbacks(
     checkpointing: bool,
     accumulation: dict[int, int],
 ) -> list[Callback]:
-    """Return the callbacks of a trainer, in the order they are called.
+    """Return the callbacks of a trainer, in the order in which they are called.
 
     Args:
-        given: The user's.
-        progress_bar: Whether to show progress.
-        checkpointing: Whether to save.
+        given: The user's callbacks.
+        progress_bar: Whether to show a progress bar.
+        checkpointing: Whether to save checkpoints.
         accumulation: The trainer's schedule of accumulation. A
             `GradientAccumulationScheduler` among `given` is written into it.
 
@@ -54,7 +54,7 @@ def standard_callbacks(
         raise ConfigurationError(
             "Trainer: enable_checkpointing=False with a ModelCheckpoint",
             at="the argument `enable_checkpointing`",
-            why="the one says not to save, the other saves",
+            why="the argument disables checkpoints, and the callback saves them",
             hint="leave one of them out",
         )
     if checkpointing and not saves:

@@ -1,9 +1,9 @@
-"""Checkpoints: the file, and what is in it.
+"""Checkpoints: the file and its contents.
 
 Files, in reading order:
 
-    files.py             written atomically, loaded safely
-    training_state.py    everything that resuming needs
-    hyper_parameters.py  the arguments of `__init__`
+    files.py             files, written atomically and loaded safely
+    training_state.py    the state needed to resume a training
+    hyper_parameters.py  the arguments of a module's `__init__`
     randomness.py        random states
 """

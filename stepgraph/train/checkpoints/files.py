@@ -19,14 +19,14 @@ _DICTS = (dict, OrderedDict, Counter)
 
 
 def write(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint so that `path` is, at any moment, the old file or the new one, whole.
+    """Write a checkpoint atomically: `path` is always the complete old file or the new one.
 
     Args:
         state: Tensors, numbers, strings, dicts, lists and tuples.
-        path: The file; its folder is made.
+        path: The file; its folder is created.
 
     Raises:
-        CheckpointError: `state` holds something that cannot be loaded with `weights_only=True`.
+        CheckpointError: `state` contains a value that cannot be loaded with `weights_only=True`.
             Nothing is written.
     """
     path = Path(path)
@@ -45,7 +45,7 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint that `write` wrote; nothing in it is executed.
 
     Raises:
-        CheckpointError: There is no such file, or it is no complete checkpoint of ours.
+        CheckpointError: The file does not exist, or is not a complete checkpoint of stepgraph.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,7 +59,7 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
             "a checkpoint cannot be read",
             at=str(path),
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            why="it is damaged, or holds objects that only pickle can load",
+            why="it is damaged, or contains objects that only pickle can load",
             hint="an earlier checkpoint",
         ) from error
     if not isinstance(state, dict) or "stepgraph_format" not in state:
@@ -86,7 +86,7 @@ def remove(path: str | Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last, where the system can."""
+    """Flush a renaming to disk, on systems that support it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -98,7 +98,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _check(value: Any, where: str) -> None:
-    """Refuse what `torch.load(weights_only=True)` would refuse, and say where it is."""
+    """Refuse values that `torch.load(weights_only=True)` would refuse, with their path."""
     if isinstance(value, (Tensor, *_TYPES)) or type(value) in _PLAIN:
         return
     if type(value) in _DICTS:
@@ -111,7 +111,7 @@ def _check(value: Any, where: str) -> None:
             _check(item, f"{where}[{index}]")
         return
     raise CheckpointError(
-        "something in a checkpoint could not be loaded again",
+        "a value in a checkpoint could not be loaded again",
         at=where,
         found=type(value).__name__,
         why="checkpoints are loaded with weights_only=True, which runs no code from a file",
@@ -120,7 +120,7 @@ def _check(value: Any, where: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return a state dict in types that a checkpoint may hold: other dicts become dicts."""
+    """Return a state dict in types that a checkpoint may contain: subclasses become dicts."""
     if isinstance(value, dict) and type(value) not in (OrderedDict, Counter):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):

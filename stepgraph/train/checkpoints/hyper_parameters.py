@@ -1,4 +1,4 @@
-"""Hyper-parameters of a module: the arguments of its `__init__`, remembered."""
+"""Hyper-parameters of a module: the recorded arguments of its `__init__`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def init_arguments(frame: FrameType, owner: Any) -> dict[str, Any]:
     """Return the arguments of the `__init__` that `frame` runs, by name.
 
     Args:
-        frame: The frame of `__init__`, or of something it called directly.
+        frame: The frame of `__init__`, or of a function that it called directly.
         owner: The object under construction.
     """
     signature = inspect.signature(type(owner).__init__)

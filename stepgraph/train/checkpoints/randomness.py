@@ -1,4 +1,4 @@
-"""The random state of a training: saved, restored, so that a resumed run draws the same numbers."""
+"""The random state of a training, saved so that a resumed run draws the same numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Generator
 def random_state(generators: Iterable[Generator] = ()) -> dict[str, Any]:
     """Return the state of every generator: torch's, CUDA's, Python's, NumPy's and the given ones.
 
-    Only tensors, numbers, strings and containers, as a checkpoint may hold.
+    It consists of tensors, numbers, strings and containers, which a checkpoint may contain.
     """
     name, keys, *rest = np.random.get_state(legacy=True)
     return {

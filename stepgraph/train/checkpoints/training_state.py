@@ -1,4 +1,4 @@
-"""Everything a training consists of, into a checkpoint and out of it."""
+"""The state of a training, for checkpoints: collect and restore it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stepgraph.train.training import Training
 
 
 def collect(trainer: Training, module: Module) -> dict[str, Any]:
-    """Return the state of a training; tensors are the real ones, not copies."""
+    """Return the state of a training; its tensors are not copied."""
     updates, progress = trainer.updates, trainer.progress
     loader_state = trainer.epoch_batches.start if trainer.epoch_batches is not None else {}
     own = {
@@ -51,12 +51,12 @@ def collect(trainer: Training, module: Module) -> dict[str, Any]:
 
 
 def restore(trainer: Training, module: Module, state: dict[str, Any]) -> dict[str, Any] | None:
-    """Bring a training to the state in a checkpoint.
+    """Restore the state of a training from a checkpoint.
 
-    Everything is compared first: where something does not fit, nothing has changed.
+    Everything is checked first: if a part does not match, nothing has changed.
 
     Returns:
-        The random states to go on with, for the loop.
+        The random states that the loop restores before its first batch.
 
     Raises:
         CheckpointError: The checkpoint belongs to another training.
@@ -68,7 +68,7 @@ def restore(trainer: Training, module: Module, state: dict[str, Any]) -> dict[st
             "a checkpoint belongs to another training",
             at=problem[0],
             found=problem[1],
-            why="resuming would silently train something else",
+            why="the resumed training would not continue the saved one",
             hint="the module, optimizers and callbacks the checkpoint was written with",
         )
     trainer.hooks.call("on_load_checkpoint", state)
@@ -97,7 +97,7 @@ def restore(trainer: Training, module: Module, state: dict[str, Any]) -> dict[st
 
 
 def _check_not_over(trainer: Training, progress: dict[str, Any]) -> None:
-    """Refuse to resume a training that is longer already than this one is to be."""
+    """Refuse to resume from a checkpoint that is beyond the end of this training."""
     epochs = progress["epoch"] + (progress["phase"] != EPOCH_START)
     steps = progress["global_step"]
     for name, limit, reached in (
@@ -115,7 +115,7 @@ def _check_not_over(trainer: Training, progress: dict[str, Any]) -> None:
 
 
 def _gradients(trainer: Training, module: Module) -> dict[str, Tensor]:
-    """Return the gradients that the next batches will add to."""
+    """Return the gradients to which the next batches will add."""
     open_window = trainer.progress.in_window > 0
     if module.automatic_optimization and not open_window:
         return {}
@@ -136,7 +136,7 @@ def _of_all_processes(value: Any, world_size: int) -> list[Any]:
 
 
 def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters that a checkpoint can hold; resuming does not need them."""
+    """Return the hyper-parameters that a checkpoint can contain; resuming does not need them."""
     kinds = (type(None), bool, int, float, str, Tensor)
     return {name: value for name, value in values.items() if isinstance(value, kinds)}
 
@@ -144,7 +144,7 @@ def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
 def _mismatches(
     trainer: Training, module: Module, state: dict[str, Any]
 ) -> Sequence[tuple[str, str]]:
-    """Return where the checkpoint and the training differ, and how."""
+    """Return the differences between the checkpoint and the training, with their locations."""
     found: list[tuple[str, str]] = []
     own = module.state_dict()
     saved = state["state_dict"]

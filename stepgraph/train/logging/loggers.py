@@ -1,4 +1,4 @@
-"""Loggers: where metrics are written."""
+"""Loggers: they write metrics to files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Logger:
         """Write the hyper-parameters of a module."""
 
     def save(self) -> None:
-        """Bring everything to disk."""
+        """Write everything to disk."""
 
     def finalize(self) -> None:
         """Called when a training is over."""
@@ -36,7 +36,7 @@ class Logger:
 class CSVLogger(Logger):
     """Writes `metrics.csv`, a row for every call, and `hparams.json`.
 
-    A metric that appears later adds a column; the rows before it stay.
+    A metric that is first logged later adds a column; earlier rows are kept.
 
     Args:
         save_dir: Folder for all runs.
@@ -82,7 +82,7 @@ class CSVLogger(Logger):
         new = [name for name in metrics if name not in self._columns]
         if new:
             self._columns += new
-            self._written = 0  # the header changes: write all of it again
+            self._written = 0  # the header changes: write the whole file again
 
     @override
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
@@ -161,10 +161,10 @@ class TensorBoardLogger(Logger):
 
 
 def loggers_of(given: Any, root: Path) -> list[Logger]:
-    """Return the loggers that `Trainer(logger=...)` stands for.
+    """Return the loggers for the argument `Trainer(logger=...)`.
 
     Raises:
-        ConfigurationError: One of them is no logger.
+        ConfigurationError: One of them is not a logger.
     """
     if given is None or given is False:
         return []

@@ -1,4 +1,4 @@
-"""What `self.log` collects: on the device, without waiting for it."""
+"""The metrics logged by `self.log`, reduced on the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def number_of(
     sync_dist: bool,
     has_batch_size: bool,
 ) -> int:
-    """Return a number for a way to log; the same for the same, for the life of the process.
+    """Return a number that identifies a name and its options, constant in the process.
 
-    A compiled step records the number: strings cannot be recorded.
+    A compiled step records the number, because it cannot record strings.
     """
     if not (reduce_fx in REDUCTIONS or callable(reduce_fx)):
         raise ConfigurationError(
@@ -66,8 +66,8 @@ class Mean:
     Attributes:
         value: `[]` float64, the weighted sum, or the extreme; None before the first value.
         weight: Sum of the weights.
-        name: What the result is called.
-        kept: Every value, for a function of the user's.
+        name: The name of the result.
+        kept: Every value, if the reduction is a function of the user's.
     """
 
     def __init__(self, reduce_fx: Any) -> None:
@@ -120,12 +120,12 @@ class Mean:
 
 
 class Metrics:
-    """Everything logged in a training, by the three names Lightning has for it.
+    """All metrics of a training, in the three groups of Lightning.
 
     Attributes:
-        callback: What callbacks and plateau schedulers look at.
-        logged: What loggers get.
-        progress_bar: What is shown.
+        callback: Metrics for callbacks and plateau schedulers.
+        logged: Metrics for loggers.
+        progress_bar: Metrics for the progress bar.
     """
 
     def __init__(self) -> None:
@@ -145,14 +145,14 @@ class Metrics:
         batch_size: int,
         suffix: str = "",
     ) -> None:
-        """Take what a module has logged since the last call, and empty its list.
+        """Add the values that a module has logged since the last call, and empty its list.
 
         Args:
             entries: Number of a key, value, and for some keys a batch size, in turn. Emptied.
             stage: `"train"` or `"validate"`.
-            per_batch: Whether it was logged for a batch, not for an epoch.
-            batch_size: Weight of values that came without one.
-            suffix: Appended to every name; tells several validation loaders apart.
+            per_batch: Whether the values were logged for a batch, not for an epoch.
+            batch_size: Weight of values without a batch size.
+            suffix: Appended to every name, to distinguish several validation loaders.
         """
         flow = iter(entries)
         for number in flow:
@@ -181,7 +181,7 @@ class Metrics:
             mean.add(value, weight)
 
     def _new_mean(self, key: LogKey, stage: str) -> Mean:
-        """Return a mean, with what a checkpoint has for it."""
+        """Return a new mean, with its state from a checkpoint if there is one."""
         mean = Mean(key.reduce_fx)
         restored = self._restored[stage].pop(_spelled(key), None)
         if restored is not None:
@@ -200,7 +200,7 @@ class Metrics:
     def end_epoch(
         self, stage: str, reduce: Callable[[Tensor, str], Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Reduce what was logged over an epoch; return what loggers get of it."""
+        """Reduce the values of an epoch; return the results for loggers."""
         for_loggers: dict[str, Tensor] = {}
         for key, mean in self._running[stage].items():
             value = mean.result(reduce if key.sync_dist else None)
@@ -241,7 +241,7 @@ class Metrics:
 
 
 def _spelled(key: LogKey) -> str:
-    """Return a key as text, which a checkpoint can hold whatever the reduction is."""
+    """Return a key as text, so that a checkpoint can contain it for any reduction."""
     reduction = getattr(key.reduce_fx, "__qualname__", key.reduce_fx)
     return repr(tuple(key._replace(reduce_fx=reduction)))
 

@@ -1,4 +1,4 @@
-"""`self.log`: what a module hands to its trainer, a number at a time."""
+"""`self.log`: the numbers that a module passes to its trainer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from stepgraph.train.training import Training
 
 
 class Logs:
-    """What a `Module` can log.
+    """The logging methods of a `Module`.
 
-    Values wait in a list on their device; a trace records what is appended to it. The trainer
-    takes them when a batch is over.
+    Values are appended to a list and stay on their device; a compiled step records the appends.
+    The trainer empties the list after each batch.
     """
 
     _trainer: Training | None
@@ -39,19 +39,19 @@ class Logs:
         """Log a number, without waiting for the device.
 
         Args:
-            name: What it is called.
+            name: The name of the metric.
             value: A tensor with one element, or a number.
             prog_bar: Show it in the progress bar.
-            logger: Give it to the loggers.
+            logger: Pass it to the loggers.
             on_step: Keep every value; by default in `training_step`.
             on_epoch: Reduce it over the epoch; by default in a validation and in epoch hooks. With
-                both, they are called `name_step` and `name_epoch`.
+                both, the names are `name_step` and `name_epoch`.
             reduce_fx: `"mean"`, weighted by batch size, `"sum"`, `"min"`, `"max"`, or a function.
             sync_dist: Reduce the epoch's value over processes too.
             batch_size: Weight in the mean; inferred from the batch by default.
 
         Raises:
-            ConfigurationError: The value is not one number, or nothing may be logged here.
+            ConfigurationError: The value is not one number, or logging is not possible here.
         """
         if self._log_refused is not None:
             self._refuse_log(name)

@@ -2,11 +2,11 @@
 
 Files, in reading order:
 
-    preparation.py  brings a module and a trainer together
-    checks.py       arguments that contradict each other, found first
+    preparation.py  connects a module and a trainer before the first batch
+    checks.py       checks for contradictory arguments
     fit.py          the loop over epochs and batches
-    batches.py      the batches of an epoch, and where a resumed one goes on
-    validation.py   a validation, after which everything is as before
-    progress.py     which epoch, which batch, how many updates
+    batches.py      the batches of an epoch, and of a resumed one
+    validation.py   one validation
+    progress.py     counters: epochs, batches, updates
     processes.py    one process, or several started with `torchrun`
 """

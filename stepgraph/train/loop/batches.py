@@ -1,4 +1,4 @@
-"""The batches of an epoch: which is the last, where a resumed epoch goes on."""
+"""The batches of an epoch: their number, and the continuation of a resumed epoch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _NEW_WORKERS = (
 
 
 def known_length(loader: Any) -> int | None:
-    """Return the number of batches of a loader, or None where only iterating tells.
+    """Return the number of batches of a loader, or None if it is unknown before iteration.
 
-    The length that a `DataLoader` computes from an iterable data set is not relied upon: the data
-    set may give more or less.
+    The length that a `DataLoader` computes from an iterable data set is not used: the data set may
+    yield more or less.
     """
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         return None
@@ -46,7 +46,7 @@ def known_length(loader: Any) -> int | None:
 
 
 def limited_length(length: int | None, limit: int | float | None, name: str) -> int | None:
-    """Return how many batches are used of `length`.
+    """Return the number of batches to use out of `length`.
 
     Args:
         length: Number of batches, or None when unknown.
@@ -54,7 +54,7 @@ def limited_length(length: int | None, limit: int | float | None, name: str) -> 
         name: The trainer's argument.
 
     Raises:
-        ConfigurationError: A share is asked of an unknown length.
+        ConfigurationError: The limit is a share and the length is unknown.
     """
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return length
@@ -71,7 +71,7 @@ def limited_length(length: int | None, limit: int | float | None, name: str) -> 
 
 
 def checked_limit(limit: Any, name: str) -> int | float | None:
-    """Return a limit as it is.
+    """Return a valid limit unchanged.
 
     Raises:
         ConfigurationError: It is neither a count nor a share.
@@ -97,19 +97,19 @@ def checked_limit(limit: Any, name: str) -> int | float | None:
 class Epoch:
     """One pass over a loader.
 
-    With a known length nothing is fetched ahead, so that a data set that draws random numbers draws
-    them between the same steps as in a plain loop. Without one, batches are fetched ahead, as many
-    as it takes to know the length of an accumulation window.
+    With a known length no batch is prefetched, so that a data set that draws random numbers draws
+    them between the same steps as in a plain loop. Otherwise, enough batches are prefetched to
+    determine the length of an accumulation window.
 
     Args:
         loader: Any iterable of batches.
-        length: Number of batches to use, or None when only iterating tells.
-        ahead: How many batches to look ahead where the length is unknown.
+        length: Number of batches to use, or None if unknown.
+        ahead: Number of batches to prefetch if the length is unknown.
 
     Attributes:
         start: The random state before the loader's iterator was made.
-        taken: How many batches have been given out.
-        left: How many batches are left; where the length is unknown, at most `ahead + 1`.
+        taken: Number of batches returned so far.
+        left: Number of batches left; if the length is unknown, at most `ahead + 1`.
     """
 
     def __init__(self, loader: Iterable[Any], length: int | None, *, ahead: int = 1) -> None:
@@ -125,9 +125,9 @@ class Epoch:
         """Make the loader's iterator.
 
         Args:
-            start: Random state to make it from, of an interrupted epoch. The random state is
-                elsewhere afterwards; the caller sets it.
-            skip: How many batches the interrupted epoch had.
+            start: Random state in which to make it, of an interrupted epoch. This changes the
+                random state; the caller sets it afterwards.
+            skip: Number of batches that the interrupted epoch has used.
         """
         if start is not None:
             restore_loading(self.loader, start)
@@ -161,10 +161,10 @@ class Epoch:
         return batch
 
     def finish(self) -> None:
-        """Ask the loader for its end, as a `for` loop does: samplers draw there, workers stop.
+        """Exhaust the loader, as a `for` loop does: samplers may draw then, and workers stop.
 
         Raises:
-            ConfigurationError: It has another batch.
+            ConfigurationError: The loader has another batch.
         """
         whole = self.exact and self.taken == known_length(self.loader)
         if whole and next(self._iterator, _END) is not _END:
@@ -177,7 +177,7 @@ class Epoch:
         self.close()
 
     def close(self) -> None:
-        """Let go of the loader's iterator, and its workers."""
+        """Release the loader's iterator and its workers."""
         self._iterator = iter(())
 
     def _count_left(self) -> int:
@@ -196,7 +196,7 @@ class Epoch:
 
 
 def loading_state(loader: Any) -> dict[str, Any]:
-    """Return what decides which batches a loader gives from now on: the random state."""
+    """Return the random state that determines the next batches of a loader."""
     workers = torch_private.has_live_workers(loader)
     return {**random_state(generators_of(loader)), "workers": workers}
 
@@ -205,7 +205,8 @@ def restore_loading(loader: Any, state: dict[str, Any]) -> None:
     """Restore what `loading_state` returned, for an equal loader.
 
     A loader draws a seed for its workers when it starts them. With `persistent_workers` that is
-    before the first epoch only; they are started here if they lived when the state was saved.
+    before the first epoch only; they are started here if they were running when the state was
+    saved.
     """
     if torch_private.has_live_workers(loader) != state["workers"]:
         torch_private.stop_workers(loader)
@@ -216,7 +217,7 @@ def restore_loading(loader: Any, state: dict[str, Any]) -> None:
 
 
 def generators_of(loader: Any) -> list[Generator]:
-    """Return the generators that a loader and its samplers draw from, each once."""
+    """Return the generators used by a loader and its samplers, each once."""
     found: dict[int, Generator] = {}
     batch_sampler = getattr(loader, "batch_sampler", None)
     holders = (
@@ -234,7 +235,7 @@ def generators_of(loader: Any) -> list[Generator]:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the samplers that want to know it the number of the epoch."""
+    """Call `set_epoch` of the samplers that have it."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     for sampler in (
         getattr(loader, "sampler", None),
@@ -246,9 +247,9 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 
 def shared_out(loader: Any, rank: int, world_size: int) -> Any:
-    """Return a loader of this process's share, where `loader` would give all to each.
+    """Return a loader of this process's share, if `loader` would yield all batches in each process.
 
-    Samplers of the user's own are taken to share out themselves.
+    The user's own samplers are assumed to yield the share of their process.
     """
     sampler = getattr(loader, "sampler", None)
     if world_size == 1 or not isinstance(loader, DataLoader):

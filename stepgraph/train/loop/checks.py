@@ -1,4 +1,4 @@
-"""What contradicts itself, found before anything has changed."""
+"""Checks for contradictory arguments, before anything has changed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def undecorated(module: Module) -> Callable[..., Any]:
 
 
 def check_fit(trainer: Training, module: Any, loader: Any) -> None:
-    """Refuse a fit that could not mean what it says.
+    """Refuse a fit whose arguments contradict each other or the module.
 
     Raises:
-        ConfigurationError: With the reason.
+        ConfigurationError: They do; the message has the reason.
     """
     if not isinstance(module, Module):
         raise ConfigurationError(
@@ -63,7 +63,7 @@ def _check_manual(trainer: Training, module: Module, indexed: bool) -> None:
             "Trainer(gradient_clip_val=...) does nothing in manual optimization",
             at="the argument `gradient_clip_val`",
             found=repr(trainer.gradient_clip_val),
-            why="only the step knows when gradients are complete",
+            why="the step decides when gradients are complete",
             hint="self.clip_gradients(opt, gradient_clip_val=...) in training_step",
         )
     if any(batches != 1 for batches in trainer.options.accumulation.values()):
@@ -71,7 +71,7 @@ def _check_manual(trainer: Training, module: Module, indexed: bool) -> None:
             "Trainer(accumulate_grad_batches=...) does nothing in manual optimization",
             at="the argument `accumulate_grad_batches`",
             found=repr(trainer.options.accumulate_grad_batches),
-            why="only the step knows when to update",
+            why="the step decides when to update",
             hint="if (batch_idx + 1) % n == 0: opt.step() in training_step",
         )
 
@@ -80,14 +80,14 @@ def check_optimizers(trainer: Training, module: Module, found: Configuration, sc
     """Refuse optimizers that contradict the trainer's options or the training step.
 
     Raises:
-        ConfigurationError: With the reason.
+        ConfigurationError: They do; the message has the reason.
     """
     lbfgs = [type(o).__name__ for o in found.optimizers if isinstance(o, LBFGS)]
     if lbfgs and scales:
         raise ConfigurationError(
             'LBFGS cannot be used with precision="16-mixed"',
             found=", ".join(lbfgs),
-            why="it evaluates the loss several times within one update, the loss scale is for one",
+            why="it evaluates the loss several times in one update, the loss scale is for one",
             hint='precision="bf16-mixed"',
         )
     if not module.automatic_optimization:
@@ -98,7 +98,7 @@ def check_optimizers(trainer: Training, module: Module, found: Configuration, sc
             "LBFGS cannot accumulate gradients",
             at="the argument `accumulate_grad_batches`",
             found=repr(trainer.options.accumulate_grad_batches),
-            why="it evaluates the loss again, of which only the last batch of a window is at hand",
+            why="it evaluates the loss again, and only the last batch of a window is available",
             hint="accumulate_grad_batches=1 and larger batches",
         )
     if found.frequencies and accumulates:
@@ -117,6 +117,6 @@ def _check_index(module: Module, found: Configuration) -> None:
             "training_step is missing optimizer_idx",
             at=f"{type(module).__name__}.training_step",
             found=f"{len(found.optimizers)} optimizers in automatic optimization",
-            why="it is called once for each optimizer and must know for which",
+            why="it is called once for each optimizer, with the optimizer's index",
             hint="def training_step(self, batch, batch_idx, optimizer_idx), or manual optimization",
         )

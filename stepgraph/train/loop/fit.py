@@ -21,17 +21,17 @@ from stepgraph.train.training import Training
 
 
 class FitLoop:
-    """Trains a module until the trainer has enough.
+    """Trains a module until a limit of the trainer is reached.
 
-    Every phase ends with a call of the callbacks that save, in a state from which the loop can go
-    on: `Progress.phase` says where.
+    Every phase ends with a call of the callbacks that save, in a state from which the loop can be
+    resumed; `Progress.phase` is the phase.
 
     Args:
-        trainer: Whose options and progress are used; its progress is advanced.
+        trainer: Provides the options and the progress, which is advanced.
         module: The user's module.
         loader: The training batches.
         validation: Loaders of validation batches.
-        step: The module's training step: compiled, or as it is.
+        step: The module's training step, compiled or plain.
         automatic: One composed step for each optimizer; empty in manual optimization.
     """
 
@@ -117,13 +117,13 @@ class FitLoop:
             step.epoch = progress.epoch
 
     def _restore_randomness(self) -> None:
-        """Go on with the random numbers where the checkpoint was written."""
+        """Restore the random states of the checkpoint."""
         if self.resumed is not None:
             restore_loading(self.loader, self.resumed["now"])
             self.resumed = None
 
     def _run_batch(self) -> bool:
-        """Train on one batch; return whether the rest of the epoch is to be skipped."""
+        """Train on one batch; return whether to skip the rest of the epoch."""
         trainer, progress, hooks = self.trainer, self.progress, self.hooks
         batch_idx = progress.batch
         batch = self.epoch.take()
@@ -157,9 +157,9 @@ class FitLoop:
         return False
 
     def _share_buffers(self) -> None:
-        """Give all processes the first one's buffers, once gradients have been reduced.
+        """Copy the first process's buffers to all processes, after gradients have been reduced.
 
-        So the next forward begins with equal ones, as under DDP.
+        So the next forward begins with equal buffers, as with DDP.
         """
         sync = self.updates.sync
         if sync is not None and sync.reductions != self.reductions:
@@ -167,7 +167,7 @@ class FitLoop:
             self.trainer.processes.share_buffers(self.module)
 
     def _take_logged(self, batch: Any) -> None:
-        """Take what was logged for this batch."""
+        """Collect the values logged for this batch."""
         entries = self.module._log_entries
         if entries:
             self.trainer.metrics.take(
@@ -182,7 +182,7 @@ class FitLoop:
 
     def _optimize(self, batch: Any, batch_idx: int) -> Any:
         if self.module.automatic_optimization != self.is_automatic:
-            raise _changed_its_mind()
+            raise _optimization_changed()
         if self.is_automatic:
             return self._optimize_automatically(batch, batch_idx)
         given = {"batch": batch, "batch_idx": batch_idx}
@@ -207,7 +207,7 @@ class FitLoop:
                 if ends and progress.pending[index] and not step.hosted:
                     self.updates.stepped.append(index)
             if outputs is None and self.trainer.world_size > 1 and not step.hosted:
-                raise _none_between_processes()
+                raise _none_in_one_process()
         if ends:
             progress.close_window()
         else:
@@ -215,7 +215,7 @@ class FitLoop:
         return outputs
 
     def _active(self, batch_idx: int) -> Sequence[AutomaticStep]:
-        """Return the steps whose optimizer takes part in a batch."""
+        """Return the steps of the optimizers that are active in a batch."""
         frequencies = self.trainer.frequencies
         if not frequencies:
             return self.automatic
@@ -243,7 +243,7 @@ class FitLoop:
         return outputs
 
     def _due(self, step: AutomaticStep) -> tuple[bool, ...]:
-        """Return which schedules advance inside the step, if it makes an update."""
+        """Return, for each schedule, whether it advances inside the step if there is an update."""
         if not step.schedulers or step.index is None:
             return ()
         steps = self.progress.optimizer_steps[step.index] + 1
@@ -286,9 +286,9 @@ class FitLoop:
         self.hooks.call(name)
 
     def _write_metrics(self) -> None:
-        """Give the step values to the loggers, every `log_every_n_steps` batches.
+        """Pass the step values to the loggers, every `log_every_n_steps` batches.
 
-        In the middle of an accumulation window they wait for its end.
+        Within an accumulation window this is delayed until its end.
         """
         trainer, progress = self.trainer, self.progress
         if progress.batches % trainer.log_every_n_steps == 0:
@@ -299,7 +299,7 @@ class FitLoop:
 
 
 def _manual_outputs(outputs: Any) -> Any:
-    """Return what a manual training step returned, without graphs.
+    """Return the result of a manual training step, detached.
 
     Raises:
         ConfigurationError: It is neither a tensor, nor a dict, nor None.
@@ -310,12 +310,12 @@ def _manual_outputs(outputs: Any) -> Any:
         "training_step of manual optimization returns a tensor, a dict or None",
         at="training_step",
         found=type(outputs).__name__,
-        why="its outputs are given to on_train_batch_end",
+        why="its outputs are passed to on_train_batch_end",
         hint='return {"loss": loss}, or nothing',
     )
 
 
-def _changed_its_mind() -> ConfigurationError:
+def _optimization_changed() -> ConfigurationError:
     return ConfigurationError(
         "automatic_optimization has changed in the middle of a fit",
         at="self.automatic_optimization",
@@ -324,7 +324,7 @@ def _changed_its_mind() -> ConfigurationError:
     )
 
 
-def _none_between_processes() -> ConfigurationError:
+def _none_in_one_process() -> ConfigurationError:
     return ConfigurationError(
         "training_step returned None in one of several processes",
         at="training_step",

@@ -1,4 +1,4 @@
-"""Bring a module and a trainer together, before the first batch."""
+"""Connect a module and a trainer, before the first batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepare(trainer: Training, module: Module, loader: Any, validation: list[Any
     """Attach a module, configure its optimizers, compose its steps.
 
     Args:
-        trainer: Without a training; gets this one.
+        trainer: Its training state is set.
         module: Moved to the trainer's device and precision.
         loader: The training batches.
         validation: Loaders of validation batches.
@@ -53,11 +53,11 @@ def prepare(trainer: Training, module: Module, loader: Any, validation: list[Any
 
 
 def attach(trainer: Training, module: Module, stage: str) -> None:
-    """Let a module and the callbacks know their trainer.
+    """Attach a module and the callbacks to their trainer.
 
     Args:
-        trainer: Gets the tables of hooks.
-        module: May not log before its stage has begun.
+        trainer: Its tables of hooks are set.
+        module: Must not log before its stage has begun.
         stage: `"fit"` or `"validate"`.
     """
     trainer.module, trainer.stage = module, stage
@@ -73,7 +73,7 @@ def attach(trainer: Training, module: Module, stage: str) -> None:
 
 
 def _measure_epoch(trainer: Training, loader: Any, validation: list[Any]) -> None:
-    """Find out how long an epoch is and when validations are due."""
+    """Determine the length of an epoch and the interval of validations."""
     trainer.train_loader = shared_out(loader, trainer.rank, trainer.world_size)
     trainer.validates = bool(validation)
     length, limit = known_length(trainer.train_loader), trainer.limit_train_batches
@@ -82,7 +82,7 @@ def _measure_epoch(trainer: Training, loader: Any, validation: list[Any]) -> Non
 
 
 def _adopt(trainer: Training, module: Module, found: Configuration) -> None:
-    """Take over what `configure_optimizers` returned."""
+    """Store the optimizers and schedules that `configure_optimizers` returned."""
     scaler = trainer.precision.scaler()
     check_optimizers(trainer, module, found, scaler is not None)
     updates = trainer.updates = Updates(

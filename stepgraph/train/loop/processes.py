@@ -18,12 +18,12 @@ _OPERATIONS = {"sum": "SUM", "min": "MIN", "max": "MAX"}
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all.
+    """This process, one of all processes of the training.
 
     Attributes:
-        device: What it computes on.
+        device: Its device.
         rank: Its number.
-        world_size: How many there are.
+        world_size: The number of processes.
     """
 
     device: torch.device
@@ -32,10 +32,10 @@ class Processes:
 
     @staticmethod
     def from_environment(accelerator: str, devices: Any, strategy: str) -> Processes:
-        """Return what the trainer's arguments and `torchrun` say.
+        """Return the processes defined by the trainer's arguments and `torchrun`.
 
         Raises:
-            ConfigurationError: The two do not fit, or an argument is unknown.
+            ConfigurationError: The two contradict each other, or an argument is unknown.
         """
         _one_of("accelerator", accelerator, ("auto", "cpu", "cuda", "gpu"))
         _one_of("strategy", strategy, ("auto", "ddp"))
@@ -55,7 +55,7 @@ class Processes:
                 "Trainer: a process for every device is started from outside",
                 at="the argument `devices`",
                 found=f"devices={devices!r}, {started} process(es) running",
-                why="a Trainer starts no processes of its own",
+                why="a Trainer does not start processes",
                 hint=f"torchrun --nproc-per-node={wanted} script.py",
             )
         cuda = accelerator in ("cuda", "gpu") or (
@@ -76,17 +76,17 @@ class Processes:
         return Processes(device, rank, started)
 
     def start(self, module: nn.Module) -> None:
-        """Give every process the parameters and buffers of the first."""
+        """Copy the parameters and buffers of the first process to every process."""
         if self.world_size > 1:
             share([*module.parameters(), *module.buffers()])
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the buffers of the first: running means are of its batches."""
+        """Copy the buffers of the first process to every process, such as running means."""
         if self.world_size > 1:
             share(module.buffers())
 
     def sync(self) -> GradientSync | None:
-        """Return what reduces gradients, or None in a single process."""
+        """Return the reduction of gradients, or None for a single process."""
         return GradientSync() if self.world_size > 1 else None
 
     def reduce(self, value: Tensor, operation: str) -> Tensor:
@@ -98,7 +98,7 @@ class Processes:
         return result
 
     def agreed(self, value: Tensor) -> Tensor:
-        """Return the first process's value: what is decided by it must be the same in all."""
+        """Return the first process's value, for decisions that must be equal in all processes."""
         if self.world_size == 1:
             return value
         result = value.clone().to(self.device)

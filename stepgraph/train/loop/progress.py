@@ -1,4 +1,4 @@
-"""Where a training is."""
+"""The progress of a training: counters and position."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ EPOCH_DONE = "epoch done"
 
 @dataclass
 class Progress:
-    """Counters of a training, and what comes next; all of it is in a checkpoint.
+    """Counters of a training and its position; all of it is in a checkpoint.
 
     Attributes:
         epoch: Number of the epoch, from 0.
-        batch: How many batches of the epoch are done.
-        batches: How many batches of all epochs are done.
-        global_step: In how many batches at least one optimizer stepped.
-        optimizer_steps: How often each optimizer stepped.
-        phase: What has just happened in the epoch.
+        batch: Number of batches done in the epoch.
+        batches: Number of batches done in all epochs.
+        global_step: Number of batches in which at least one optimizer stepped.
+        optimizer_steps: Number of steps of each optimizer.
+        phase: The latest completed phase of the epoch.
         accumulate: Length of a full accumulation window in this epoch.
-        window: Length of the window that the next batch belongs to, while it is open; else 0.
-        in_window: How many batches of that window are done.
+        window: Length of the window of the next batch, while it is open; else 0.
+        in_window: Number of batches done in that window.
         pending: For each optimizer, whether it has gradients in the open window.
         stepped: The optimizers that stepped in the latest batch.
     """
@@ -44,23 +44,23 @@ class Progress:
     stepped: list[int] = field(default_factory=list)
 
     def start_epoch(self, accumulate: int) -> None:
-        """Be before the first batch of an epoch."""
+        """Go to the start of an epoch."""
         self.batch, self.accumulate, self.phase = 0, accumulate, BATCH
         self.close_window()
 
     def open_window(self, remaining: int) -> None:
-        """Be before the first batch of a window, with `remaining` batches left in the epoch."""
+        """Go to the start of a window, with `remaining` batches left in the epoch."""
         self.window, self.in_window = min(self.accumulate, remaining), 0
         self.pending = [False] * len(self.optimizer_steps)
 
     def close_window(self) -> None:
-        """Be between two windows."""
+        """Go to the end of the window."""
         self.window = self.in_window = 0
         self.pending = [False] * len(self.optimizer_steps)
 
     @property
     def window_ends(self) -> bool:
-        """Whether the batch at hand is the last of its window."""
+        """Whether the present batch is the last of its window."""
         return self.in_window + 1 >= self.window
 
     def count(self, stepped: list[int]) -> None:

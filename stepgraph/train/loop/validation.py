@@ -1,4 +1,4 @@
-"""Validation: in eval mode, without gradients, everything as it was afterwards."""
+"""Validation: in eval mode, without gradients; modes and gradients are restored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stepgraph.train.training import Training
 
 
 def loaders_of(given: Any) -> list[Any]:
-    """Return the loaders: a list of `DataLoader`s is several, any other iterable is one."""
+    """Return the loaders: each element of a list of `DataLoader`s, or any other iterable as one."""
     if given is None:
         return []
     if isinstance(given, list | tuple) and given and all(isinstance(x, DataLoader) for x in given):
@@ -28,7 +28,7 @@ def loaders_of(given: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Scope of eval mode without gradients; every submodule gets its own mode back."""
+    """Scope of eval mode without gradients; the mode of every submodule is restored."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -40,9 +40,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def validate(trainer: Training, module: Module, loaders: Sequence[Any]) -> dict[str, Tensor]:
-    """Run a validation; return what was logged for loggers.
+    """Run a validation; return the metrics for loggers.
 
-    Gradients that are being accumulated stay.
+    Accumulated gradients are kept.
     """
     hooks, metrics = trainer.hooks, trainer.metrics
     hooks.call("on_validation_start")

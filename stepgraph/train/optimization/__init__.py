@@ -1,15 +1,15 @@
-"""What happens to optimizers, schedules and gradients.
+"""Optimizers, schedules and gradients of a training.
 
 Files, in reading order:
 
-    configuration.py   what `configure_optimizers` may return
-    compose.py         the steps that automatic optimization implies
+    configuration.py   the accepted results of `configure_optimizers`
+    compose.py         composition of the steps of automatic optimization
     automatic_step.py  one such step
-    optimizers.py      what `self.optimizers()` returns
+    optimizers.py      the optimizer wrappers returned by `self.optimizers()`
     updates.py         precision, hooks and counts around `optimizer.step()`
-    schedules.py       when schedules advance
+    schedules.py       advance of learning rate schedules
     clipping.py        gradient clipping
     precision.py       casts and the loss scale
-    toggles.py         whose parameters require gradients
+    toggles.py         `requires_grad` of the parameters of one optimizer
     gradient_sync.py   gradients and buffers between processes
 """

@@ -1,4 +1,4 @@
-"""The step that automatic optimization implies, composed for one optimizer and compiled."""
+"""The step of automatic optimization for one optimizer, composed and compiled."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stepgraph.train.signatures import accepted, overridden, step_arguments, tak
 
 
 class Micro(NamedTuple):
-    """Where a batch is in its accumulation window.
+    """The position of a batch in its accumulation window.
 
     Attributes:
-        first: No batch of the window has had a gradient yet.
-        updates: It is the last of the window.
+        first: Whether no batch of the window has had a gradient yet.
+        updates: Whether it is the last of the window.
         length: Number of batches in the window.
     """
 
@@ -33,7 +33,7 @@ class Micro(NamedTuple):
 
 @dataclass
 class Clipping:
-    """What the trainer was told about clipping."""
+    """The trainer's options for clipping."""
 
     limit: float | None
     algorithm: str
@@ -45,12 +45,12 @@ class AutomaticStep:
     Args:
         module: The user's module.
         updates: Its optimizers.
-        index: Which of them; None when there is no optimizer at all.
+        index: The index of its optimizer; None if there is no optimizer at all.
         training_step: The module's, undecorated and bound.
-        precision: Of the forward.
-        schedulers: Those of this optimizer that advance by steps and without a metric.
-        clipping: What the trainer was told.
-        compiled: Makes a compiled step of a bound method; or returns the method as it is.
+        precision: The precision of the forward.
+        schedulers: The schedules of this optimizer that advance by steps and without a metric.
+        clipping: The trainer's options for clipping.
+        compiled: Makes a compiled step from a bound method, or returns the method unchanged.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class AutomaticStep:
         self.zero_grad_indexed = takes(module.optimizer_zero_grad, "optimizer_idx")
         self.epoch = 0
         if index is None:
-            compiled = _as_it_is  # only a forward: there is nothing to compile
+            compiled = _unchanged  # only a forward: there is nothing to compile
         self.forward_backward = compiled(self._forward_backward)
         self.whole = self.forward_backward if self.hosted else compiled(self._whole)
 
     @property
     def wrapper(self) -> OptimizerWrapper:
-        """The optimizer, as the user sees it."""
+        """The wrapper of its optimizer."""
         assert self.index is not None
         return self.updates.wrappers[self.index]
 
@@ -138,7 +138,7 @@ class AutomaticStep:
             self.module.optimizer_zero_grad(self.epoch, batch_idx, wrapper)
 
     def _update(self) -> None:
-        """Clip and step, with gradients that are complete."""
+        """Clip and step; gradients are complete."""
         wrapper, updates = self.wrapper, self.updates
         raw = wrapper.optimizer
         if updates.before_step or self.clips:
@@ -158,7 +158,7 @@ class AutomaticStep:
             )
 
     def _on_host(self, batch: Any, batch_idx: int, micro: Micro) -> Any:
-        """Let `optimizer_step`, or the optimizer's own loop, decide when the closure runs."""
+        """Call `optimizer_step`, or an optimizer with its own loop, which runs the closure."""
         run = _Closure(self, batch, batch_idx, micro)
         if not micro.updates:
             run()
@@ -196,10 +196,10 @@ class AutomaticStep:
 
 
 class _Closure:
-    """What an `optimizer_step` override receives: runs the training step and differentiates.
+    """The closure for an `optimizer_step` override: runs the training step and differentiates.
 
     Attributes:
-        outputs: Of the latest run.
+        outputs: The outputs of the latest run.
         ran: Whether it has run.
     """
 
@@ -218,7 +218,7 @@ class _Closure:
         return _loss_of(self.outputs)
 
     def step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
-        """Stand in for `optimizer.step` while the override runs."""
+        """Replace `optimizer.step` while the override runs."""
         raw = wrapper.optimizer
         try:
             if closure is None or not self.owner.loops:
@@ -236,7 +236,7 @@ class _Closure:
         return loss
 
     def _before_update(self, wrapper: OptimizerWrapper) -> None:
-        """Check that there is something to update with; unscale, call hooks, clip."""
+        """Check that there is a gradient; unscale, call hooks, clip."""
         if self.ran and self.outputs is None and self.micro.first:
             raise SkippedUpdate
         owner = self.owner
@@ -255,17 +255,17 @@ class _Closure:
             updates.scaling[wrapper._index].touched = True
 
 
-def _as_it_is(method: Any) -> Any:
+def _unchanged(method: Any) -> Any:
     return method
 
 
 def _needs_host(module: Module, optimizer: Any) -> bool:
-    """Return whether Python outside of a trace decides when this optimizer steps."""
+    """Return whether this optimizer must step from Python that is not traced."""
     return _overrides(module, "optimizer_step") or not plain_torch(optimizer)
 
 
 def _has_own_loop(optimizer: Any, scaler: Any) -> bool:
-    """Return whether the optimizer must call the closure itself, perhaps several times."""
+    """Return whether the optimizer must call the closure itself, possibly several times."""
     return scaler is None and not plain_torch(optimizer) and takes(optimizer.step, "closure")
 
 
@@ -277,7 +277,7 @@ def _loss_of(outputs: Any) -> Tensor | None:
     """Return the loss among the outputs of a training step, or None.
 
     Raises:
-        ConfigurationError: The outputs are no loss, no dict with one, and not None.
+        ConfigurationError: The outputs are not a loss, a dict with a loss, or None.
     """
     if outputs is None or isinstance(outputs, Tensor):
         return outputs
@@ -301,7 +301,7 @@ def _described(outputs: Any) -> str:
 
 
 def detached(outputs: Any) -> Any:
-    """Return the outputs without their graph."""
+    """Return the outputs, detached."""
     if isinstance(outputs, Tensor):
         return outputs.detach()
     if isinstance(outputs, dict):

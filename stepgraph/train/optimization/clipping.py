@@ -33,7 +33,7 @@ def checked_value(value: Any) -> float | None:
     """Return a limit for gradients, or None for no clipping.
 
     Raises:
-        ConfigurationError: `value` is no number, or is negative.
+        ConfigurationError: `value` is not a number, or is negative.
     """
     if value is None:
         return None
@@ -64,7 +64,7 @@ def clip(optimizer: Any, limit: float | None, algorithm: str) -> Tensor | None:
         algorithm: `"norm"` or `"value"`.
 
     Returns:
-        The norm of all its gradients before clipping, `[]`, or None where nothing is clipped.
+        The norm of all its gradients before clipping, `[]`, or None if nothing is clipped.
     """
     if limit is None:
         return None

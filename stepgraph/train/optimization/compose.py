@@ -1,4 +1,4 @@
-"""From a module's hooks and a trainer's options to the steps of automatic optimization."""
+"""Compose the steps of automatic optimization from a module's hooks and a trainer's options."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stepgraph.train.training import Training
 def composed_steps(
     trainer: Training, module: Module, training_step: Callable[..., Any]
 ) -> list[AutomaticStep]:
-    """Return a step for each optimizer; one that only computes losses where there is none.
+    """Return a step for each optimizer; without optimizers, one that only computes losses.
 
     Args:
-        trainer: Whose optimizers and options are used.
+        trainer: Provides the optimizers and options.
         module: The user's module.
         training_step: The module's, undecorated and bound.
     """
@@ -37,25 +37,25 @@ def composed_steps(
                 for config in trainer.lr_scheduler_configs
                 if config.optimizer_index == index
                 and by_steps(config)
-                and trainer.updates.scaler is None  # an overflow is known after the step only
+                and trainer.updates.scaler is None  # an overflow is known only after the step
             ],
             clipping=Clipping(trainer.gradient_clip_val, trainer.gradient_clip_algorithm),
             compiled=_compiler(trainer, _name(module, None if len(indices) == 1 else index)),
         )
-        if step.hosted:  # the trainer advances them: only it knows whether there was a step
+        if step.hosted:  # the trainer advances them, after it has checked that there was a step
             step.configs = []
         steps.append(step)
     return steps
 
 
 def _name(module: Module, index: int | None) -> str:
-    """Return what explanations and warnings call a step: the user does not know ours."""
+    """Return the name of a step in explanations and warnings: the user's, not our function's."""
     name = f"{type(module).__name__}.training_step"
     return name if index is None else f"{name}, optimizer {index}"
 
 
 def _compiler(trainer: Training, name: str) -> Callable[[Any], Any]:
-    """Return what makes a compiled step of a method, or leaves it as it is."""
+    """Return the function that makes a compiled step from a method, or returns it unchanged."""
     if not trainer.options.compile:
         return lambda method: method
     on_fallback = "silent" if trainer.world_size > 1 else "warn"

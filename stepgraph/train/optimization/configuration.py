@@ -1,4 +1,4 @@
-"""What `configure_optimizers` may return, brought into one form."""
+"""Convert the result of `configure_optimizers` to one form."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class SchedulerConfig:
     Attributes:
         scheduler: The user's scheduler.
         interval: `"epoch"`, or `"step"` for steps of its optimizer.
-        frequency: Advance at every n-th.
-        monitor: Name of the metric a plateau scheduler is given.
+        frequency: Advance at every n-th epoch or step.
+        monitor: Name of the metric for a plateau scheduler.
         strict: Whether a missing metric is an error; else that advance is skipped with a warning.
-        name: What a `LearningRateMonitor` calls it.
+        name: Its name in a `LearningRateMonitor`.
         reduce_on_plateau: Whether `step` takes the metric.
-        optimizer_index: Which of the optimizers it belongs to.
+        optimizer_index: Index of its optimizer.
     """
 
     scheduler: Any
@@ -61,8 +61,8 @@ class Configuration:
     Attributes:
         optimizers: The user's optimizers.
         schedulers: Their schedules.
-        frequencies: For how many batches in a row each optimizer is the active one; empty when
-            all are active in every batch.
+        frequencies: For each optimizer, the number of consecutive batches in which it is the active
+            one; empty if all are active in every batch.
     """
 
     optimizers: list[Optimizer] = field(default_factory=list)
@@ -71,16 +71,16 @@ class Configuration:
 
 
 def configuration(returned: Any, *, automatic: bool, custom_step: bool = False) -> Configuration:
-    """Return the one form of what `configure_optimizers` returned.
+    """Return the optimizers and schedules of a result of `configure_optimizers`.
 
     Args:
-        returned: That.
+        returned: The result.
         automatic: Whether the trainer advances the schedules.
         custom_step: Whether `lr_scheduler_step` is overridden, so that any object may be a
             scheduler.
 
     Raises:
-        ConfigurationError: It is none of the accepted forms, or contradicts itself.
+        ConfigurationError: The result has none of the accepted forms, or contradicts itself.
     """
     if returned is None:
         warnings.warn(
@@ -140,7 +140,7 @@ def _from_dicts(dicts: list[dict[str, Any]]) -> Configuration:
             raise ConfigurationError(
                 "configure_optimizers: every optimizer needs a frequency, or none",
                 found=f"frequencies {given}",
-                why="they say for how many batches in a row each optimizer is active",
+                why="a frequency is the number of consecutive batches in which it is active",
                 hint='"frequency": an int of at least 1, for every optimizer',
             )
         found.frequencies = [int(frequency) for frequency in given]
@@ -240,14 +240,14 @@ def _index_of_optimizer(config: SchedulerConfig, found: Configuration) -> int:
 def _check_automatic(config: SchedulerConfig, kind: str) -> None:
     if config.reduce_on_plateau and not config.monitor:
         raise ConfigurationError(
-            f"configure_optimizers: {kind} needs a metric to watch",
+            f"configure_optimizers: {kind} needs a metric to monitor",
             found="no `monitor`",
             why="it is advanced with the metric's latest value",
             hint='{"scheduler": ..., "monitor": "val_loss"} with a name passed to self.log',
         )
     if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
         warnings.warn(
-            'a OneCycleLR advances every epoch: "interval": "step" is what it is made for',
+            'a OneCycleLR advances every epoch; it is designed for "interval": "step"',
             RuntimeWarning,
             stacklevel=2,
         )
@@ -259,7 +259,7 @@ def _is_count(value: Any) -> bool:
 
 def _refused(returned: Any, why: str | None = None) -> ConfigurationError:
     return ConfigurationError(
-        "configure_optimizers returned something else than optimizers",
+        "configure_optimizers returned something other than optimizers",
         found=_shape(returned),
         why=why,
         hint=_FORMS,

@@ -1,4 +1,4 @@
-"""Between processes: gradients, one reduction a backward and none while accumulating; buffers."""
+"""Reduce gradients between processes, once for each window, and broadcast buffers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ REASON = "all-reduces gradients between processes"
 class GradientSync:
     """Averages gradients over all processes.
 
-    Gradients are summed in one flat buffer for each dtype and device, together with a flag for each
-    parameter that says whether this process has a gradient: a parameter that one process did not
-    use counts as zero there, one that nobody used keeps None.
+    Gradients are summed in one flat buffer for each dtype and device, together with one flag for
+    each parameter: whether this process has a gradient. A missing gradient counts as zero if
+    another process has one; if no process has one, it stays None.
 
-    Averaging what is averaged already changes nothing, so a second backward before the update may
-    reduce the whole gradient again.
+    To average an averaged gradient again changes nothing, so a second backward before the update
+    may reduce the whole gradient again.
 
     Attributes:
-        reductions: How many all-reduces have been made.
+        reductions: Number of all-reduces so far.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ def _store(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def share(tensors: Iterable[Tensor]) -> None:
-    """Give every process the tensors of the first, in one broadcast for each dtype and device."""
+    """Copy the first process's tensors to all, in one broadcast for each dtype and device."""
     groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)

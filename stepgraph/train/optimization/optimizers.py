@@ -1,4 +1,4 @@
-"""What `self.optimizers()` returns: the user's optimizer, and the training's part of a step."""
+"""The wrappers returned by `self.optimizers()`, whose `step` includes precision and hooks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class UpdatesProtocol(Protocol):
 class OptimizerWrapper:
     """An optimizer whose `step` also scales, calls hooks and counts.
 
-    Everything else is the optimizer's: reads and writes go through to it, and `isinstance` takes
-    the wrapper for it. Only a trace sees an ordinary object, through which it finds the real
-    optimizer: that is what a step graph names.
+    All other attributes are read from and written to the optimizer, and `isinstance` is true for
+    its class. Only in a trace the wrapper is an ordinary object, whose attribute is the real
+    optimizer, so that a step graph names that one.
 
     Attributes:
-        optimizer: The user's own optimizer. Its `step()` knows nothing of precision and hooks.
+        optimizer: The user's own optimizer. Its `step()` does not include precision and hooks.
     """
 
     optimizer: Optimizer
@@ -48,11 +48,11 @@ class OptimizerWrapper:
         """Update the parameters.
 
         Args:
-            closure: Computes the loss and its gradients; called as often as the optimizer likes.
-            **kwargs: For the optimizer's own `step`.
+            closure: Computes the loss and its gradients; the optimizer may call it several times.
+            **kwargs: Passed to the optimizer's own `step`.
 
         Returns:
-            What the optimizer's own `step` returns: the closure's value, or None.
+            The result of the optimizer's own `step`: the closure's value, or None.
 
         Raises:
             ConfigurationError: `closure` cannot be called.
@@ -119,14 +119,14 @@ class OptimizerWrapper:
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the user's own optimizer behind a wrapper; anything else as it is."""
+    """Return the user's own optimizer of a wrapper; any other value unchanged."""
     if type(optimizer) is OptimizerWrapper:
         return optimizer.optimizer
     return optimizer
 
 
 def being_traced() -> bool:
-    """Return whether a trace is looking at objects right now, from outside of the traced code."""
+    """Return whether this is called during a trace by the tracer itself, not by traced code."""
     return torch_private.is_tracing()
 
 

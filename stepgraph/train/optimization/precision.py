@@ -1,4 +1,4 @@
-"""Precision of a training: what is cast, when, and how losses are scaled."""
+"""Precision of a training: casts, autocast and the loss scale."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Precision:
         return self.name == "16-mixed"
 
     def scaler(self) -> GradScaler | None:
-        """Return a new loss scaler, or None where none is needed."""
+        """Return a new loss scaler, or None if none is needed."""
         return GradScaler(self.device_type) if self.scales else None
 
     def convert(self, module: nn.Module) -> None:
@@ -100,8 +100,8 @@ class Precision:
         """Return the scope of a forward.
 
         Args:
-            cache: Cast a weight once in the scope. Not where weights change inside it: a manual
-                step would compute with the old ones after its first update.
+            cache: Cast each weight only once in the scope. False if weights change in the scope: a
+                manual step would use the old weights after its first update.
         """
         dtype = _AUTOCAST.get(self.name)
         if dtype is None:

@@ -1,4 +1,4 @@
-"""When the learning rate schedules of automatic optimization advance."""
+"""The advance of learning rate schedules in automatic optimization."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Schedules:
     """The schedules of automatic optimization that no composed step advances.
 
     Args:
-        trainer: Whose progress and metrics decide.
-        module: Through whose hook schedules advance.
+        trainer: Provides progress and metrics.
+        module: Provides the hook that advances a schedule.
         configs: The schedules.
     """
 
@@ -43,7 +43,7 @@ class Schedules:
         self.plateaus = [config for config in configs if config.reduce_on_plateau]
 
     def after_batch(self) -> None:
-        """Advance what goes by steps; after the last batch of an epoch, by epochs too."""
+        """Advance schedules by steps, and after the last batch of an epoch those by epochs."""
         for config in self.plain:
             if self._after_step(config) or (
                 self.trainer.is_last_batch and self._after_epoch(config)
@@ -51,19 +51,19 @@ class Schedules:
                 self._advance(config)
 
     def after_validation(self) -> None:
-        """Advance what watches a metric and goes by steps."""
+        """Advance schedules by steps that depend on a metric."""
         for config in self.plateaus:
             if self._after_step(config):
                 self._advance(config)
 
     def after_epoch(self) -> None:
-        """Advance what watches a metric and goes by epochs."""
+        """Advance schedules by epochs that depend on a metric."""
         for config in self.plateaus:
             if self._after_epoch(config):
                 self._advance(config)
 
     def _after_step(self, config: SchedulerConfig) -> bool:
-        """Return whether a step of its optimizer in the latest batch makes a schedule due."""
+        """Return whether a schedule is due because its optimizer stepped in the latest batch."""
         progress, index = self.trainer.progress, config.optimizer_index
         return (
             config.interval == "step"
@@ -107,12 +107,12 @@ def _metric_is_missing(config: SchedulerConfig, known: list[str]) -> None:
     )
 
 
-def missing_metric(who: str, monitor: str, known: Sequence[str]) -> ConfigurationError:
-    """Return the error of something that watches a metric which nobody logs."""
+def missing_metric(owner: str, monitor: str, known: Sequence[str]) -> ConfigurationError:
+    """Return the error for a monitored metric that was not logged."""
     return ConfigurationError(
-        f"{who} watches a metric that was not logged",
+        f"{owner} monitors a metric that was not logged",
         at="`monitor`",
         found=f"{monitor!r}; logged were {list(known)}",
-        why="it decides by the metric's value",
+        why="its decisions depend on the metric's value",
         hint=f"self.log({monitor!r}, value), or another `monitor`",
     )

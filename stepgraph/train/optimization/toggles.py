@@ -1,4 +1,4 @@
-"""Whose parameters require gradients: switched for one optimizer, restored, nested."""
+"""Switch `requires_grad` so that only one optimizer's parameters require gradients."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Flags = tuple[bool, ...]
 
 
 class Toggles:
-    """The `requires_grad` flags of all parameters that optimizers of a training have.
+    """The `requires_grad` flags of the parameters of all optimizers of a training.
 
     Args:
         optimizers: The user's optimizers, in order.
 
     Attributes:
         parameters: Every parameter once, in the order of the optimizers.
-        depth: How many scopes are open.
+        depth: Number of open scopes.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -38,7 +38,7 @@ class Toggles:
         self.original: Flags = ()
 
     def switch(self, index: int) -> Flags:
-        """Switch off what optimizer `index` does not own; what it owns is as the user set it.
+        """Disable gradients of the other optimizers' parameters; reset those of optimizer `index`.
 
         Returns:
             The flags before, for `restore`.

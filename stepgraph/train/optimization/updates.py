@@ -25,10 +25,10 @@ class SkippedUpdate(Exception):  # noqa: N818  (a signal, not an error)
 
 
 class Updates:
-    """The optimizers of one training and what surrounds them.
+    """The optimizers of one training, with precision, hooks and counts.
 
-    Everything that a compiled step reaches is plain Python of a few lines; what happened in a
-    batch is appended to `stepped`, which a trace records and replays.
+    Methods that a compiled step calls are a few lines of plain Python; updates of a batch are
+    appended to `stepped`, which a compiled step records and replays.
 
     Args:
         optimizers: The user's own, in order.
@@ -36,9 +36,9 @@ class Updates:
         sync: Reduces gradients between processes, or None in one process.
 
     Attributes:
-        wrappers: What `self.optimizers()` returns.
-        stepped: Indices of the optimizers that have stepped since the trainer last looked.
-        in_place: Called in the place of `step` while automatic optimization runs, or None.
+        wrappers: The wrappers that `self.optimizers()` returns.
+        stepped: Indices of the optimizers that have stepped since the trainer last read them.
+        in_place: Called instead of `step` while automatic optimization runs, or None.
         synchronise: Whether a backward reduces gradients between processes.
     """
 
@@ -64,14 +64,14 @@ class Updates:
         self.in_place: Callable[..., Any] | None = None
 
     def use(self, hooks: HookTable) -> None:
-        """Call these hooks from now on."""
+        """Set the hooks to call."""
         self.before_backward = hooks["on_before_backward"]
         self.after_backward = hooks["on_after_backward"]
         self.before_step = hooks["on_before_optimizer_step"]
         self.before_zero_grad = hooks["on_before_zero_grad"]
 
     def of(self, optimizer: Any, what: str) -> OptimizerWrapper:
-        """Return the wrapper of an optimizer, given as the user has it.
+        """Return the wrapper of an optimizer, given the optimizer or its wrapper.
 
         Raises:
             ConfigurationError: It was not returned by `configure_optimizers`.
@@ -84,7 +84,7 @@ class Updates:
             f"{what}: this optimizer does not belong to the training",
             at="the argument `optimizer`",
             found=type(raw).__name__,
-            why="only what `configure_optimizers` returned is known to the trainer",
+            why="the trainer has only the optimizers that `configure_optimizers` returned",
             hint="an optimizer from self.optimizers()",
         )
 
@@ -103,7 +103,7 @@ class Updates:
             hook()
 
     def step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
-        """Update with one optimizer; the rest of `optimizer.step` of a wrapper."""
+        """Update with one optimizer; implements `OptimizerWrapper.step`."""
         if self.in_place is not None:
             return self.in_place(wrapper, closure, kwargs)
         if self.scaler is not None:
@@ -119,7 +119,7 @@ class Updates:
         return result
 
     def _hooked(self, raw: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return the closure with the hooks that belong between it and the update."""
+        """Return the closure, followed by the hooks that run before the update."""
         before_step = self.before_step
         if not before_step:
             return closure
@@ -135,8 +135,8 @@ class Updates:
     def _scaled_step(self, wrapper: OptimizerWrapper, closure: Any, kwargs: dict[str, Any]) -> Any:
         """Unscale and update, unless a gradient overflowed.
 
-        The scale is updated once a batch, by the trainer: a change between two optimizers would
-        unscale the second one's gradients with a number they were not scaled with.
+        The trainer updates the scale once a batch: if it changed between two optimizers, the second
+        one's gradients would be unscaled by a wrong scale.
         """
         raw, index = wrapper.optimizer, wrapper._index
         if not tracing() and index in self.stepped:
@@ -156,7 +156,7 @@ class Updates:
         """Divide an optimizer's gradients by the loss scale, once between two updates.
 
         Raises:
-            ConfigurationError: It has stepped in this batch: these gradients are of another update.
+            ConfigurationError: It has already stepped in this batch.
         """
         state = self.scaling[wrapper._index]
         if self.scaler is not None and not tracing() and wrapper._index in self.stepped:
@@ -166,7 +166,7 @@ class Updates:
             state.unscaled = state.touched = True
 
     def clip(self, wrapper: OptimizerWrapper, limit: float | None, algorithm: str) -> Tensor | None:
-        """Clip an optimizer's gradients, unscaled; return their norm before."""
+        """Clip an optimizer's unscaled gradients; return their norm before clipping."""
         if limit is None:
             return None
         if self.scaler is not None and not _has_gradients(wrapper.optimizer):
@@ -175,7 +175,7 @@ class Updates:
         return clip(wrapper.optimizer, limit, algorithm)
 
     def end_batch(self) -> list[int]:
-        """Update the loss scale; return the indices of the optimizers that really stepped."""
+        """Update the loss scale; return the indices of optimizers whose update was not skipped."""
         stepped = list(self.stepped)
         self.stepped.clear()
         if self.scaler is None:
@@ -190,11 +190,11 @@ class Updates:
 
 
 class Scaling:
-    """How far one optimizer is with its scaled gradients in this batch.
+    """The state of one optimizer's scaled gradients in this batch.
 
     Attributes:
-        unscaled: They have been divided by the scale.
-        touched: The scaler has looked at them, so that its scale must be updated.
+        unscaled: Whether they have been divided by the scale.
+        touched: Whether the scaler has checked them, so that its scale must be updated.
     """
 
     unscaled = False
@@ -216,7 +216,7 @@ def overflowed(scaler: GradScaler, optimizer: Optimizer) -> bool:
 
 
 def plain_torch(optimizer: Optimizer) -> bool:
-    """Return whether `optimizer` is torch's own and calls a closure once, before it updates."""
+    """Return whether `optimizer` is torch's own and calls a closure once, before the update."""
     own = type(optimizer).__module__.startswith("torch.optim.")
     return own and not isinstance(optimizer, torch.optim.LBFGS)
 
