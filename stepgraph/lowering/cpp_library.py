@@ -24,11 +24,15 @@ def library(source: Path, *symbols: str) -> ModuleType | str:
         return first_line(error)
 
 
+def is_missing_compiler(error: Exception) -> bool:
+    """Return whether an error of torch's says that there is no C++ compiler."""
+    return type(error.__cause__ or error).__name__ == "InvalidCxxCompiler"
+
+
 def first_line(error: Exception) -> str:
     """Return the first relevant line of a compiler's error."""
     cause = error.__cause__ or error
-    kind = type(cause).__name__
-    if kind == "InvalidCxxCompiler":
+    if is_missing_compiler(error):
         return "no C++ compiler"
-    text = str(cause).strip() or kind
+    text = str(cause).strip() or type(cause).__name__
     return text.splitlines()[0]

@@ -14,7 +14,7 @@ from stepgraph.ir.memory_access import is_glue
 from stepgraph.lowering.regions.compiled_run import CompiledRun
 from stepgraph.torch_private import graph_module
 
-_FOLDED = (Kind.ACCUMULATE, Kind.TOGGLE)
+_JOINED_KINDS = (Kind.ACCUMULATE, Kind.TOGGLE)
 """Kinds of effects whose consecutive nodes form one section."""
 
 
@@ -50,7 +50,7 @@ def sections(flat: GraphModule) -> list[Section]:
     for node, key in _keys(flat.graph).items():
         if key is not None and key != latest:
             latest = key
-            found.append(_begun_by(node))
+            found.append(_section_of(node))
             if isinstance(key, Kind):
                 found[-1] = replace(found[-1], name=f"{key.value}_{runs[key]}")
                 runs[key] += 1
@@ -135,7 +135,7 @@ def _keys(graph: Graph) -> dict[Node, object]:
 
 def _key(node: Node) -> object:
     kind = marker_kind(node)
-    if kind in _FOLDED or _sets_one_gradient(node):
+    if kind in _JOINED_KINDS or _sets_one_gradient(node):
         return kind  # it acts on a single slot
     return node.target if isinstance(node.target, CompiledRun) else node.meta.get("stepgraph.node")
 
@@ -145,7 +145,7 @@ def _sets_one_gradient(node: Node) -> bool:
     return effect is not None and effect.stores is not None and "param" in effect.positions
 
 
-def _begun_by(node: Node) -> Section:
+def _section_of(node: Node) -> Section:
     if isinstance(node.target, CompiledRun):
         inner = (n.meta.get("stepgraph.at") for n in node.target.graph_module.graph.nodes)
         return Section(node.target.name, None, next(filter(None, inner), None))

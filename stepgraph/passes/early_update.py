@@ -106,7 +106,7 @@ class EarlyUpdate(Pass):
             return step
         flat = step.take_flat()
         for plan in found:
-            _carry_out(plan)
+            _divide_update(plan)
         return StepGraph(flat)
 
     def _plans(self, step: StepGraph) -> Iterator[_Plan]:
@@ -311,7 +311,7 @@ def _sentence(plans: list[_Plan], waits: Counter[Wait]) -> str:
     return f"early update {moved} of {total}" + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
-def _carry_out(plan: _Plan) -> None:
+def _divide_update(plan: _Plan) -> None:
     """Divide an update, and clear each gradient after its part."""
     if not plan.buckets:
         return

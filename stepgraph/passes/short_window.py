@@ -59,17 +59,17 @@ class UpdateFromShortWindow(Pass):
         flat = step.take_flat()
         graph = flat.graph
         effects = [node for node in graph.nodes if is_effect(node)]
-        kept = {node for node in effects if _is_update(node)} | _clearings_after(graph)
+        kept = {node for node in effects if _is_update(node)} | _clearings_after_update(graph)
         overwritten = {root for n in effects if n not in kept for root in writes_of(n)}
         for node in graph.nodes:
             if node.op == "output":
                 node.args = ((),)
-        _forget_missing_gradients(graph)
+        _remove_missing_gradients(graph)
         erase(graph, lambda node: node not in kept)
         for node in graph.nodes:
             own = node.op != "call_function" or node in kept
             if not own and (is_effect(node) or node in overwritten):
-                raise _not_alone(node)
+                raise _needs_forward(node)
         self._correct(graph)
         return StepGraph(flat)
 
@@ -91,7 +91,7 @@ def _is_update(node: Node) -> bool:
     return node.meta.get("stepgraph.kind") in _UPDATE_KINDS
 
 
-def _clearings_after(graph: Graph) -> set[Node]:
+def _clearings_after_update(graph: Graph) -> set[Node]:
     """Return the `zero_grad` that follows an update."""
     updated = False
     found = set()
@@ -102,7 +102,7 @@ def _clearings_after(graph: Graph) -> set[Node]:
     return found
 
 
-def _not_alone(node: Node) -> ConfigurationError:
+def _needs_forward(node: Node) -> ConfigurationError:
     return ConfigurationError(
         "a short window cannot be flushed",
         at=node.meta.get("stepgraph.at"),
@@ -112,7 +112,7 @@ def _not_alone(node: Node) -> ConfigurationError:
     )
 
 
-def _forget_missing_gradients(graph: Graph) -> None:
+def _remove_missing_gradients(graph: Graph) -> None:
     """Remove gradients that do not exist yet from the arguments of updates."""
     for node in graph.nodes:
         effect = node_effect(node)

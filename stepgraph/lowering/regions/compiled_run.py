@@ -73,7 +73,7 @@ class CompiledRun:
         compiled_inputs = self._copied(inputs)
         try:
             compiled = list(self._compiled(list(compiled_inputs)))
-            self.refusal = self._shared(compiled, compiled_inputs)
+            self.refusal = self._sharing(compiled, compiled_inputs)
         except Exception as error:  # if the error is the user's, the eager form raises it
             compiled, self.refusal = [], f"fails: {type(error).__name__}: {error}"
         results = self._eager(list(inputs))
@@ -117,7 +117,7 @@ class CompiledRun:
             ).copy_(value)
         return copies
 
-    def _shared(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> str | None:
+    def _sharing(self, outputs: Sequence[Any], inputs: Sequence[Any]) -> str | None:
         """Return a reason to refuse if an output shares memory with another or with an input."""
         tensors = [t for t in outputs if isinstance(t, Tensor) and t.numel()]
         storages = [t.untyped_storage().data_ptr() for t in tensors]

@@ -120,12 +120,12 @@ def _classes(node: Node) -> Iterator[Use]:
     yield Use(argument(node, "target"), 0, classes, argument(node, "ignore_index"))
 
 
-def _along(node: Node) -> Iterator[Use]:
+def _along_dimension(node: Node) -> Iterator[Use]:
     dimension = argument(node, "dim")
     yield Use(argument(node, "index"), 0, _size(argument(node, "self"), dimension))
 
 
-def _everywhere(node: Node) -> Iterator[Use]:
+def _in_all_dimensions(node: Node) -> Iterator[Use]:
     indexed = argument(node, "self")
     for dimension, index in enumerate(argument(node, "indices")):
         if isinstance(index, Node):
@@ -138,7 +138,7 @@ def _flat(node: Node) -> Iterator[Use]:
     yield Use(argument(node, "index"), -elements, elements)
 
 
-def _hot(node: Node) -> Iterator[Use]:
+def _one_hot_classes(node: Node) -> Iterator[Use]:
     yield Use(argument(node, "self"), 0, argument(node, "num_classes"))
 
 
@@ -153,13 +153,13 @@ _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
     "nll_loss_backward": _classes,
     "nll_loss2d_forward": _classes,
     "nll_loss2d_backward": _classes,
-    "index": _everywhere,
-    "index_put": _everywhere,
-    "unsafe_index": _everywhere,
-    "unsafe_index_put": _everywhere,
+    "index": _in_all_dimensions,
+    "index_put": _in_all_dimensions,
+    "unsafe_index": _in_all_dimensions,
+    "unsafe_index_put": _in_all_dimensions,
     "take": _flat,
     "put": _flat,
-    "one_hot": _hot,
+    "one_hot": _one_hot_classes,
     "max_unpool2d": _unpooled,
     "max_unpool3d": _unpooled,
     **dict.fromkeys(
@@ -174,7 +174,7 @@ _USES: Mapping[str, Callable[[Node], Iterator[Use]]] = {
             "scatter_add",
             "scatter_reduce",
         ),
-        _along,
+        _along_dimension,
     ),
 }
 """Which arguments of an operator are indices, by its `_name`."""

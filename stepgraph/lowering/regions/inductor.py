@@ -14,7 +14,7 @@ from stepgraph import torch_private
 from stepgraph.analysis import keeps_value
 from stepgraph.ir import node_effect
 from stepgraph.ir.memory_access import storages_of, written_arguments
-from stepgraph.lowering.cpp_library import first_line
+from stepgraph.lowering.cpp_library import first_line, is_missing_compiler
 from stepgraph.lowering.emit import emit
 from stepgraph.lowering.regions.compiled_run import CompiledRun, Function, Unsupported
 from stepgraph.lowering.regions.driver import drive
@@ -28,7 +28,7 @@ def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
     return (classes.unsqueeze(-1) == every).to(torch.int64)
 
 
-_SPELLED_OUT: dict[Any, Callable[..., Any]] = {
+_REPLACED: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_batch_norm.default: torch.ops.aten._native_batch_norm_legit.default,
     torch.ops.aten.one_hot.default: _one_hot,
 }
@@ -66,13 +66,13 @@ def compile_region(graph_module: GraphModule, name: str) -> CompiledRun:
     except ValueError as error:
         raise Unsupported(str(error)) from error
     except Exception as error:  # the boundary to a compiler: any failure means eager
-        raise Unsupported(_complaint(error)) from error
+        raise Unsupported(_message(error)) from error
 
     def eager(values: list[Any]) -> Sequence[Any]:
         results: Sequence[Any] = program(*values)
         return results
 
-    function, undriven = _driven(compiled, eager, inputs, checked, fixed=fixed)
+    function, undriven = _with_driver(compiled, eager, inputs, checked, fixed=fixed)
     return CompiledRun(
         name,
         graph_module,
@@ -83,7 +83,7 @@ def compile_region(graph_module: GraphModule, name: str) -> CompiledRun:
     )
 
 
-def _driven(
+def _with_driver(
     compiled: Function,
     eager: Function,
     inputs: FakeInputs,
@@ -152,8 +152,8 @@ def _with_explicit_writes(graph_module: GraphModule) -> GraphModule:
     values: dict[Node, Node] = {}
     for node in graph_module.graph.nodes:
         values[node] = new = copied.graph.node_copy(node, values.__getitem__)
-        if node.target in _SPELLED_OUT:
-            new.target = _SPELLED_OUT[node.target]
+        if node.target in _REPLACED:
+            new.target = _REPLACED[node.target]
         elif (effect := node_effect(node)) is not None:
             assert effect.in_region is not None, "the selection puts no other effect into a region"
             new.target, names = effect.in_region
@@ -190,6 +190,6 @@ def _written(graph_module: GraphModule, placeholders: list[Node]) -> tuple[int, 
     return tuple(i for i, node in enumerate(placeholders) if node in written)
 
 
-def _complaint(error: Exception) -> str:
-    complaint = first_line(error)
-    return complaint if complaint == "no C++ compiler" else f"Inductor refuses it: {complaint}"
+def _message(error: Exception) -> str:
+    prefix = "" if is_missing_compiler(error) else "Inductor refuses it: "
+    return f"{prefix}{first_line(error)}"

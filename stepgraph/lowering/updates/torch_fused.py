@@ -101,17 +101,17 @@ def launch_of(
     Raises:
         KeyError: A state tensor is missing.
     """
-    used = [[_held(state, name) for state in states] for name in rule.names(group)]
+    used = [[_state_tensor(state, name) for state in states] for name in rule.names(group)]
     unused: list[list[Tensor]] = [[] for _ in range(rule.lists - len(used))]
     return Launch(
         _KERNELS[rule.kernel(group)],
         (params, grads, *used, *unused),
-        [_held(state, "step") for state in states] if rule.counts else [],
+        [_state_tensor(state, "step") for state in states] if rule.counts else [],
         rule.options(group),
     )
 
 
-def _held(state: State, name: str) -> Any:
+def _state_tensor(state: State, name: str) -> Any:
     value = state[name]
     if value is None:
         raise KeyError(name)

@@ -74,7 +74,7 @@ class Driver:
         if isinstance(compiled, str):
             raise Unreadable(compiled)
         self._run = compiled.run
-        results = _whole(wrapper.results)
+        results = _without_views(wrapper.results)
         offsets, scratch = assign_offsets(wrapper)
         if scratch > SCRATCH_BYTES:
             raise Unreadable(f"{scratch} bytes between its kernels")
@@ -98,7 +98,7 @@ class Driver:
         return self._otherwise(inputs) if results is None else results
 
 
-def _whole(results: Sequence[Strided]) -> Sequence[Strided]:
+def _without_views(results: Sequence[Strided]) -> Sequence[Strided]:
     """Return the results; refuse a result that does not fill its memory or shares it."""
     memories = {result.memory for result in results}
     if len(memories) < len(results) or any(m.source is not None for m in memories):

@@ -20,7 +20,7 @@ _INT = (1 << 31) - 1
 """The greatest size that every BLAS supports."""
 
 _END, _KERNEL, _PRODUCT, _FILL = 0, 1, {4: 2, 8: 3}, {4: 4, 8: 5}
-_LOOK = {torch.int32: 6, torch.int64: 7}
+_CHECK = {torch.int32: 6, torch.int64: 7}
 """Instruction codes; those on numbers by their size in bytes, or dtype."""
 
 
@@ -37,11 +37,11 @@ class Encoder:
 
     def check_bound(self, bound: Bound, index: Tensor) -> None:
         """Check the values of an input first; the program stops if one is out of bounds."""
-        if index.dtype not in _LOOK or not index.is_contiguous():
+        if index.dtype not in _CHECK or not index.is_contiguous():
             raise Unreadable("indices that are not contiguous int32 or int64")
         if bound.low >= bound.high:
             raise Unreadable("indices into an empty dimension")
-        self._words.extend((_LOOK[index.dtype], bound.position, 0, index.numel()))
+        self._words.extend((_CHECK[index.dtype], bound.position, 0, index.numel()))
         ignored = bound.low if bound.ignored is None else bound.ignored  # allowed either way
         self._words.extend((bound.low, bound.high, ignored))
 
@@ -67,14 +67,14 @@ class Encoder:
         if call.multiplications >= _SHARED:
             self._words[0] = 0
         (m, k), (_, n) = call.a.size, call.b.size
-        is_turned, width = _matrix(call.out)
-        if is_turned:
+        is_transposed, width = _matrix(call.out)
+        if is_transposed:
             raise Unreadable("a matrix product into columns")
         if call.bias is not None:
             self._fill(call.out, call.bias, width)
         # BLAS is column-major: a row-major product is the product of the swapped operands
-        (turns_a, lda), (turns_b, ldb) = _matrix(call.b), _matrix(call.a)
-        self._words.extend((_PRODUCT[call.out.dtype.itemsize], turns_a, turns_b, n, m, k))
+        (transposes_a, lda), (transposes_b, ldb) = _matrix(call.b), _matrix(call.a)
+        self._words.extend((_PRODUCT[call.out.dtype.itemsize], transposes_a, transposes_b, n, m, k))
         self._tensor(call.b)
         self._words.append(lda)
         self._tensor(call.a)
@@ -107,7 +107,7 @@ def _check(call: MatrixProduct) -> None:
     if not all(len(tensor.size) == 2 for tensor in (call.out, call.a, call.b)):
         raise Unreadable("a product of tensors that are not matrices")
     (m, k), (also_k, n) = call.a.size, call.b.size
-    if k != also_k or call.out.size != (m, n) or not _spreads(call.bias, (m, n)):
+    if k != also_k or call.out.size != (m, n) or not _is_broadcastable(call.bias, (m, n)):
         raise Unreadable("a product of matrices whose sizes do not match")
     if not call.multiplications:
         raise Unreadable("an empty matrix product")
@@ -117,7 +117,7 @@ def _check(call: MatrixProduct) -> None:
         raise Unreadable("a matrix product into the memory of its operands")
 
 
-def _spreads(bias: Strided | None, size: tuple[int, int]) -> bool:
+def _is_broadcastable(bias: Strided | None, size: tuple[int, int]) -> bool:
     """Return whether a bias can be broadcast to a size."""
     if bias is None:
         return True
