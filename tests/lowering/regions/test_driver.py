@@ -196,8 +196,8 @@ def test_every_index_is_looked_at_before_anything_runs():
         (torch.ones(2, dtype=torch.int16), Bound(0, 0, 4, None), "not contiguous"),
         (torch.ones(2, dtype=torch.uint8), Bound(0, 0, 4, None), "not contiguous"),
         (torch.ones(4, dtype=torch.int64)[::2], Bound(0, 0, 4, None), "not contiguous"),
-        (torch.ones(2, dtype=torch.int64), Bound(0, 0, 0, None), "into nothing"),
-        (torch.ones(2, dtype=torch.int64), Bound(0, 0, 0, -100), "into nothing"),
+        (torch.ones(2, dtype=torch.int64), Bound(0, 0, 0, None), "empty dimension"),
+        (torch.ones(2, dtype=torch.int64), Bound(0, 0, 0, -100), "empty dimension"),
     ],
 )
 def test_indices_it_cannot_look_at_are_refused(index, bound, reason):
