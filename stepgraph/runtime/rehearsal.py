@@ -133,7 +133,7 @@ class PartialRehearsal:
 
 @contextlib.contextmanager
 def restored_rng() -> Iterator[None]:
-    """Scope after which torch's random state is as before."""
+    """Scope that restores torch's random state."""
     cpu, *cuda = _rng_states()
     try:
         yield

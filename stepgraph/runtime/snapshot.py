@@ -139,7 +139,7 @@ def _refill_list(target: Any, items: list[Any]) -> None:
 def _refill_tensor(tensor: Tensor, copied: Tensor, flag: bool) -> None:
     with torch.no_grad():
         if not (same(tensor.detach(), copied) and _same_signs(tensor.detach(), copied)):
-            # an expanded tensor cannot be written, but what it repeats
+            # an expanded tensor cannot be written, but its base elements can
             once = tuple(slice(None) if stride else slice(1) for stride in tensor.stride())
             tensor[once].copy_(copied[once])
     if tensor.is_leaf and tensor.requires_grad != flag:

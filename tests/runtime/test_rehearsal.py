@@ -9,9 +9,9 @@ from torch import nn
 from stepgraph.runtime.rehearsal import (
     PartialRehearsal,
     WholeRehearsal,
+    at_entry_of,
     restored_rng,
     results_of,
-    watching,
 )
 
 
@@ -433,7 +433,7 @@ class Owner:
 def test_the_entry_of_a_method_is_reported_before_its_body_and_only_in_the_scope():
     owner = Owner()
 
-    with watching(owner, "step", lambda: owner.calls.append("reported")):
+    with at_entry_of(owner, "step", lambda: owner.calls.append("reported")):
         assert owner.step() == "result"
     owner.step()
 
@@ -444,7 +444,7 @@ def test_the_entry_of_a_method_is_reported_before_its_body_and_only_in_the_scope
 def test_with_a_closure_the_end_of_the_closure_is_reported():
     owner = Owner()
 
-    with watching(owner, "step", lambda: owner.calls.append("reported")):
+    with at_entry_of(owner, "step", lambda: owner.calls.append("reported")):
         owner.step(lambda: owner.calls.append("closure"))
 
     assert owner.calls == ["entered", "closure", "reported", "left"]
@@ -454,14 +454,14 @@ def test_a_method_that_the_instance_had_is_its_own_again():
     owner = Owner()
     owner.step = own = lambda: "own"
 
-    with pytest.raises(ValueError, match="x"), watching(owner, "step", lambda: None):
+    with pytest.raises(ValueError, match="x"), at_entry_of(owner, "step", lambda: None):
         raise ValueError("x")
 
     assert vars(owner)["step"] is own
 
 
 def test_nothing_is_reported_without_an_owner():
-    with watching(None, None, lambda: pytest.fail("reported")):
+    with at_entry_of(None, None, lambda: pytest.fail("reported")):
         pass
 
 

@@ -7,6 +7,6 @@ Files, in reading order:
     patches.py  functions of Dynamo that a trace replaces
     trace.py    one trace
     guards.py   its guards
-    sources.py  Dynamo's names for where a value comes from
-    errors.py   what Dynamo's exceptions say
+    sources.py  Dynamo's names of the sources of values
+    errors.py   the contents of Dynamo's exceptions
 """

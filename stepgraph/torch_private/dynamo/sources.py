@@ -1,8 +1,8 @@
-"""Dynamo's names for where a value comes from, and how they are spelled.
+"""Dynamo's names of the sources of values, and their syntax.
 
-Dynamo calls the place of a value its source. The name of a source is a Python expression over the
-local names `L` and the globals `G` of the traced function, for example `L['model'].weight` or
-`G['__import_torch'].pi`. No other file spells or parses such names.
+The source of a value is its location. The name of a source is a Python expression over the local
+names `L` and the globals `G` of the traced function, for example `L['model'].weight` or
+`G['__import_torch'].pi`. No other file contains the syntax of such names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def local_source(name: str) -> str:
 
 
 def module_source(name: str) -> str:
-    """Return Dynamo's name of an imported module, or how the names of modules begin.
+    """Return Dynamo's name of an imported module.
 
     Example:
         >>> module_source("stepgraph.capture")
@@ -54,7 +54,7 @@ def module_source(name: str) -> str:
 
 
 def module_prefix(package: str) -> str:
-    """Return how Dynamo's names of the modules in a package begin.
+    """Return the prefix of Dynamo's names of the modules in a package.
 
     Example:
         >>> module_prefix("stepgraph")
