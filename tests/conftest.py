@@ -21,9 +21,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     float(torch.ones((), requires_grad=True))
 
+# A trace that has failed twice fails the third time, too: a step that falls back is traced twice,
+# not in each of its eight calls. test_config.py tests the default, test_variants.py its meaning.
+os.environ.setdefault("STEPGRAPH_MAX_CAPTURE_FAILURES", "2")
+
 # `ci` draws the same examples every time, so that a red run is the change's own doing;
 # HYPOTHESIS_PROFILE=nightly searches for new ones. No deadline: a capture takes seconds.
-settings.register_profile("ci", max_examples=60, derandomize=True, deadline=None)
+settings.register_profile("ci", max_examples=30, derandomize=True, deadline=None)
 settings.register_profile("nightly", max_examples=3000, deadline=None, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)

@@ -444,7 +444,7 @@ def drawn_steps(draw_one):
 
 
 @pytest.mark.timeout(600)  # a failure is shrunk before it is shown
-@settings(max_examples=settings.default.max_examples // 12)
+@settings(max_examples=settings.default.max_examples // 6)
 @given(drawn_steps())
 def test_a_drawn_step_is_the_same_split_as_by_hand(drawn):
     allowed = Microbatches(drawn.parts, allow_batch_statistics=True, allow_randomness=True)

@@ -14,13 +14,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 BLOCK = INTERPRETER.block
 # around one block, below the vector width, several chunks, and never only powers of two
 SHAPES = [(1,), (7,), (31, 33), (BLOCK - 1,), (BLOCK,), (4 * BLOCK + 9,)]
+# what depends on the number of the step is computed once for all blocks
+STEPS = {0: [(7,)], 1: SHAPES, 1000: [(7,)]}
 
 
-@pytest.mark.parametrize("step", [0, 1, 1000])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
 def test_update_is_the_reference_in_float64(variant, step):
     settings = Settings(step=step, tuning=INTERPRETER)
-    targets = targets_for(variant, LAYOUTS[:1], SHAPES, settings)
+    targets = targets_for(variant, LAYOUTS[:1], STEPS[step], settings)
 
     errors = worst_difference(variant.family, variant.group(), targets, settings)
 
