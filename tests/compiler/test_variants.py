@@ -553,7 +553,7 @@ def test_a_method_whose_object_is_gone_says_so():
 
     learn = Learner().learn
 
-    with pytest.raises(ConfigurationError, match="an object that is gone"):
+    with pytest.raises(ConfigurationError, match="an object that no longer exists"):
         learn(*regression(0))
 
 
