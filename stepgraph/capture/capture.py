@@ -35,7 +35,7 @@ from stepgraph.capture.refusal import Refusal, refusal_of, refuse
 from stepgraph.capture.tracing.flatten import flatten, has_symbolic_sizes
 from stepgraph.capture.tracing.guard_filter import CONSTANT_NAMES, guard_filter
 from stepgraph.capture.tracing.names import name_objects, slots
-from stepgraph.capture.tracing.trace_hooks import HooksOfTrace, NewObject
+from stepgraph.capture.tracing.trace_hooks import NewObject, StepTraceHooks
 from stepgraph.effects import SET_GRAD, effect_of
 from stepgraph.errors import ConfigurationError
 from stepgraph.torch_private import FrameBytecode, Traced
@@ -94,9 +94,9 @@ def capture(
         ConfigurationError: The options do not apply to this step; nothing has changed.
     """
     objects.refresh()
-    hooks = HooksOfTrace(objects, function, options)
+    hooks = StepTraceHooks(objects, function, options)
     try:
-        with _LOCK, _nothing_changes(function):
+        with _LOCK, _without_side_effects(function):
             return _captured(function, args, kwargs, hooks, dynamic)
     finally:
         hooks.stopped = None  # it holds the frames of a trace, which hold these hooks
@@ -106,7 +106,7 @@ def _captured(
     function: FunctionType,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    hooks: HooksOfTrace,
+    hooks: StepTraceHooks,
     dynamic: Sequence[str],
 ) -> Captured:
     """Trace until no new object is found, with constant sizes if symbolic sizes fail."""
@@ -133,7 +133,7 @@ class _Capture:
         function: FunctionType,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        hooks: HooksOfTrace,
+        hooks: StepTraceHooks,
         dynamic: Sequence[str],
     ) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
@@ -185,8 +185,8 @@ class _Capture:
             self.objects.seen,
             static=self.hooks.static_sizes,
         )
-        standing_in = self.objects.standing_in(self.options)
-        with scope, standing_in, split_loop.beginning(self.hooks.begin):
+        with_stand_ins = self.objects.with_stand_ins(self.options)
+        with scope, with_stand_ins, split_loop.before_each_part(self.hooks.begin):
             yield
 
     def acted_on(self, flat: GraphModule) -> dict[int, TrackedObject]:
@@ -267,7 +267,7 @@ def _object_numbers(node: Node) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _nothing_changes(function: FunctionType) -> Iterator[None]:
+def _without_side_effects(function: FunctionType) -> Iterator[None]:
     """Restore random state and, when a capture fails, the names Dynamo put into globals.
 
     When it succeeds, only the results of our own trace-time functions are removed: Dynamo stores

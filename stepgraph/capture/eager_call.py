@@ -14,7 +14,7 @@ from stepgraph.capture.objects import TrackedObjects
 from stepgraph.capture.options.call_options import CallOptions, autocast_off
 from stepgraph.capture.options.current import clip_nothing
 from stepgraph.capture.options.microbatches import Part
-from stepgraph.capture.options.split_loop import beginning
+from stepgraph.capture.options.split_loop import before_each_part
 from stepgraph.torch_private import PATCH_BACKWARD, PATCH_CLIP_VALUE, PATCH_SCALE_TO_NORM
 
 
@@ -39,7 +39,7 @@ def with_call_options(options: CallOptions, objects: TrackedObjects) -> Iterator
             part_scope.close()
             part_scope.enter_context(_with_options_of_one(options.of(part), objects))
 
-        with beginning(begin):
+        with before_each_part(begin):
             yield
 
 

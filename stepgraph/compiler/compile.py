@@ -108,7 +108,7 @@ def compile(
 def _decorate(options: Options) -> Callable[[Any], CompiledStep]:
     def decorate(step: Any) -> CompiledStep:
         function = getattr(step, "__func__", step)
-        if not isinstance(function, FunctionType) or _runs_later(function):
+        if not isinstance(function, FunctionType) or _is_generator_or_coroutine(function):
             raise _not_a_step(step)
         if not inspect.ismethod(step):
             return CompiledStep(function, options)
@@ -118,7 +118,7 @@ def _decorate(options: Options) -> Callable[[Any], CompiledStep]:
     return decorate
 
 
-def _runs_later(function: FunctionType) -> bool:
+def _is_generator_or_coroutine(function: FunctionType) -> bool:
     """Return whether a call of `function` only makes a generator or a coroutine."""
     return inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)
 

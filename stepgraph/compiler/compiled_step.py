@@ -25,7 +25,7 @@ from stepgraph.compiler import extensions
 from stepgraph.compiler.closures import ClosureSteps
 from stepgraph.compiler.explain import Explanation, explain
 from stepgraph.compiler.fallbacks import Fallbacks, options_not_applicable
-from stepgraph.compiler.flush import flush, no_flush
+from stepgraph.compiler.flush import flush, flush_not_possible
 from stepgraph.compiler.options import Options
 from stepgraph.compiler.probe import Probe
 from stepgraph.compiler.variants.capture_session import CaptureSession
@@ -237,7 +237,7 @@ class CompiledStep:
                     self._function, self._bound(args), kwargs, call_options
                 )
             except Refusal as refusal:
-                raise no_flush(self._function.__qualname__, refusal) from refusal
+                raise flush_not_possible(self._function.__qualname__, refusal) from refusal
             flush(captured, factor=call_options.micro_batches / self._window.index)
         if call_options.scaler is not None:
             call_options.scaler.update()

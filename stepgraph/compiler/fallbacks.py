@@ -73,18 +73,18 @@ class Fallbacks:
         if self._on_fallback == "warn" and refusal.reason not in self._warned:
             self._warned.add(refusal.reason)
             message = f"stepgraph runs {self._step_name} eagerly: {refusal}"
-            warnings.warn(message, stacklevel=_level_of_the_caller())
+            warnings.warn(message, stacklevel=_stacklevel_of_caller())
 
 
-def _level_of_the_caller() -> int:
+def _stacklevel_of_caller() -> int:
     """Return the `stacklevel` of the user's line that called the step."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+    while frame.f_back is not None and _is_internal(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
 
 
-def _is_ours(file: str) -> bool:
+def _is_internal(file: str) -> bool:
     return file.startswith((_PACKAGE, contextlib.__file__))
 
 

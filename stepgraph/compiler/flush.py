@@ -26,7 +26,7 @@ def flush(captured: Captured, *, factor: float) -> None:
     Program(emitted.function, autocast_devices=autocast_devices())(*captured.inputs)
 
 
-def no_flush(step: str, refusal: Refusal) -> ConfigurationError:
+def flush_not_possible(step: str, refusal: Refusal) -> ConfigurationError:
     """Return the error for a window that cannot be flushed because there is no capture."""
     return ConfigurationError(
         f"the window of {step} cannot be flushed",

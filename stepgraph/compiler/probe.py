@@ -73,7 +73,7 @@ class Probe:
         self.warm_up_calls = 0
         self._variant = self._warmed_up()
         self._call_options = self._variant.call_options
-        self._before = _Before(step, self._variant, step._bound(args), kwargs)
+        self._before = _SavedState(step, self._variant, step._bound(args), kwargs)
 
     @property
     def name(self) -> str:
@@ -194,7 +194,7 @@ class Probe:
         )
 
 
-class _Before:
+class _SavedState:
     """The present values of everything that a step may write."""
 
     def __init__(

@@ -37,7 +37,7 @@ View = TypeVar("View")
 
 
 class Remark(NamedTuple):
-    """What a pass has noted with `StepGraph.say`: a sentence, and the values behind it."""
+    """A sentence that a pass has recorded with `StepGraph.say`, and its reasons as values."""
 
     sentence: str
     reasons: tuple[Enum, ...]
@@ -186,20 +186,19 @@ class StepGraph:
         return {kind: counted[kind] for kind in Kind if counted[kind]}
 
     def say(self, sentence: str, *reasons: Enum) -> None:
-        """Note what a pass has done to this step, for its record.
+        """Record in a sentence what a pass has done to this step.
 
-        A note survives `flatten` and `partition`.
+        The record survives `flatten` and `partition`.
 
         Args:
-            sentence: Short, with numbers first where there are any: "early update 121 of 148 (27
-                wait for: gradient norm)".
-            reasons: The values behind the sentence, for code that reads the record.
+            sentence: Short, numbers first: "early update 121 of 148 (27 wait for: gradient norm)".
+            reasons: The reasons in the sentence as values, for code that reads the record.
         """
         meta = self.graphs()[0].meta
         meta[_SAID] = (*meta.get(_SAID, ()), Remark(sentence, reasons))
 
     def said(self) -> tuple[Remark, ...]:
-        """Return and forget the notes of passes; called by the pipeline."""
+        """Return and remove the records of passes; the pipeline calls this."""
         return tuple(self.graphs()[0].meta.pop(_SAID, ()))
 
     def copy(self) -> StepGraph:

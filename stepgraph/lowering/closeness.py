@@ -1,6 +1,6 @@
 """Comparison of compiled results with eager ones, with tolerances that depend on the dtype alone.
 
-Fused arithmetic rounds in other places and sums in another order. A result is accepted if
+Fused arithmetic rounds at other points and sums in another order. A result is accepted if
 
     |compiled - eager| <= sqrt(eps) * |eager|
 

@@ -32,7 +32,7 @@ EARLY = "stepgraph.early"
 
 
 class WaitFor(Enum):
-    """Why the update of a parameter stays where it is; `{}` stands for a detail."""
+    """The reason why the update of a parameter does not move; `{}` is a detail."""
 
     GRADIENT_NORM = "wait for: gradient norm"
     LOSS_SCALE = "wait for: loss scale"
@@ -290,7 +290,7 @@ def _first_after(here: int, positions: list[int]) -> int:
 
 
 def _why(blocker: Node) -> Wait:
-    """Return why an update stays behind `blocker`."""
+    """Return the reason why an update cannot move before `blocker`."""
     kind = marker_kind(blocker) or blocker.meta.get("stepgraph.kind")
     if kind in (Kind.GRAD_NORM, Kind.CLIP):
         return Wait(WaitFor.GRADIENT_NORM)

@@ -17,7 +17,7 @@ from stepgraph.ir.views.verify import compare
 from stepgraph.passes.base import Pass
 
 NOT_IN_DICT: Mapping[str, bool] = {"stepgraph.not_in_dict": True}
-"""Metadata of a field of a report that `to_dict()` leaves out: a value behind a sentence."""
+"""Metadata of a field that `to_dict()` omits: reasons as values, which a sentence repeats."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PassRecord:
         peak_bytes_before: Largest number of bytes, allocated by the step, alive at once.
         peak_bytes_after: The same, after the pass.
         did: What the pass did, in sentences; see `StepGraph.say`.
-        reasons: The values behind these sentences, for example why an update was not moved.
+        reasons: The reasons in these sentences as values, for example why an update did not move.
     """
 
     name: str

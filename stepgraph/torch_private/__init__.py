@@ -32,7 +32,7 @@ from stepgraph.torch_private.dynamo.errors import is_unsupported, user_stack
 from stepgraph.torch_private.dynamo.guards import Guards
 from stepgraph.torch_private.dynamo.hooks import FRAMES, LIVE_GRAPH, Inlined, TraceHooks, TraceStop
 from stepgraph.torch_private.dynamo.scope import (
-    Seen,
+    TracedSizes,
     assume_constant_result,
     current_trace,
     is_tracing,
@@ -114,11 +114,11 @@ __all__ = [
     "Location",
     "MatrixProduct",
     "Memory",
-    "Seen",
     "Strided",
     "TraceHooks",
     "TraceStop",
     "Traced",
+    "TracedSizes",
     "Unreadable",
     "Wrapper",
     "all_modules_have_hooks",

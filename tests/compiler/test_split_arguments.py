@@ -16,7 +16,7 @@ import stepgraph
 from stepgraph import Microbatches
 from stepgraph.capture.call_scope import globals_in
 from stepgraph.capture.options.microbatches import check_batch
-from stepgraph.capture.options.split_loop import beginning, looped
+from stepgraph.capture.options.split_loop import before_each_part, looped
 from stepgraph.errors import ConfigurationError
 from support.harness import assert_captured, mlp, regression
 
@@ -58,7 +58,7 @@ def test_the_parts_of_the_arguments_are_the_batch(data, size, count):
 
     loop = looped(step, Microbatches(count))
     places = []
-    with beginning(places.append):
+    with before_each_part(places.append):
         result = loop(other, value, other * 2, key=value, more=[value])
 
     assert torch.equal(result, other)
@@ -165,7 +165,7 @@ def test_a_batch_of_one_sample_is_passed_as_it_is():
         assert all(map(operator.is_, others, (scale, weight)))
         return x
 
-    with beginning(lambda part: None):
+    with before_each_part(lambda part: None):
         result = looped(step, Microbatches(4))(torch.ones(1, 2), scale, weight)
 
     assert torch.equal(result, torch.ones(1, 2))

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from stepgraph.capture.objects.base import TraceContext, TrackedObject
 from stepgraph.capture.objects.table import entry_name, number_of, tracked
-from stepgraph.capture.options.call_options import CallOptions, doing_nothing
+from stepgraph.capture.options.call_options import CallOptions, without_effect
 from stepgraph.capture.options.current import updates
 from stepgraph.effects import OPS
 
@@ -56,7 +56,7 @@ class TrackedAveragedModel(TrackedObject):
     ) -> dict[str, Callable[..., Any]]:
         if options.updates:
             return {}
-        return {"update_parameters": doing_nothing(self.value.update_parameters)}
+        return {"update_parameters": without_effect(self.value.update_parameters)}
 
     @override
     def unchanged(self) -> bool:

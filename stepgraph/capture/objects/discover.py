@@ -37,11 +37,11 @@ def _trackable(value: Any, depth: int) -> Iterator[Any]:
         if not issubclass(kind, LBFGS):  # LBFGS has its own loop around the closure
             yield value
     elif depth:
-        for held in _held_by(value):
+        for held in _attributes_or_items(value):
             yield from _trackable(held, depth - 1)
 
 
-def _held_by(value: Any) -> Iterable[Any]:
+def _attributes_or_items(value: Any) -> Iterable[Any]:
     """Return the attributes or items of an object, without running any of its code."""
     kind = type(value)
     if kind in (list, tuple):

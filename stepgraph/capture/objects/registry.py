@@ -31,7 +31,7 @@ class TrackedObjects:
     """
 
     def __init__(self) -> None:
-        self.seen = torch_private.Seen()
+        self.seen = torch_private.TracedSizes()
         self.all: list[TrackedObject] = []
         self.replaced: dict[int, tuple[str, ...]] = {}
         self._by_id: dict[int, TrackedObject] = {}
@@ -68,7 +68,7 @@ class TrackedObjects:
                 self.add(type(tracked)(tracked.value, tracked.name))
 
     @contextlib.contextmanager
-    def standing_in(self, options: CallOptions) -> Iterator[None]:
+    def with_stand_ins(self, options: CallOptions) -> Iterator[None]:
         """Scope in which stand-ins replace attributes of the instances; all are restored.
 
         `replaced` lists the attributes, by `id` of their owner.

@@ -18,7 +18,7 @@ from stepgraph.capture.objects.table import (
     record_update,
     tracked,
 )
-from stepgraph.capture.options.call_options import CallOptions, doing_nothing
+from stepgraph.capture.options.call_options import CallOptions, without_effect
 from stepgraph.capture.options.current import updates
 from stepgraph.capture.options.forbidden import Forbidden
 from stepgraph.effects import OPS
@@ -60,8 +60,8 @@ class TrackedScaler(TrackedObject):
             return {}
         return {
             "step": _recording_only(self.value.step, updated),
-            "unscale_": doing_nothing(self.value.unscale_),
-            "update": doing_nothing(self.value.update),
+            "unscale_": without_effect(self.value.unscale_),
+            "update": without_effect(self.value.update),
         }
 
     @override

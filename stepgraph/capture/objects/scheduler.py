@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from stepgraph.capture.objects.base import TraceContext, TrackedObject
 from stepgraph.capture.objects.table import entry_name, number_of
-from stepgraph.capture.options.call_options import CallOptions, doing_nothing
+from stepgraph.capture.options.call_options import CallOptions, without_effect
 from stepgraph.capture.options.current import updates
 from stepgraph.capture.options.forbidden import Forbidden
 from stepgraph.effects import OPS
@@ -37,7 +37,7 @@ class TrackedScheduler(TrackedObject):
     def eager_methods(
         self, options: CallOptions, updated: set[int]
     ) -> dict[str, Callable[..., Any]]:
-        return {} if options.updates else {"step": doing_nothing(self.value.step)}
+        return {} if options.updates else {"step": without_effect(self.value.step)}
 
     @override
     def read(self, group: int, key: str) -> float:

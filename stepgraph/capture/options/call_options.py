@@ -122,7 +122,7 @@ def autocast_off(options: CallOptions) -> Iterator[None]:
         yield
 
 
-def doing_nothing(original: Callable[..., Any]) -> Callable[..., None]:
+def without_effect(original: Callable[..., Any]) -> Callable[..., None]:
     """Return a method that does nothing, for calls in which `original` must not run."""
 
     @functools.wraps(original)

@@ -130,7 +130,7 @@ _BEGIN: contextvars.ContextVar[Callable[[Part], None]] = contextvars.ContextVar(
 
 
 @contextmanager
-def beginning(begin: Callable[[Part], None]) -> Iterator[None]:
+def before_each_part(begin: Callable[[Part], None]) -> Iterator[None]:
     """Scope in which the loop calls `begin` before every part."""
     token = _BEGIN.set(begin)
     try:
@@ -141,7 +141,7 @@ def beginning(begin: Callable[[Part], None]) -> Iterator[None]:
 
 @assume_constant_result
 def _begin(index: int, count: int, size: int, total: int) -> None:
-    """Call the function of `beginning`, also during a trace."""
+    """Call the function of `before_each_part`, also during a trace."""
     _BEGIN.get()(Part(index, count, size, total))
 
 
@@ -181,7 +181,7 @@ def run(
         kwargs = {n: v if n in whole else _piece(v, *split) for n, v in keywords.items()}
         results.append(_result(step(*args, **kwargs), size))
         start = start + size
-    return put_together(results, [] if is_even else [size / sum(sizes) for size in sizes])
+    return combine_results(results, [] if is_even else [size / sum(sizes) for size in sizes])
 
 
 def _sizes(total: int, count: int) -> list[int]:
@@ -243,7 +243,7 @@ def _result(value: Any, size: int) -> Any:
     return None
 
 
-def put_together(values: list[Any], weights: list[float]) -> Any:
+def combine_results(values: list[Any], weights: list[float]) -> Any:
     """Return the results of the parts, combined into the result of the step.
 
     Args:
@@ -265,7 +265,7 @@ def put_together(values: list[Any], weights: list[float]) -> Any:
     if any(type(v) is not type(first) or keys_of(v) != keys_of(first) for v in values):
         return _refuse(FORBIDDEN_PATHS)
     columns = zip(*[items_of(value) for value in values])  # noqa: B905
-    return like(first, [put_together(list(column), weights) for column in columns])
+    return like(first, [combine_results(list(column), weights) for column in columns])
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

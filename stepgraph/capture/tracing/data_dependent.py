@@ -20,11 +20,11 @@ from stepgraph.torch_private import is_batched
 
 
 @torch.library.custom_op("stepgraph::one_hot", mutates_args=())
-def _whole_one_hot(classes: Tensor, num_classes: int) -> Tensor:
+def _opaque_one_hot(classes: Tensor, num_classes: int) -> Tensor:
     return functional.one_hot(classes, num_classes)
 
 
-@_whole_one_hot.register_fake
+@_opaque_one_hot.register_fake
 def _(classes: Tensor, num_classes: int) -> Tensor:
     return functional.one_hot(classes, num_classes)
 
@@ -32,11 +32,11 @@ def _(classes: Tensor, num_classes: int) -> Tensor:
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if is_batched(tensor):
         return functional.one_hot(tensor, num_classes)  # under vmap eager does not check either
-    rows: Tensor = _whole_one_hot(tensor, num_classes)
+    rows: Tensor = _opaque_one_hot(tensor, num_classes)
     return rows
 
 
-def _looking_at_q(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _with_check_of_q(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return `torch.quantile`, or a variant of it, with the check of `q` as a separate operator."""
 
     def quantile(input: Tensor, q: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -49,7 +49,7 @@ def _looking_at_q(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 _BAD_QUANTILE = "quantile() q values must be in the range [0, 1]"
-_quantile, _nanquantile = _looking_at_q(torch.quantile), _looking_at_q(torch.nanquantile)
+_quantile, _nanquantile = _with_check_of_q(torch.quantile), _with_check_of_q(torch.nanquantile)
 
 _STAND_INS: Mapping[Any, Any] = {
     functional.one_hot: _one_hot,

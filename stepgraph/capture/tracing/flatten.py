@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from stepgraph.capture.options import split_loop
-from stepgraph.capture.options.split_loop import PART, put_together
+from stepgraph.capture.options.split_loop import PART, combine_results
 from stepgraph.capture.tracing import data_dependent
 from stepgraph.capture.tracing.kinds import kind_of
 from stepgraph.effects import Kind, effect_of
@@ -50,7 +50,7 @@ class Flattener(Interpreter):
         kind, phase = kind_of(codes), self.phase
         at, loss = user_line(n), _loss(n)
         _name(mode.tracer, result, n.name)
-        is_result = put_together.__code__ in codes
+        is_result = combine_results.__code__ in codes
         node = graph._root.prev
         while node is not before and node.op != "root":
             node.meta.setdefault("stepgraph.kind", kind)
@@ -150,14 +150,16 @@ def _drop_detach(flat: GraphModule) -> None:
         if node.target is detach:
             node.replace_all_uses_with(
                 node.all_input_nodes[0],
-                delete_user_cb=lambda user: user.op != "output" and not _hands_out(user),
+                delete_user_cb=lambda user: (
+                    user.op != "output" and not _passes_tensor_to_user(user)
+                ),
             )
             if not node.users:
                 flat.graph.erase_node(node)
     flat.recompile()
 
 
-def _hands_out(node: Node) -> bool:
+def _passes_tensor_to_user(node: Node) -> bool:
     """Return whether a node is an effect that passes a tensor to the user's code."""
     effect = effect_of(node.target)
     return effect is not None and bool(effect.hands_out)

@@ -38,7 +38,7 @@ class NewObject(TraceStop):
     """A trace found an object to track; it starts again."""
 
 
-class HooksOfTrace:
+class StepTraceHooks:
     """The hooks of one trace; keeps the error that stopped it, which Dynamo may replace.
 
     Args:

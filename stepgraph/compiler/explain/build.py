@@ -81,7 +81,7 @@ def _report(variant: Variant) -> VariantReport:
         regions=_regions(variant),
         backend=variant.rewritten.backend,
         launches=launched(variant.rewritten.lowered.flat),
-        place=_place(variant.call_options),
+        place=_calls_of_window(variant.call_options),
         cuda_graph="" if variant.recording is None else str(variant.recording),
         parts=1 + max((node.meta.get("stepgraph.part") or 0 for node in graph.nodes), default=0),
     )
@@ -102,7 +102,7 @@ def _optimizer(variant: Variant, tracked: TrackedOptimizer) -> OptimizerReport:
     )
 
 
-def _place(call_options: CallOptions) -> str:
+def _calls_of_window(call_options: CallOptions) -> str:
     """Return a description of the calls of a window that have these options."""
     if call_options.micro_batches == 1:
         return ""
@@ -118,14 +118,14 @@ def _note(variant: Variant, subject: TrackedOptimizer) -> str:
     update = _update(variant, subject.number)
     if not {p.dtype for p in subject.parameters} & {torch.bfloat16, torch.float16}:
         if isinstance(update, FusedUpdate) and update.why_not() is None:
-            return _whose(update.kinds)
+            return _kernel_origin(update.kinds)
         return ""
     if isinstance(update, FusedUpdate) and update.masters is not None and update.why_not() is None:
         return "float32 master weights and state"
     return "no float32 master weights: updates round to the dtype of the parameters"
 
 
-def _whose(kinds: Sequence[str]) -> str:
+def _kernel_origin(kinds: Sequence[str]) -> str:
     """Return the origin of the kernels of an update, as text; empty before its first run."""
     names = {"compiled": "stepgraph's own", "torch": "torch's", "triton": "Triton"}
     return f"in {' and '.join(names[kind] for kind in kinds)} kernels" if kinds else ""

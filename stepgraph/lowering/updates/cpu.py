@@ -57,7 +57,7 @@ class FusedUpdate:
 
     Attributes:
         refusal: Why the latest update was not fused, or None.
-        masters: As given.
+        masters: The float32 copies, or None.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FusedUpdate:
             mark_stepped(self._optimizer)
 
     def part(self, places: Sequence[int], *, last: bool) -> FusedUpdate:
-        """Return the fused update of the parameters at `places`; see the effect `step_part`."""
+        """Return the fused update of the parameters at these positions; see `step_part`."""
         key = tuple(places), last
         if key not in self._parts:
             own = PartOfStep(self._optimizer, places, last=last)
@@ -286,7 +286,7 @@ def misfit_of_group(group: Mapping[str, Any]) -> Obstacle | None:
 
 
 def has_hooks(optimizer: Optimizer) -> bool:
-    """Return whether user code, or a scaler, takes part in `step()`."""
+    """Return whether `step()` runs user code or uses a scaler."""
     own = vars(optimizer)
     return bool(
         optimizer_has_hooks(optimizer)

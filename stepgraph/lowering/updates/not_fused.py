@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Obstacle(Enum):
-    """What prevents a fused update, with its sentence; `{}` stands for a detail."""
+    """The reason why an update is not fused, with its sentence; `{}` is a detail."""
 
     EAGER_BACKEND = "the eager backend runs the optimizer's own step()"
     MASTERS_ON_GPU = "float32 master weights are kept for updates on a CPU only"
@@ -47,7 +47,7 @@ class NotFused:
     """The reason why an update is not fused; prints as a sentence.
 
     Attributes:
-        obstacle: What prevents it.
+        obstacle: The reason.
         detail: What belongs into the sentence: a class, or the message of an error.
 
     Example:

@@ -36,7 +36,7 @@ from stepgraph.torch_private import is_wrapped_by_schedule, scaling_in_step
 
 
 class KernelLaunch:
-    """One update of any number of tensors by the kernels; for a GPU what `Launch` is for a CPU.
+    """One update of any number of tensors by the kernels; corresponds to `Launch` on a CPU.
 
     Args:
         family: The kernels of the optimizer.

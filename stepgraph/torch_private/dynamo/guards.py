@@ -21,7 +21,7 @@ from torch.distributions import utils as distributions_utils
 from stepgraph.torch_private.dynamo.sources import (
     is_parameter_table,
     parameter_item,
-    reads_parameter_by_place,
+    reads_parameter_by_position,
     source_name,
 )
 
@@ -129,8 +129,8 @@ def _group_tensors(
     the same class, because both names might refer to one object in a later call.
     """
     guards = output.guards.inner
-    if any(reads_parameter_by_place(source_name(s)) for g in guards for s in _sources(g)):
-        return GroupedTensorGuards()  # a parameter is read by its place in `_parameters`
+    if any(reads_parameter_by_position(source_name(s)) for g in guards for s in _sources(g)):
+        return GroupedTensorGuards()  # a parameter is read by its position in `_parameters`
     known: dict[int, list[Any]] = {}
     for guard in guards:
         if guard.create_fn_name() in ("TENSOR_MATCH", "DUPLICATE_INPUT"):
@@ -232,7 +232,7 @@ def _sources(guard: Any) -> Iterable[Any]:
 
 
 def _read(name: str, names: Mapping[str, Any]) -> Any:
-    """Return the object behind a name of Dynamo's, or `_NOTHING` if there is none."""
+    """Return the object that a name of Dynamo's refers to, or `_NOTHING` if there is none."""
     with contextlib.suppress(NameError, AttributeError, LookupError, TypeError):
         return eval(name, dict(names))  # Dynamo's own guards are evaluated the same way
     return _NOTHING

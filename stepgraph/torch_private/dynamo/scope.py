@@ -49,7 +49,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _COMPILER_CONFIG: Any = torch.compiler.config  # its `patch` is added at import
 
 
-class Seen:
+class TracedSizes:
     """Sizes in earlier traces of one step: a size that varies is symbolic in the next trace.
 
     Dynamo stores them by a function's file and line, for the whole process, so that a second model
@@ -62,7 +62,7 @@ class Seen:
 
 @contextlib.contextmanager
 def tracing(
-    hooks: TraceHooks, dynamic: Sequence[str], seen: Seen, *, static: bool = False
+    hooks: TraceHooks, dynamic: Sequence[str], seen: TracedSizes, *, static: bool = False
 ) -> Iterator[None]:
     """Scope in which `trace` may be called; all replaced state is restored at its end.
 

@@ -16,7 +16,7 @@ _ROOT = re.compile(r"(?P<scope>[LG])\['(?P<name>[^']*)'\]")
 _MODULE_ITEM = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
 _NUMBER_GUARD = re.compile(r"(?P<source>[^\s,]+) == -?\d[\d.e+-]*\s*(#|$)")
 _PARAMETERS = re.compile(r"[^()]+\._parameters")
-_PARAMETERS_BY_PLACE = re.compile(rf"dict\.keys\({_PARAMETERS.pattern}\)")
+_PARAMETERS_BY_POSITION = re.compile(rf"dict\.keys\({_PARAMETERS.pattern}\)")
 _PARAMETER = re.compile(rf"(?P<table>{_PARAMETERS.pattern})\['(?P<key>[^'\\]+)'\]")
 _GRADIENT = ".grad"
 
@@ -84,14 +84,14 @@ def local_root(name: str) -> str | None:
     return root["name"] if root is not None and root["scope"] == "L" else None
 
 
-def is_within(name: str, place: str) -> bool:
-    """Return whether a source is `place`, or an attribute or item below it.
+def is_within(name: str, owner: str) -> bool:
+    """Return whether a source is `owner`, or an attribute or item below it.
 
     Example:
         >>> [is_within(name, "L['opt']") for name in ("L['opt'].state", "L['opt_2']")]
         [True, False]
     """
-    return name == place or name.startswith((f"{place}.", f"{place}["))
+    return name == owner or name.startswith((f"{owner}.", f"{owner}["))
 
 
 def owner_of_gradient(name: str) -> str | None:
@@ -145,14 +145,14 @@ def is_parameter_table(name: str) -> bool:
     return _PARAMETERS.fullmatch(name) is not None
 
 
-def reads_parameter_by_place(name: str) -> bool:
+def reads_parameter_by_position(name: str) -> bool:
     """Return whether a source depends on the order of the keys of a module's `_parameters`.
 
     Example:
-        >>> reads_parameter_by_place("list(dict.keys(L['net']._parameters))[0]")
+        >>> reads_parameter_by_position("list(dict.keys(L['net']._parameters))[0]")
         True
     """
-    return _PARAMETERS_BY_PLACE.search(name) is not None
+    return _PARAMETERS_BY_POSITION.search(name) is not None
 
 
 def parameter_item(name: str) -> tuple[str, str] | None:

@@ -118,11 +118,11 @@ class EMA(Callback):
 
     @override
     def on_validation_end(self, trainer: Training, module: Module) -> None:
-        self._give_back(module)
+        self._restore_weights(module)
 
     @override
     def on_exception(self, trainer: Training, module: Module, exception: BaseException) -> None:
-        self._give_back(module)
+        self._restore_weights(module)
 
     @override
     def on_fit_end(self, trainer: Training, module: Module) -> None:
@@ -130,7 +130,7 @@ class EMA(Callback):
         if self.averages:
             self._put(module, self.averages)
 
-    def _give_back(self, module: Module) -> None:
+    def _restore_weights(self, module: Module) -> None:
         if self._own is not None:
             self._put(module, self._own)
             self._own = None

@@ -138,7 +138,7 @@ class ModelCheckpoint(Callback):
         score = self._score(trainer)
         self._saved_at = _position(trainer)
         path = str(self._folder / f"{self._name(trainer)}.ckpt")
-        replaced = self._admit(path, score)
+        replaced = self._add_to_best(path, score)
         if self.save_last:
             self.last_model_path = str(self._folder / "last.ckpt")
         if path in self.best_k_models:
@@ -166,7 +166,7 @@ class ModelCheckpoint(Callback):
             return math.inf
         return value if self.mode == "min" else -value
 
-    def _admit(self, path: str, score: float) -> list[str]:
+    def _add_to_best(self, path: str, score: float) -> list[str]:
         """Add a checkpoint to the best; return the files that no longer belong to them."""
         if self.save_top_k == 0:
             return []

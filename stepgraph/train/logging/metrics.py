@@ -183,7 +183,7 @@ class Metrics:
     def _new_mean(self, key: LogKey, stage: str) -> Mean:
         """Return a new mean, with its state from a checkpoint if there is one."""
         mean = Mean(key.reduce_fx)
-        restored = self._restored[stage].pop(_spelled(key), None)
+        restored = self._restored[stage].pop(_key_as_text(key), None)
         if restored is not None:
             mean.load_state_dict(restored)
         return mean
@@ -226,7 +226,7 @@ class Metrics:
             "running": {
                 stage: {
                     **self._restored[stage],
-                    **{_spelled(key): mean.state_dict() for key, mean in running.items()},
+                    **{_key_as_text(key): mean.state_dict() for key, mean in running.items()},
                 }
                 for stage, running in self._running.items()
             },
@@ -240,7 +240,7 @@ class Metrics:
         self._restored = {stage: dict(means) for stage, means in state["running"].items()}
 
 
-def _spelled(key: LogKey) -> str:
+def _key_as_text(key: LogKey) -> str:
     """Return a key as text, so that a checkpoint can contain it for any reduction."""
     reduction = getattr(key.reduce_fx, "__qualname__", key.reduce_fx)
     return repr(tuple(key._replace(reduce_fx=reduction)))

@@ -246,7 +246,7 @@ def set_epoch(loader: Any, epoch: int) -> None:
             sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def shared_out(loader: Any, rank: int, world_size: int) -> Any:
+def with_process_share(loader: Any, rank: int, world_size: int) -> Any:
     """Return a loader of this process's share, if `loader` would yield all batches in each process.
 
     The user's own samplers are assumed to yield the share of their process.

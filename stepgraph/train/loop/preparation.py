@@ -6,7 +6,7 @@ from typing import Any
 
 from stepgraph.compiler import CompiledStep
 from stepgraph.train.hooks import HookTable
-from stepgraph.train.loop.batches import known_length, limited_length, shared_out
+from stepgraph.train.loop.batches import known_length, limited_length, with_process_share
 from stepgraph.train.loop.checks import check_optimizers, undecorated
 from stepgraph.train.loop.fit import FitLoop
 from stepgraph.train.module import Module
@@ -39,7 +39,7 @@ def prepare(trainer: Training, module: Module, loader: Any, validation: list[Any
         automatic=automatic,
         custom_step=overridden(module, Module, "lr_scheduler_step"),
     )
-    _adopt(trainer, module, found)
+    _store_configuration(trainer, module, found)
     plain, decorated = undecorated(module), module.training_step
     composed = composed_steps(trainer, module, plain) if automatic else []
     compiled = [decorated] if isinstance(decorated, CompiledStep) and not automatic else []
@@ -74,14 +74,14 @@ def attach(trainer: Training, module: Module, stage: str) -> None:
 
 def _measure_epoch(trainer: Training, loader: Any, validation: list[Any]) -> None:
     """Determine the length of an epoch and the interval of validations."""
-    trainer.train_loader = shared_out(loader, trainer.rank, trainer.world_size)
+    trainer.train_loader = with_process_share(loader, trainer.rank, trainer.world_size)
     trainer.validates = bool(validation)
     length, limit = known_length(trainer.train_loader), trainer.limit_train_batches
     trainer.num_training_batches = limited_length(length, limit, "limit_train_batches")
     trainer.val_interval = trainer.options.val_interval(trainer.num_training_batches)
 
 
-def _adopt(trainer: Training, module: Module, found: Configuration) -> None:
+def _store_configuration(trainer: Training, module: Module, found: Configuration) -> None:
     """Store the optimizers and schedules that `configure_optimizers` returned."""
     scaler = trainer.precision.scaler()
     check_optimizers(trainer, module, found, scaler is not None)

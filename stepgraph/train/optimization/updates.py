@@ -140,7 +140,7 @@ class Updates:
         """
         raw, index = wrapper.optimizer, wrapper._index
         if not tracing() and index in self.stepped:
-            raise _steps_twice(raw, "optimizer.step()")
+            raise _second_update(raw, "optimizer.step()")
         result = None if closure is None else closure()
         if not _has_gradients(raw):
             return result
@@ -160,7 +160,7 @@ class Updates:
         """
         state = self.scaling[wrapper._index]
         if self.scaler is not None and not tracing() and wrapper._index in self.stepped:
-            raise _steps_twice(wrapper.optimizer, "clip_gradients")
+            raise _second_update(wrapper.optimizer, "clip_gradients")
         if self.scaler is not None and not state.unscaled:
             self.scaler.unscale_(wrapper.optimizer)
             state.unscaled = state.touched = True
@@ -230,7 +230,7 @@ def _count(count: Callable[[], None], *_: Any) -> None:
     count()
 
 
-def _steps_twice(optimizer: Optimizer, at: str) -> ConfigurationError:
+def _second_update(optimizer: Optimizer, at: str) -> ConfigurationError:
     return ConfigurationError(
         'one batch has a second update of an optimizer under precision="16-mixed"',
         at=f"{at} in training_step",

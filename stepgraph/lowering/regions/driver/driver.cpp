@@ -1,9 +1,9 @@
-// Runs a program of kernel calls and matrix products on bare addresses: what the Python around a
-// compiled region does, without Python. Callers have checked the layout of every tensor.
+// Runs a program of kernel calls and matrix products on addresses, in place of the Python around a
+// compiled region. Callers have checked the layout of every tensor.
 //
-// A program is a row of int64: how many threads share a product, then instructions. A tensor in it
-// is two of them: the number of a base (inputs, then results, then the scratch memory) and bytes
-// from there on.
+// A program is an array of int64: the number of threads for a product, then instructions. A tensor
+// is encoded as two numbers: the index of its base (inputs, then results, then the scratch memory)
+// and an offset in bytes.
 
 #include <Python.h>
 
@@ -16,23 +16,23 @@
 
 namespace {
 
-// From an object that is a tensor to its memory; torch's own function, found at its address.
+// Returns the memory of a tensor object; torch's own function, called at its address.
 void* (*data_ptr)(PyObject*);
 
-// Its numbers are of 32 or of 64 bits. What is given here has 64, and both read the same from it:
-// they are small, and the machine is little-endian.
+// Its integers have 32 or 64 bits. Pointers to 64-bit integers are passed; a function that reads
+// 32 bits reads the same value, because the values are small and the machine is little-endian.
 using Gemm = void(const char*, const char*, const int64_t*, const int64_t*, const int64_t*,
                   const void*, const void*, const int64_t*, const void*, const int64_t*,
                   const void*, void*, const int64_t*);
-Gemm* sgemm;  // BLAS, as torch's own products call it
+Gemm* sgemm;  // BLAS functions that torch's own products call
 Gemm* dgemm;
 
-// MKL's: how many threads share a product of this thread, 0 for as many as always. Returns what it
-// was. Null with another BLAS.
+// MKL's function to set the number of threads for products of this thread, 0 for the default.
+// Returns the previous number. Null with another BLAS.
 int (*set_threads)(int);
 
-constexpr int kArguments = 1024;  // of a kernel; one more is refused by who writes the program
-constexpr int kStep = 16;        // there is code to call a kernel for every so many
+constexpr int kArguments = 1024;  // largest number of arguments; encode.py refuses kernels with more
+constexpr int kStep = 16;        // there is a call for each multiple of this number of arguments
 
 class Reader {
  public:
@@ -74,8 +74,8 @@ constexpr auto calls(std::index_sequence<kSteps...>) {
   return Table{{call<kSteps * kStep>...}};
 }
 
-// address, count, tensors. The kernel is given up to kStep - 1 nulls more than it takes, and does
-// not look at them; in all conventions of 64 bits, arguments are taken away by who has put them.
+// address, count, tensors. Up to kStep - 1 extra null arguments are passed, which the kernel does
+// not read; in all 64-bit calling conventions the caller removes the arguments.
 void run_kernel(Reader& in) {
   static constexpr auto kCalls = calls(std::make_index_sequence<kArguments / kStep + 1>());
   void* kernel = reinterpret_cast<void*>(in.number());
@@ -86,7 +86,7 @@ void run_kernel(Reader& in) {
   kCalls.of[steps](kernel, arguments);
 }
 
-// In the order of BLAS, whose matrices are columns of rows of ours:
+// In the order of BLAS, which is column-major:
 // transposed a, transposed b, m, n, k, a, lda, b, ldb, is added to c, c, ldc
 template <typename T>
 void run_product(Reader& in, Gemm* gemm) {
@@ -118,7 +118,7 @@ void run_fill(Reader& in) {
   }
 }
 
-// indices, how many, least, one more than the greatest, ignored. Returns whether all are allowed.
+// indices, count, lower bound, upper bound (exclusive), ignored value. Returns whether all are valid.
 template <typename T>
 bool look(Reader& in) {
   const T* index = reinterpret_cast<const T*>(in.tensor());
@@ -140,7 +140,7 @@ enum Instruction : int64_t {
   kLook64,
 };
 
-// Lets so many threads share a product while it lives.
+// Sets the number of threads for products during its lifetime.
 class Threads {
  public:
   explicit Threads(int count) : was_(set_threads ? set_threads(count) : 0) {}
@@ -152,7 +152,7 @@ class Threads {
   int was_;
 };
 
-// Returns whether it has run: not with indices that are not allowed.
+// Returns whether the program has run: false if an index is invalid.
 bool interpret(const int64_t* program, char* const* bases) {
   Reader in(program, bases);
   const Threads threads(in.size());
@@ -175,9 +175,9 @@ bool interpret(const int64_t* program, char* const* bases) {
 }
 
 // program, inputs, empty_strided, its arguments for each result, scratch -> results, or None
-// if indices are not allowed.
+// if an index is invalid.
 //
-// The lock of the interpreter is held throughout: the scratch memory is used by one call at a time.
+// The GIL is held throughout, so that only one call at a time uses the scratch memory.
 PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 5) return PyErr_Format(PyExc_TypeError, "takes 5 arguments, got %zd", n);
   PyObject *inputs = args[1], *empty = args[2], *layouts = args[3];
@@ -210,7 +210,7 @@ PyObject* run(PyObject*, PyObject* const* args, Py_ssize_t n) {
   return results;
 }
 
-// Takes addresses: of torch's function from a tensor object to its memory, and what BLAS has.
+// Takes the addresses of torch's function from a tensor object to its memory, and of BLAS functions.
 PyObject* bind(PyObject*, PyObject* const* args, Py_ssize_t n) {
   if (n != 4) return PyErr_Format(PyExc_TypeError, "takes 4 arguments, got %zd", n);
   void* addresses[4];

@@ -1,4 +1,4 @@
-"""Calls of the compiled kernels, and the checks of the tensors that they are given."""
+"""Calls of the compiled kernels, and the checks of their tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compiled_kernels() -> ModuleType | str:
 
 @dataclass
 class CompiledLaunch:
-    """One call of a compiled kernel; for these what `Launch` is for torch's.
+    """One call of a compiled kernel; corresponds to `Launch` for torch's.
 
     Attributes:
         kernel: The kernel that has checked the layout of the tensors.
@@ -62,7 +62,7 @@ class CompiledLaunch:
 class CompiledKernel:
     """Updates the tensors of one param group, instead of a fused kernel of torch's.
 
-    The C++ is given addresses only. `launch_first` checks the layout of the tensors, and
+    The C++ receives addresses only. `launch_first` checks the layout of the tensors, and
     `launch_as_before` checks that of later tensors against it. The options of the param group are
     read (`read`) when they have changed (`has_options_of`).
 

@@ -1,9 +1,8 @@
-// Optimizer updates on a CPU: one call for a param group, some nanoseconds for each tensor.
+// Optimizer updates on a CPU: one call for a param group, an overhead of nanoseconds for each tensor.
 //
-// Formulas and their order are those of torch.optim; hyper-parameters that need it are computed in
-// double, as there. Callers have checked the layout: every tensor is dense, on the CPU, of the
-// dtype that is named, and tensors that belong together have the same number of elements in the
-// same order.
+// Formulas and their order are those of torch.optim, which also computes some hyper-parameters in
+// double. Callers have checked the layout: every tensor is dense, on the CPU and of the given dtype,
+// and a parameter, its gradient and its state have the same number of elements in the same order.
 
 #include <ATen/cpu/vec/vec.h>
 #include <Python.h>
@@ -17,15 +16,15 @@
 
 namespace {
 
-// From an object that is a tensor to its memory; torch's own function, found at its address.
+// Returns the memory of a tensor object; torch's own function, called at its address.
 void* (*data_ptr)(PyObject*);
 
-constexpr int64_t kShared = 1 << 15;  // elements from which on threads share a tensor
+constexpr int64_t kShared = 1 << 15;  // least number of elements of a tensor for several threads
 
 template <typename T>
 using Vec = at::vec::Vectorized<T>;
 
-// Some neighbouring elements, as many as a register holds, or the last few.
+// Consecutive elements that fit into a register, or the remaining ones at the end.
 struct Place {
   int64_t first;
   int count;
@@ -41,7 +40,7 @@ struct Place {
   }
 };
 
-// Calls `update` for the places from `first` to before `last`.
+// Calls `update` for the positions from `first` to `last`, exclusive.
 template <typename T, typename F>
 void some(int64_t first, int64_t last, const F& update) {
   constexpr int64_t size = Vec<T>::size();
@@ -50,7 +49,7 @@ void some(int64_t first, int64_t last, const F& update) {
   if (i < last) update(Place{i, static_cast<int>(last - i)});
 }
 
-// Calls `update` for all places of a tensor, on several threads where there is much to do.
+// Calls `update` for all positions of a tensor, on several threads if it is large.
 template <typename T, typename F>
 void each(int64_t n, int threads, const F& update) {
   if (threads < 2 || n < kShared) return some<T>(0, n, update);
@@ -141,7 +140,7 @@ void scale(T* grad, double factor, int64_t n, int threads) {
   each<T>(n, threads, [=](Place at) { at.store(grad, at.load(grad) * by); });
 }
 
-// Some tensors of a tuple as pointers.
+// Pointers to some tensors of a tuple.
 template <typename T>
 std::vector<T*> pointers(PyObject* tuple, size_t first, size_t count) {
   std::vector<T*> found(count);
@@ -150,12 +149,12 @@ std::vector<T*> pointers(PyObject* tuple, size_t first, size_t count) {
   return found;
 }
 
-// What every kernel takes: sizes, is_double, threads, factor, counts, tensors, written, then options
-// in the order of torch's kernel. `sizes` are bytes: an int64 for each parameter. `tensors` are
-// what `gather` returns: parameters, gradients, each kind of state and, if `counts`, step counters.
-// `written` is called with those that autograd must not take for unchanged.
+// The arguments of every kernel: sizes, is_double, threads, factor, counts, tensors, written, then
+// options in the order of torch's kernel. `sizes` are bytes: an int64 for each parameter. `tensors`
+// are the result of `gather`: parameters, gradients, each kind of state and, if `counts`, step
+// counters. `written` is called with the tensors whose version counters must be bumped.
 constexpr Py_ssize_t kCommon = 7;
-constexpr size_t kStates = 3;  // kinds of state; those that an optimizer does not have are null
+constexpr size_t kStates = 3;  // largest number of kinds of state; missing ones are null
 
 template <typename T, typename Rule>
 void update_all(const Rule& rule, PyObject* const* args, int threads, double factor) {
@@ -195,13 +194,13 @@ template <typename Rule>
 PyObject* run(const Rule& rule, PyObject* const* args) {
   const int threads = static_cast<int>(PyLong_AsLong(args[2]));
   const double factor = PyFloat_AsDouble(args[3]);
-  if (PyErr_Occurred()) return nullptr;  // an option, too, that is no number
+  if (PyErr_Occurred()) return nullptr;  // also for an option that is not a number
   try {
     if (args[1] == Py_True)
       update_all<double>(rule, args, threads, factor);
     else
       update_all<float>(rule, args, threads, factor);
-  } catch (const std::exception& error) {  // no memory for a list; an object that is no tensor
+  } catch (const std::exception& error) {  // no memory for a list; an object that is not a tensor
     if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
   }
@@ -228,7 +227,7 @@ PyObject* adam(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 PyObject* sgd(PyObject*, PyObject* const* args, Py_ssize_t n) {
-  if (!are(n, 7)) return nullptr;  // the last says whether this is the first step: it never is
+  if (!are(n, 7)) return nullptr;  // the last option, whether this is the first step, is always false
   PyObject* const* o = args + kCommon;
   return run(Sgd{.lr = number(o[2]), .momentum = number(o[1]), .dampening = number(o[3]),
                  .weight_decay = number(o[0]), .nesterov = flag(o[4]), .maximize = flag(o[5])},
@@ -243,7 +242,7 @@ PyObject* adagrad(PyObject*, PyObject* const* args, Py_ssize_t n) {
              args);
 }
 
-// A reference that is given up at the end.
+// An owned reference, released at the end of its lifetime.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
@@ -257,7 +256,7 @@ class Owned {
   PyObject* object_;
 };
 
-// Adds what every state holds by a name; returns whether all have it.
+// Appends the item called `name` of every state; returns whether all states have it.
 bool add_states(PyObject* found, Py_ssize_t first, PyObject* name, PyObject* states,
                 const std::vector<Py_ssize_t>& kept) {
   for (const Py_ssize_t i : kept) {
@@ -269,9 +268,9 @@ bool add_states(PyObject* found, Py_ssize_t first, PyObject* name, PyObject* sta
   return true;
 }
 
-// params, states, names, count, check -> a tuple of parameters, their gradients, and for each name
-// what the states hold; of those parameters that have a gradient. None if a state lacks something,
-// if they are not `count`, or if `check`, called with all of them, does not return True.
+// params, states, names, count, check -> a tuple of the parameters that have a gradient, their
+// gradients, and for each name the tensors of their states. None if a state lacks a name, if the
+// number of tensors is not `count`, or if `check`, called with all of them, does not return True.
 PyObject* gather(PyObject*, PyObject* const* args, Py_ssize_t given) {
   static PyObject* grad_name = PyUnicode_InternFromString("grad");
   if (given != 5 || !PyList_Check(args[0]) || !PyList_Check(args[1]) || !PyTuple_Check(args[2])) {
