@@ -351,9 +351,9 @@ def test_a_pass_of_the_users_own_runs_and_is_reported(passes):
 
 
 def test_what_is_no_pipeline_is_refused():
-    with pytest.raises(ConfigurationError, match="no pipeline"):
+    with pytest.raises(ConfigurationError, match="not a pipeline"):
         stepgraph.compile(lambda: None, passes=lambda default: None)
-    with pytest.raises(ConfigurationError, match="no pipeline"):
+    with pytest.raises(ConfigurationError, match="not a pipeline"):
         stepgraph.compile(lambda: None, passes=3)
 
 
