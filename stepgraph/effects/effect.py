@@ -234,11 +234,6 @@ class Effect:
         return self.object_arguments[-1]
 
     @property
-    def waits_for_values(self) -> bool:
-        """Whether it reads values that must not change before it runs."""
-        return self.values_read is None or bool(self.values_read)
-
-    @property
     def returns_value(self) -> bool:
         """Whether its node has a value."""
         return bool(self.op._schema.returns)
