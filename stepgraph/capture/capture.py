@@ -226,7 +226,7 @@ def _check_trace(found: Traced) -> None:
     for node in graph_module.graph.nodes:
         target = str(node.target)
         if node.op == "get_attr" and isinstance(getattr(graph_module, target, None), Tensor):
-            refuse("the graph holds a tensor that is no input of the step")
+            refuse("the graph holds a tensor that is not an input of the step")
         if "register_hook" in target or "register_post_accumulate" in target:
             refuse("registers hooks inside the step")
         if target == "__delattr__":

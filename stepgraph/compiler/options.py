@@ -93,7 +93,7 @@ class Options:
         if isinstance(made, Pipeline):
             return made
         raise ConfigurationError(
-            "stepgraph.compile: passes is no pipeline",
+            "stepgraph.compile: passes is not a pipeline",
             found=type(made).__name__,
             why="a pipeline verifies the step after every pass",
             hint="a Pipeline, or a function that receives the default one and returns one",
@@ -110,7 +110,7 @@ def _scaler() -> GradScaler:
 def _at_least(name: str, value: Any, least: int) -> None:
     if type(value) is not int or value < least:
         raise ConfigurationError(
-            f"stepgraph.compile: {name} is no number of calls",
+            f"stepgraph.compile: {name} is not a number of calls",
             found=f"{name}={value!r}",
             hint=f"a whole number of at least {least}",
         )
@@ -119,7 +119,7 @@ def _at_least(name: str, value: Any, least: int) -> None:
 def _positive(name: str, value: Any) -> None:
     if value is not None and not (isinstance(value, int | float) and value > 0):
         raise ConfigurationError(
-            f"stepgraph.compile: {name} is no bound",
+            f"stepgraph.compile: {name} is not a bound",
             found=f"{name}={value!r}",
             hint="a positive number, or None",
         )

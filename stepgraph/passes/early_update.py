@@ -209,7 +209,7 @@ class _Timeline:
                 self.grads[node] = dict(stored)
 
     def move(self, node: Node, position: int, slot: str, access: Access) -> _Move | Wait | None:
-        """Return where the update of a parameter may move; why it stays; None without gradient."""
+        """Return the move of a parameter, the reason why it stays, or None without a gradient."""
         grad = self.grads[node].get(slot)
         if f"grad:{slot}" not in self.access[node].reads or grad is None:
             return None

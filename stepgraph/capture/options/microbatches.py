@@ -51,13 +51,13 @@ class Microbatches:
     def __post_init__(self) -> None:
         if type(self.count) is not int or self.count < 1:
             raise ConfigurationError(
-                "stepgraph.compile: microbatches is no number of parts",
+                "stepgraph.compile: microbatches is not a number of parts",
                 found=f"microbatches={self.count!r}",
                 hint="a whole number of at least 1",
             )
         if not (isinstance(self.whole, tuple) and all(isinstance(n, str) for n in self.whole)):
             raise ConfigurationError(
-                "stepgraph.Microbatches: whole is no tuple of names",
+                "stepgraph.Microbatches: whole is not a tuple of names",
                 found=f"whole={self.whole!r}",
                 hint='whole=("class_weights",)',
             )

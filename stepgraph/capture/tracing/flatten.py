@@ -102,7 +102,7 @@ class Flattener(Interpreter):
             leaves = {id(leaf) for leaf in tree_leaves(inputs)}
             reached = [node.variable for node in nodes if hasattr(node, "variable")]
             if any(id(leaf) not in leaves for leaf in reached if leaf.requires_grad):
-                self.refuse("backward() reaches a tensor that is no input of the step")
+                self.refuse("backward() reaches a tensor that is not an input of the step")
 
 
 def flatten(
@@ -182,7 +182,7 @@ def _check(flat: GraphModule, refuse: Callable[[str], None]) -> None:
         if node.op == "get_attr" and isinstance(_attribute(flat, node.target), Tensor):
             value = _attribute(flat, node.target)
             if value.requires_grad or value.numel() > 1:
-                refuse("the graph holds a tensor that is no input of the step")
+                refuse("the graph holds a tensor that is not an input of the step")
         for value in tree_leaves(node.meta.get("val")):
             if isinstance(value, Tensor) and value.layout is not torch.strided:
                 refuse("sparse gradients or tensors")

@@ -106,11 +106,11 @@ def _rehearse(rewritten: Rewritten) -> _Rehearsed:
 
 
 def _entered(graph: Graph, objects: Mapping[int, TrackedObject]) -> tuple[Any, str | None]:
-    """Return the object, and its method, that the user's Python enters where a rehearsal ends.
+    """Return the object and its method whose call in the user's Python ends a rehearsal.
 
-    A hyper-parameter that is set enters none: then the next method counts. What the eager call
-    computes until then may differ from the rehearsal, which refuses the variant. (None, None) where
-    no method is entered: then the rehearsal is compared when the call has ended.
+    To set a hyper-parameter calls no method: then the next method is used. Values that the eager
+    call computes until then may differ from the rehearsal, which refuses the variant. (None, None)
+    if no method is called: the rehearsal is then compared at the end of the call.
     """
     first = first_update(graph)
     nodes = list(graph.nodes)

@@ -130,7 +130,7 @@ def _check_reads(step: ReadableStep) -> None:
                 raise VerifyError(
                     f"{node.name} reads {resource} before anything has written it",
                     at=_at(node),
-                    why="it is no input of the step either",
+                    why="it is not an input of the step either",
                 )
 
 

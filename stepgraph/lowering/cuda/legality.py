@@ -115,9 +115,9 @@ def _inputs(graph: Graph, device: str) -> Iterator[str]:
         if isinstance(value, torch.SymInt) or _has_symbols(value):
             yield "sizes vary from call to call"
         elif not isinstance(value, Tensor):
-            yield "an input is no tensor"
+            yield "an input is not a tensor"
         elif value.device.type != device and node.users:
-            yield f"tensors on {value.device.type} take part"
+            yield f"it uses tensors on {value.device.type}"
         for root in storages[node]:
             other = owners.setdefault(root, node)
             if other is not node and not (_is_fixed(node) and _is_fixed(other)):
@@ -133,7 +133,7 @@ def _operators(graph: Graph, device: str) -> Iterator[str]:
         if node in tail or node.op != "call_function" or is_update(node):
             continue
         if any(origin(source) in tail for source in node.all_input_nodes):
-            yield "a number that the host reads in the step is used to compute"
+            yield "it computes with a number that the host reads in the step"
             continue
         yield from _values(node, device)
         target: Any = node.target
@@ -150,7 +150,7 @@ def _values(node: Node, device: str) -> Iterator[str]:
         elif _has_symbols(value):
             yield "sizes vary from call to call"
         elif isinstance(value, Tensor) and value.device.type != device:
-            yield f"tensors on {value.device.type} take part"
+            yield f"it uses tensors on {value.device.type}"
 
 
 def _updates(graph: Graph, updates: Mapping[int, Any]) -> Iterator[str]:
@@ -184,11 +184,11 @@ def _results(graph: Graph) -> Iterator[str]:
     for node in leaving(graph, tail):
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            yield "something that is no tensor leaves it"
+            yield "it returns a value that is not a tensor"
             continue
         for root in storages[node]:
             if root.op == "placeholder":
-                yield "a view of an input leaves it"
+                yield "it returns a view of an input"
             elif owners.setdefault(root, node) is not node:
                 yield "two of its results share memory"
     yield from _moved_gradients(graph, storages)

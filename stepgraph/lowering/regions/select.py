@@ -102,7 +102,7 @@ def eager_reason(node: Node) -> str | None:
     if is_glue(node) or (effect is not None and effect.region == "inside"):
         return None
     if not isinstance(target, torch._ops.OpOverload):
-        return "a function that is no operator"
+        return "a function that is not an operator"
     if target.namespace != "aten":
         return f"an operator of {target.namespace}"
     if draws(node):
@@ -223,7 +223,7 @@ class _Selector:
         return _stays_out(node)
 
     def _is_before(self, node: Node, effect: Effect | None) -> bool:
-        """Return whether an effect is done ahead of the run, of which it needs nothing."""
+        """Return whether an effect does not depend on the run and moves before it."""
         if effect is None or effect.region != "before":
             return False
         needs = any(map(self._depends, node.all_input_nodes))

@@ -211,7 +211,7 @@ class FusedUpdate:
         return misfit_of_group(group)
 
     def _bind_states(self) -> None:
-        """Find the state of every parameter; only if the optimizer holds other dicts now."""
+        """Look up the state of every parameter, if the optimizer has replaced its dicts."""
         held, groups = self._optimizer.state, self._optimizer.param_groups
         same = len(held) == len(self._known) and len(groups) == len(self._order)
         if same and all(map(operator.is_, held.values(), self._known)):

@@ -2,7 +2,7 @@
 
 In bfloat16 an update smaller than 1/256 of its weight is lost to rounding, and an average with
 `beta = 0.999` does not change. So the update works on float32 copies and rounds them into the
-optimizer's own tensors. The optimizer, its `state_dict()` and the model hold only those.
+optimizer's own tensors. The optimizer, its `state_dict()` and the model contain only the latter.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class Obstacle(Enum):
     DTYPE_WITHOUT_KERNEL = "parameters that are not float32, bfloat16 or float16"
     NO_STATE = "it has not stepped every parameter yet"
     NO_GRADIENT = "no parameter has a gradient"
-    STATE_NOT_TENSORS = "its state holds something else than tensors"
-    COUNTER_NOT_FLOAT32 = "state[{!r}] is no float32 tensor"
+    STATE_NOT_TENSORS = "its state contains values that are not tensors"
+    COUNTER_NOT_FLOAT32 = "state[{!r}] is not a float32 tensor"
     STRIDES_DIFFER = "strides of parameters, gradients and state differ"
 
     # the kernel

@@ -146,7 +146,7 @@ class _Latest:
 
 
 class KernelUpdate(FusedUpdate):
-    """Updates parameters in the Triton kernels where they fit, else by the own `step()`.
+    """Updates parameters in the Triton kernels if they fit, else by the optimizer's `step()`.
 
     Args:
         optimizer: An optimizer for which `kernel_misfit` returned None.

@@ -34,7 +34,7 @@ def standard_callbacks(
     for one in callbacks:
         if not isinstance(one, Callback):
             raise ConfigurationError(
-                "Trainer: a callback is no stepgraph.Callback",
+                "Trainer: a callback is not a stepgraph.Callback",
                 at="the argument `callbacks`",
                 found=type(one).__name__,
                 hint="class MyCallback(stepgraph.Callback)",

@@ -130,10 +130,10 @@ def _someone_elses(x, w):
     [
         (_schedule_first, "a schedule steps before an update"),
         (_warm_up, "a hyper-parameter is computed in the step"),
-        (_reads_rate, "a number that the host reads in the step is used to compute"),
+        (_reads_rate, "it computes with a number that the host reads in the step"),
         (_waits, "nonzero waits for the device"),
         (_scaled, "a loss scaler's own code runs"),
-        (_view_of_input, "a view of an input leaves it"),
+        (_view_of_input, "it returns a view of an input"),
         (_shares, "two of its results share memory"),
         (_view_of_gradient, "a view of a gradient is used after an update"),
         (
@@ -153,7 +153,7 @@ def test_an_optimizers_own_step_is_named_with_the_reason_for_it():
 
 
 def test_tensors_elsewhere_are_named():
-    assert "tensors on cpu take part" in reasons(plain, device="cuda")
+    assert "it uses tensors on cpu" in reasons(plain, device="cuda")
 
 
 def test_inputs_that_share_memory_are_named():
