@@ -11,12 +11,16 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.distributions import constraints
 from torch.nn.modules import module as nn_module
 from torch.optim import optimizer as optimizer_module
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+
+DependentConstraint: type = constraints._Dependent
+"""The class of constraints that depend on other parameters of a distribution."""
 
 is_profiling: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 """Return whether a profiler of torch's records this thread; takes 50 ns."""
@@ -62,6 +66,11 @@ def all_modules_have_hooks() -> bool:
     return any(_GLOBAL_MODULE_HOOKS)
 
 
+def module_tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Return the dicts of a module that hold its parameters, its buffers and its children."""
+    return module._parameters, module._buffers, module._modules
+
+
 def optimizer_has_hooks(optimizer: Any) -> bool:
     """Return whether `optimizer.step()` would call hooks: its own, or those for all optimizers."""
     return bool(
@@ -96,6 +105,12 @@ def scaling_in_step(optimizer: Any, *, supported: bool) -> Iterator[None]:
             del attributes[name]
         else:
             attributes[name] = before
+
+
+def scale_tensor(scaler: GradScaler) -> Tensor | None:
+    """Return the scale of a scaler, `[]`; None if it has not been used yet."""
+    scale: Tensor | None = getattr(scaler, "_scale", None)
+    return scale
 
 
 def found_inf(scaler: GradScaler, optimizer: Any) -> dict[Any, Tensor]:

@@ -28,21 +28,12 @@ ALLOWED_ATTRIBUTES = re.compile(
     |_getframe                 # of sys""",
     re.VERBOSE,
 )
-NOT_MOVED_YET = {
-    "capture/objects/averaged_model.py": {"_parameters", "_buffers", "_modules"},
-    "capture/tracing/functions.py": {"_Dependent"},
-    "capture/tracing/guard_filter.py": {"_dot_"},
-}
 EVERY_FILE = sorted(PACKAGE.rglob("*.py"))
 INSIDE = [path for path in EVERY_FILE if path.is_relative_to(PACKAGE / "torch_private")]
 OUTSIDE = [path for path in EVERY_FILE if path not in INSIDE]
 each_file_outside = pytest.mark.parametrize(
     "path", OUTSIDE, ids=lambda path: str(path.relative_to(PACKAGE))
 )
-
-
-def not_moved_yet(path):
-    return NOT_MOVED_YET.get(str(path.relative_to(PACKAGE)), set())
 
 
 @functools.cache
@@ -108,12 +99,12 @@ def test_a_file_outside_uses_no_private_name_of_torch(path):
 
 @each_file_outside
 def test_a_file_outside_uses_no_private_attribute_that_stepgraph_does_not_define(path):
-    assert {*foreign_attributes(path)} - not_moved_yet(path) == set()
+    assert {*foreign_attributes(path)} == set()
 
 
 def test_names_in_torch_private_stand_in_no_string_elsewhere():
     inside = {n for path in INSIDE for n in (*foreign_attributes(path), *private_strings(path))}
-    outside = {n for path in OUTSIDE for n in {*private_strings(path)} - not_moved_yet(path)}
+    outside = {n for path in OUTSIDE for n in private_strings(path)}
 
     assert "_wrapped_by_lr_sched" in inside
     assert inside & outside == set()

@@ -16,6 +16,7 @@ from stepgraph.capture.objects.table import entry_name, number_of, tracked
 from stepgraph.capture.options.call_options import CallOptions, without_effect
 from stepgraph.capture.options.current import updates
 from stepgraph.effects import OPS
+from stepgraph.torch_private import module_tables
 
 _ema = OPS.ema
 
@@ -33,7 +34,7 @@ class TrackedAveragedModel(TrackedObject):
         self._held: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
             (table, tuple(table.values()))
             for module in value.modules()
-            for table in (module._parameters, module._buffers, module._modules)
+            for table in module_tables(module)
         ]
 
     @override

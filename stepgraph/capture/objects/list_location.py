@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+from stepgraph.torch_private import Location, location_of
+
 Holder = tuple[Callable[[], Any], Callable[[Any], None]]
 
 
@@ -22,27 +24,27 @@ def holder_of(
     Returns:
         The name, and None if the location cannot be written (an argument of the step).
     """
-    base = getattr(source, "base", None)
-    if base is None:
-        return _root(source, function)
-    member, index = str(getattr(source, "member", "")), getattr(source, "index", None)
-    owner = resolve(base)
-    if member in getattr(owner, "__dict__", ()):
-        return member, _item(owner.__dict__, member)
-    if member == "cell_contents":
-        return "list", _attribute(owner, member)
-    if isinstance(owner, dict | list) and isinstance(index, str | int):
-        return str(index), _item(owner, index)
-    return str(index or member), None
+    location = location_of(source)
+    if location.base is None:
+        return _root(location, function)
+    attribute, key = location.attribute, location.key
+    owner = resolve(location.base)
+    if attribute in getattr(owner, "__dict__", ()):
+        return attribute, _item(owner.__dict__, attribute)
+    if attribute == "cell_contents":
+        return "list", _attribute(owner, attribute)
+    if isinstance(owner, dict | list) and isinstance(key, str | int):
+        return str(key), _item(owner, key)
+    return str(key or attribute), None
 
 
-def _root(source: Any, function: FunctionType) -> tuple[str, Holder | None]:
+def _root(location: Location, function: FunctionType) -> tuple[str, Holder | None]:
     """Return the holder of a closure variable or a global."""
-    name = str(getattr(source, "local_name", None) or getattr(source, "global_name", ""))
+    name = location.name
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     if name in cells:
         return name, _attribute(cells[name], "cell_contents")
-    if getattr(source, "global_name", None) in function.__globals__:
+    if location.is_global and name in function.__globals__:
         return name, _item(function.__globals__, name)
     return name, None
 

@@ -22,6 +22,7 @@ from stepgraph.capture.options.call_options import CallOptions, without_effect
 from stepgraph.capture.options.current import updates
 from stepgraph.capture.options.forbidden import Forbidden
 from stepgraph.effects import OPS
+from stepgraph.torch_private import scale_tensor
 
 _FORBIDDEN_USE = Forbidden("uses GradScaler in a way that is not captured")
 
@@ -42,7 +43,7 @@ class TrackedScaler(TrackedObject):
     def __init__(self, value: GradScaler, name: str = "") -> None:
         super().__init__(value, name)
         self.enabled = value.is_enabled()
-        self.scale = getattr(value, "_scale", None)
+        self.scale = scale_tensor(value)
         if self.scale is None:  # not used yet: any value, because a trace computes nothing
             self.scale = torch.tensor(value.get_scale())
 
@@ -67,7 +68,7 @@ class TrackedScaler(TrackedObject):
     @override
     def unchanged(self) -> bool:
         now = self.value
-        return now.is_enabled() == self.enabled and getattr(now, "_scale", None) is self.scale
+        return now.is_enabled() == self.enabled and scale_tensor(now) is self.scale
 
     @override
     def read(self, group: int, key: str) -> float:

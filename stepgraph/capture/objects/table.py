@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepgraph.torch_private import assume_constant_result
+from stepgraph.torch_private import assume_constant_result, module_source
 
 
 class Table:
@@ -20,6 +20,9 @@ class Table:
 
 
 TABLE = Table()
+
+TABLE_SOURCE = f"{module_source(__name__)}.TABLE"
+"""Dynamo's name of the table."""
 
 
 def entry_name(number: int) -> str:

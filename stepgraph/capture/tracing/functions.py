@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from stepgraph.capture.objects.optimizer import zero_grad_of_base
 from stepgraph.effects import OPS
+from stepgraph.torch_private import DependentConstraint
 
 _check = OPS.check
 
@@ -22,7 +23,7 @@ def _is_all_true(valid: Tensor) -> bool:
 
 def _is_dependent(constraint: Any) -> bool:
     """Trace `torch.distributions.constraints.is_dependent`, which Dynamo skips."""
-    return isinstance(constraint, constraints._Dependent)
+    return isinstance(constraint, DependentConstraint)
 
 
 REPLACED_FUNCTIONS = (

@@ -8,18 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from stepgraph.capture.objects import ListStandIn, TrackedObjects, table
+from stepgraph.capture.objects import ListStandIn, TrackedObjects
+from stepgraph.capture.objects.table import TABLE_SOURCE
 from stepgraph.capture.tracing.functions import REPLACED_FUNCTIONS
+from stepgraph.torch_private import is_within, module_prefix
 
 _REPLACEMENTS = [replacement for _, _, replacement in REPLACED_FUNCTIONS]
 
-_OWN_MODULES = "G['__import_stepgraph_dot_"
+_OWN_MODULES = module_prefix("stepgraph")
 """Prefix of Dynamo's names for modules of this library, whose functions a trace inlines."""
 
-_TABLE = f"G['__import_{table.__name__.replace('.', '_dot_')}'].TABLE"
-"""Dynamo's name of the table of tracked objects."""
-
-CONSTANT_NAMES = re.compile(rf"{re.escape(_TABLE)}(\.subject_\d+(\.\w+(\[\d+\])?)?)?")
+CONSTANT_NAMES = re.compile(rf"{re.escape(TABLE_SOURCE)}(\.subject_\d+(\.\w+(\[\d+\])?)?)?")
 """Names in the table that this library alone assigns, once."""
 
 
@@ -45,9 +44,9 @@ def guard_filter(
             if isinstance(value, ListStandIn) or any(value is f for f in _REPLACEMENTS)
         }
         return [
-            not any(name == p or name.startswith((p + ".", p + "[")) for p in prefixes)
+            not any(is_within(name, prefix) for prefix in prefixes)
             and not (kind == "NOT_PRESENT_IN_GENERIC_DICT" and id(value) in replaced)
-            and (not name.startswith(_OWN_MODULES) or name.startswith(_TABLE))
+            and (not name.startswith(_OWN_MODULES) or is_within(name, TABLE_SOURCE))
             and (isinstance(value, Tensor) or not CONSTANT_NAMES.fullmatch(name))
             and kind != "AUTOGRAD_SAVED_TENSORS_HOOKS"  # never when a step is replayed
             for name, kind, value in entries

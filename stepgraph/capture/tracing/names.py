@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from stepgraph.capture.objects import TrackedObjects
+from stepgraph.capture.objects.table import TABLE_SOURCE
 from stepgraph.ir import Role, Slot
-
-_STEPS = re.compile(r"\.(?:__dict__\[')?_(?:modules|parameters|buffers)(?:'\])?\['([^']*)'\]")
-
-_TABLE = re.compile(r"^__import_stepgraph\w*\.TABLE\.")
-"""Before the name of a tensor that only a tracked object holds."""
-
-
-def readable(source: str) -> str:
-    """Convert Dynamo's name of the source of a value to Python."""
-    name = re.sub(r"^[LG]\['([^']*)'\]", r"\1", source)
-    name = _STEPS.sub(r".\1", _TABLE.sub("", name))
-    return name.replace(".cell_contents", "").replace("__closure__", "closure")
+from stepgraph.torch_private import local_root, owner_of_gradient, readable
 
 
 def slots(
@@ -38,21 +27,26 @@ def slots(
     found: list[Slot] = []
     taken: set[str] = set()
     for source, value in zip(sources, values, strict=True):
-        base = source.removesuffix(".grad")
-        if base != source:
-            found.append(Slot(Role.GRAD, known.get(base, readable(base))))
+        owner = owner_of_gradient(source)
+        if owner is not None:
+            found.append(Slot(Role.GRAD, known.get(owner, _name(owner))))
             continue
-        name = _unused(known.get(id(value)) or readable(source), taken)
+        name = _unused(known.get(id(value)) or _name(source), taken)
         known[source] = name
         found.append(Slot(_role(source, value, local_names), name))
     return found
 
 
+def _name(source: str) -> str:
+    """Return a source as Python; without the table, if only a tracked object holds the value."""
+    return readable(source.removeprefix(f"{TABLE_SOURCE}."))
+
+
 def _role(source: str, value: Any, local_names: Mapping[str, Any]) -> Role:
     if isinstance(value, nn.Parameter):
         return Role.PARAM
-    root = re.match(r"^L\['([^']*)'\]", source)
-    owner = local_names.get(root.group(1)) if root else None
+    root = local_root(source)
+    owner = None if root is None else local_names.get(root)
     is_argument = root is not None and not isinstance(owner, nn.Module) and not _is_object(owner)
     if is_argument or not isinstance(value, Tensor):
         return Role.BATCH
