@@ -42,10 +42,10 @@ demo: $(INSTALLED)
 	$(BIN)/python -m stepgraph.cli demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m slow $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m slow $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -338,7 +338,8 @@ def two_reasons(**options):
     return step
 
 
-def test_two_reasons_are_both_kept_and_the_latest_is_named():
+def test_two_reasons_are_both_kept_and_the_latest_is_named(monkeypatch):
+    monkeypatch.setenv("STEPGRAPH_MAX_CAPTURE_FAILURES", "8")  # each reason is found twice
     explanation = two_reasons(on_fallback="silent").explain()
 
     assert "hook" in explanation.fallback_reason
@@ -348,7 +349,8 @@ def test_two_reasons_are_both_kept_and_the_latest_is_named():
     assert (branch["count"], hook["count"]) == (2, 2)
 
 
-def test_a_warning_is_given_once_for_each_reason():
+def test_a_warning_is_given_once_for_each_reason(monkeypatch):
+    monkeypatch.setenv("STEPGRAPH_MAX_CAPTURE_FAILURES", "8")  # each reason is found twice
     with warnings_of(Warning) as found:
         two_reasons(on_fallback="warn")
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import stepgraph
+from stepgraph.compiler.variants.capture_session import CaptureSession
 from stepgraph.errors import ConfigurationError
 from support.harness import (
     Program,
@@ -430,6 +431,35 @@ def test_paths_up_to_the_limit_are_all_captured():
     assert step.explain().captures == 8
 
 
+def test_a_capture_that_fails_is_tried_eight_times(monkeypatch):
+    monkeypatch.delenv("STEPGRAPH_MAX_CAPTURE_FAILURES")
+    attempts = []
+    honest = CaptureSession.capture
+
+    def counted(*args, **kwargs):
+        attempts.append(1)
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(CaptureSession, "capture", counted)
+    net = nn.Linear(4, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    @stepgraph.compile(on_fallback="silent")
+    def step(x, y):
+        opt.zero_grad()
+        loss = functional.mse_loss(net(x), y)
+        loss.backward()
+        opt.step()
+        return loss if loss > 0 else None
+
+    for index in range(12):
+        step(*regression(index))
+
+    assert len(attempts) == 8
+    assert_falls_back(step, "branch")
+    assert [fallback.count for fallback in step.explain().fallbacks] == [11]
+
+
 def test_a_thousand_appends_with_a_clear_in_between_are_two_captures():
     def losses_of(compiler):
         torch.manual_seed(0)
@@ -531,13 +561,13 @@ def test_two_instances_of_a_class_have_variants_of_their_own():
     assert len(first.learn.graphs) == len(second.learn.graphs) == 1
 
 
-def test_twenty_instances_of_a_class_are_all_captured():
+def test_more_instances_of_a_class_than_there_may_be_variants_are_all_captured():
     class Learner(World):
         @stepgraph.compile(on_fallback="error")
         def learn(self, x, y):
             return self.train(x, y)
 
-    learners = [Learner(nn.Linear(4, 2)) for _ in range(20)]
+    learners = [Learner(nn.Linear(4, 2)) for _ in range(10)]
     for index in range(3):
         for learner in learners:
             learner.learn(*regression(index))

@@ -322,13 +322,8 @@ def test_lbfgs_keeps_its_own_loop():
 
 
 @pytest.mark.parametrize("name", TOGGLING)
-def test_toggling_is_exact(name):
-    run(TOGGLING[name], images)
-
-
-@pytest.mark.parametrize("name", TOGGLING)
-def test_toggling_is_captured(name):
-    step = run(TOGGLING[name], images, calls=8)
+def test_toggling_is_captured_and_exact(name):
+    step = run(TOGGLING[name], images)
 
     assert_captured(step)
 

@@ -1,6 +1,6 @@
 """A compiled step that notes which of its calls replayed, and changes between its calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import stepgraph
@@ -38,6 +38,41 @@ def between(change: Callable[[Any], Callable[[], Any] | None], world: Any) -> Ca
             undo[0]()
 
     return make
+
+
+def in_turn(
+    changes: Sequence[Callable[[Any], Callable[[], Any] | None]], world: Any
+) -> Callable[[int], None]:
+    """Return what makes one change after the other, so that one capture serves all.
+
+    Each is made before call `CHANGED + 4 * i`, and undone two calls later if it returned how.
+    """
+    undo: list[Callable[[], Any] | None] = []
+
+    def make(index: int) -> None:
+        turn, place = divmod(index - CHANGED, 4)
+        if turn >= 0 and place == 0:
+            undo.append(changes[turn](world))
+        if turn >= 0 and place == UNDONE - CHANGED and undo[-1] is not None:
+            undo[-1]()
+
+    return make
+
+
+def calls_in_turn(changes: Sequence[Any]) -> int:
+    """Return how many calls `in_turn` needs."""
+    return CHANGED + 4 * len(changes)
+
+
+def missed_in_turn(step: ReplayLog, names: Sequence[str], places: Sequence[int]) -> list[str]:
+    """Return the changes whose calls at `places`, counted from the change, did not replay."""
+    assert step.replayed[2:CHANGED] == [True, True]
+    return [
+        f"call {place} of {name}"
+        for turn, name in enumerate(names)
+        for place in places
+        if not step.replayed[CHANGED + 4 * turn + place]
+    ]
 
 
 def assert_replays_again(step: ReplayLog) -> None:
